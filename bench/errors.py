@@ -1,0 +1,29 @@
+"""What a user can do something about: one message, an exit status, no traceback.
+
+Exit statuses: 0 holds, 1 a gate failed, 2 usage or bad input, 3 inconclusive,
+4 the environment cannot do what was asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input. The message says what was got, what was expected and what to do next."""
+
+    status = 2
+
+
+class EnvironmentLacks(UserError):
+    """The machine cannot do what was asked: a missing package, device or driver."""
+
+    status = 4
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint such as `` Did you mean 'r18'?`` or an empty string."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,1 @@
+"""Models, data, training and the methods: distil, prune, quantise."""

@@ -1,0 +1,1 @@
+"""Structured pruning on torch-pruning's dependency graph; the choice of channels is ours."""

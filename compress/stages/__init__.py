@@ -1,0 +1,1 @@
+"""One stage a file: a frozen dataclass `Config` and `apply(model, config, context)`."""
