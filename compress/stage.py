@@ -53,16 +53,21 @@ class TrainConfig:
         from vcompress.bench.errors import UserError
 
         for name, value, least in (
-            ("epochs", self.epochs, 0), ("batch_size", self.batch_size, 1),
-            ("accumulate", self.accumulate, 1), ("lr", self.lr, 0.0),
-            ("weight_decay", self.weight_decay, 0.0), ("warmup_epochs", self.warmup_epochs, 0.0),
-            ("clip_norm", self.clip_norm, 0.0), ("patience", self.patience, 0),
+            ("epochs", self.epochs, 0),
+            ("batch_size", self.batch_size, 1),
+            ("accumulate", self.accumulate, 1),
+            ("lr", self.lr, 0.0),
+            ("weight_decay", self.weight_decay, 0.0),
+            ("warmup_epochs", self.warmup_epochs, 0.0),
+            ("clip_norm", self.clip_norm, 0.0),
+            ("patience", self.patience, 0),
             ("workers", self.workers, 0),
         ):
             if not value >= least:
                 raise UserError(f"{name} = {value}: it must be {least} or more.")
         for name, share in (
-            ("ema_decay", self.ema_decay), ("label_smoothing", self.label_smoothing),
+            ("ema_decay", self.ema_decay),
+            ("label_smoothing", self.label_smoothing),
             ("momentum", self.momentum),
         ):
             if not 0 <= share < 1:
