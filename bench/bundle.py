@@ -49,7 +49,7 @@ class Preprocess:
             )
         if len(self.size) != 2 or not all(1 <= side <= 16384 for side in self.size):
             raise UserError(
-                f"preprocess: size = {self.size}; expected [height, width] in pixels from 1 to 16384."
+                f"preprocess: size = {self.size}; expected [height, width], each 1 to 16384."
             )
         if self.resize is not None and self.resize < max(self.size):
             raise UserError(
@@ -142,8 +142,8 @@ class Bundle:
         size = target.stat().st_size
         if size != entry.bytes or sha256(target) != entry.sha256:
             raise UserError(
-                f"{target}: the file was changed after it was written ({size:,} bytes, the manifest "
-                f"says {entry.bytes:,}; the SHA-256 differs). Write the bundle again."
+                f"{target}: changed after it was written ({size:,} bytes, the manifest says "
+                f"{entry.bytes:,}; the SHA-256 differs). Write the bundle again."
             )
         return target
 
@@ -265,7 +265,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{path}: not a bundle (it has no {MANIFEST}). Expected a directory written by vcompress."
+            f"{path}: not a bundle (no {MANIFEST}). Expected a directory written by vcompress."
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error}).") from None

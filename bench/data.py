@@ -216,7 +216,8 @@ def _torchvision(source: str, root: str | None, seed: int) -> Dataset:
     name = source.partition(":")[2]
     if name not in datasets.__all__:
         raise UserError(
-            f"--data {source}: torchvision has no data set {name!r}.{nearest(name, datasets.__all__)}"
+            f"--data {source}: torchvision has no data set {name!r}."
+            + nearest(name, datasets.__all__)
         )
     if root is None:
         raise UserError(f"--data {source}: say with --data-root where the files are or shall go.")

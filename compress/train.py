@@ -1,0 +1,308 @@
+"""The only training loop. Flat; accelerate spreads it over devices, processes and machines.
+
+Every epoch seeds itself from (seed, epoch) and the learning rate is a function of the step, so the
+state after an epoch is only the weights, the averages and the optimiser's moments: a killed run
+goes on from there and ends with the weights of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vcompress.bench.errors import UserError
+
+from .models import head
+from .progress import epoch_progress, log
+from .resume import State, load_state, save_state
+from .stage import Context, TrainConfig
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From logits `[B, K]`, images `[B, C, H, W]` and labels `[B]` to a scalar averaged over `B`."""
+
+
+def fit(
+    model: nn.Module,
+    config: TrainConfig,
+    context: Context,
+    loss: Loss | None = None,
+    *,
+    name: str,
+    on_epoch: Callable[[int, nn.Module], None] | None = None,
+    extra_groups: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Train `model` in place and leave in it the weights of the best validation epoch.
+
+    Args:
+        model: trained where it is moved to by accelerate and handed back on the CPU.
+        loss: cross entropy with label smoothing by default.
+        name: says what is trained, and under `context.workdir` keeps what a resume needs.
+        on_epoch: called with (epoch, model) after `model.train()`, for example to freeze norms.
+        extra_groups: optimiser groups of parameters that want their own options.
+
+    Returns:
+        epochs run, the best epoch (from 1) and its validation accuracy, the loss of each epoch.
+
+    Raises:
+        UserError: a loss that is not finite, or a resume with other options than before.
+    """
+    AcceleratorState._reset_state()  # the precision may differ from an earlier stage's
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with=list(context.track) or None,
+        project_dir=str(context.workdir),
+        dataloader_config=DataLoaderConfiguration(),
+    )
+    if context.track:
+        accelerator.init_trackers(name, config=_flat(asdict(config)))
+    world, rank = accelerator.num_processes, accelerator.process_index
+    if config.batch_size % world:
+        raise UserError(f"batch_size {config.batch_size} does not divide by {world} processes.")
+    file = context.workdir / name / "state.safetensors"
+    identity = _identity(model, config, context, name)
+    state = _resumed(file, identity, context.resume)
+    if not context.resume:
+        shutil.rmtree(file.parent, ignore_errors=True)
+
+    torch.manual_seed(context.seed)
+    frozen = _freeze(model, config, len(context.data.classes))
+    optimizer = _optimizer(model, config, extra_groups or [])
+    ema = None
+    if config.ema_decay:
+        ema = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
+        )
+    best = {k: v.clone() for k, v in model.state_dict().items()}
+    if state is not None:
+        state.restore(model, ema, optimizer, accelerator.scaler)
+        best = state.best
+    history: list[dict[str, float]] = list(state.history) if state else []
+    best_accuracy, best_epoch = (state.best_accuracy, state.best_epoch) if state else (-1.0, 0)
+    if config.epochs == 0 or (state is not None and state.finished):
+        model.load_state_dict(best)
+        return _result(history, best_epoch, best_accuracy)
+
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    if ema is not None:
+        ema.to(accelerator.device)
+    if context.teacher is not None:
+        context.teacher.to(accelerator.device)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    first = context.data.loader("train", config.batch_size, train=True)
+    steps = len(first)
+    start = len(history)
+
+    with epoch_progress(name, config.epochs, steps, start) as progress:
+        for epoch in range(start, config.epochs):
+            torch.manual_seed(context.seed * 1_000_003 + epoch)
+            loader = context.data.loader(
+                "train", config.batch_size, train=True, epoch=epoch, workers=config.workers,
+                rank=rank, world=world,
+            )  # fmt: skip
+            wrapped.train()
+            for module in frozen:
+                module.eval()
+            if on_epoch is not None:
+                on_epoch(epoch, model)
+            total = torch.zeros((), device=accelerator.device)
+            for step, (images, labels) in enumerate(loader):
+                share = _schedule(epoch * steps + step, steps, config)
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = peak * share
+                images = images.to(accelerator.device, memory_format=torch.channels_last)
+                labels = labels.to(accelerator.device)
+                with accelerator.autocast():
+                    logits = wrapped(images)
+                    value = (
+                        loss(logits, images, labels)
+                        if loss is not None
+                        else F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+                    )
+                number = float(value.detach())  # the host waits for the device here
+                if not math.isfinite(number):
+                    raise UserError(
+                        f"{name}: the loss is {number} at epoch {epoch + 1}, step {step + 1}, "
+                        f"learning rate {peaks[0] * share:.3g}. Lower --lr, raise --warmup-epochs, "
+                        f"or clip harder with --clip-norm."
+                    )
+                update = (step + 1) % config.accumulate == 0 or step + 1 == steps
+                size = min(config.accumulate, steps - step // config.accumulate * config.accumulate)
+                accelerator.backward(value / size)
+                if update:
+                    if config.clip_norm and accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(wrapped.parameters(), config.clip_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    if ema is not None:
+                        ema.update_parameters(model)
+                total += number
+                progress.step(epoch, step, number)
+            mean_loss = float(accelerator.reduce(total, "mean")) / steps
+            shown = ema.module if ema is not None else model
+            accuracy = evaluate(shown, context, config, "val", accelerator)
+            history.append({"loss": mean_loss, "val_accuracy": accuracy})
+            if accuracy >= best_accuracy:  # of equals the later one has trained longer
+                best_accuracy, best_epoch = accuracy, epoch + 1
+                best = {k: v.detach().cpu().clone() for k, v in shown.state_dict().items()}
+            stopped = bool(config.patience and epoch + 1 - best_epoch >= config.patience)
+            finished = stopped or epoch + 1 == config.epochs
+            if accelerator.is_main_process:
+                progress.epoch(epoch, mean_loss, accuracy, peaks[0] * share)
+                save_state(
+                    file, model, ema, optimizer, accelerator.scaler,
+                    identity=identity, best=best, best_accuracy=best_accuracy,
+                    best_epoch=best_epoch, history=history, finished=finished,
+                )  # fmt: skip
+                accelerator.log({"loss": mean_loss, "val_accuracy": accuracy}, step=epoch)
+            if finished:
+                break
+    accelerator.end_training()
+    accelerator.free_memory()
+    model.to("cpu")
+    model.load_state_dict(best)
+    for parameter in model.parameters():
+        parameter.grad = None
+    return _result(history, best_epoch, best_accuracy)
+
+
+def evaluate(
+    model: nn.Module, context: Context, config: TrainConfig, split: str,
+    accelerator: Accelerator | None = None,
+) -> float:  # fmt: skip
+    """Share of `split` that `model` gets right, over all processes; the mode is restored."""
+    accelerator = accelerator or Accelerator()
+    was_training = model.training
+    model.eval()
+    loader = context.data.loader(
+        split, config.batch_size, workers=config.workers,
+        rank=accelerator.process_index, world=accelerator.num_processes,
+    )  # fmt: skip
+    counts = torch.zeros(2, device=accelerator.device)
+    with torch.no_grad():
+        for images, labels in loader:
+            images = images.to(accelerator.device, memory_format=torch.channels_last)
+            right = model(images).argmax(1) == labels.to(accelerator.device)
+            counts += torch.tensor([right.sum(), len(right)], device=accelerator.device)
+    model.train(was_training)
+    right_total, total = accelerator.reduce(counts, "sum").tolist()
+    return float(right_total / total)
+
+
+def _schedule(step: int, steps: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a cosine to zero (arXiv:1608.03983): a share of the peak rate."""
+    warmup = config.warmup_epochs * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1.0, config.epochs * steps - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _optimizer(
+    model: nn.Module, config: TrainConfig, extra: list[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    special = {id(p) for group in extra for p in group["params"]}
+    decayed, plain = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in special:
+            (decayed if parameter.ndim > 1 else plain).append(parameter)  # norms, biases: 1-d
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+        *extra,
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise UserError("Nothing is left to train: every parameter is frozen. See --freeze.")
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0
+        )
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def _freeze(model: nn.Module, config: TrainConfig, classes: int) -> list[nn.Module]:
+    """Fix the parameters that `config.freeze` names; returns the modules to keep in eval mode."""
+    if config.freeze == "none":
+        return []
+    name = head(model, classes)
+    modules = []
+    for module_name, module in model.named_modules():
+        in_head = module_name == name
+        own = list(module.parameters(recurse=False))
+        if in_head == (config.freeze == "head"):
+            for parameter in own:
+                parameter.requires_grad_(False)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                modules.append(module)
+    return modules
+
+
+def _identity(model: nn.Module, config: TrainConfig, context: Context, name: str) -> dict[str, Any]:
+    """What must be the same for a resume to end as the undisturbed run would."""
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return {
+        "name": name,
+        "seed": context.seed,
+        "data": context.data.dataset.fingerprint,
+        "preprocess": json.loads(json.dumps(asdict(context.data.preprocess))),
+        "augment": context.data.augment,
+        "config": json.loads(json.dumps(asdict(config))),
+        "initial_weights": digest.hexdigest(),
+    }
+
+
+def _resumed(file: Path, identity: Mapping[str, Any], resume: bool) -> State | None:
+    if not resume or not file.is_file():
+        return None
+    state = load_state(file)
+    for key, value in identity.items():
+        if state.identity.get(key) == value:
+            continue
+        before = state.identity.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            key, before, value = next(
+                (f"{key}.{k}", before.get(k), v) for k, v in value.items() if before.get(k) != v
+            )
+        raise UserError(
+            f"--resume: {key} was {before!r} and is now {value!r}. Give the same options as "
+            f"before, or leave --resume out to start again."
+        )
+    log.info(
+        "%s  resumed after epoch %d of %d",
+        identity["name"], len(state.history), identity["config"]["epochs"],
+    )  # fmt: skip
+    return state
+
+
+def _result(
+    history: Iterable[Mapping[str, float]], best_epoch: int, best_accuracy: float
+) -> dict[str, Any]:
+    history = list(history)
+    return {
+        "epochs": len(history),
+        "best_epoch": best_epoch,
+        "val_accuracy": best_accuracy if history else None,
+        "loss": [round(entry["loss"], 6) for entry in history],
+    }
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Trackers take plain values only."""
+    return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items()}
