@@ -1,0 +1,80 @@
+"""A network to and from a bundle: `architecture.json` and `weights.safetensors`, no pickle.
+
+The architecture is the name of a factory, what pruning changed in it, and where quantisers sit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vcompress.bench.bundle import Bundle
+from vcompress.bench.errors import UserError
+
+from . import checkpoint, quantization
+from .models import ModelSpec, build, spec_from_json
+
+ARCHITECTURE = "architecture.json"
+WEIGHTS = "weights.safetensors"
+_KEYS = {"model", "changes", "quantization"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and the architecture that it started from."""
+
+    model: nn.Module
+    spec: ModelSpec
+    changes: Mapping[str, Any] | None = None
+    """What pruning changed, noted before quantisers went in; None where it can still be seen."""
+
+    def noted(self) -> Mapping[str, Any]:
+        """`changes`, worked out from the network where it is not quantised yet."""
+        if self.changes is not None:
+            return self.changes
+        return checkpoint.describe(self.model, build(self.spec))
+
+
+def save_network(network: Network, folder: Path) -> None:
+    """Write both files into `folder`."""
+    model = network.model
+    quantised = quantization.is_quantized(model)
+    architecture = {
+        "model": network.spec.to_json(),
+        "changes": network.noted(),
+        "quantization": quantization.placement(model) if quantised else None,
+    }
+    text = json.dumps(architecture, indent=1, allow_nan=False) + "\n"
+    (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
+    checkpoint.save_tensors(model, folder / WEIGHTS)
+
+
+def load_network(bundle: Bundle, trusted_factory: str | None = None) -> Network:
+    """Rebuild the network of `bundle`, bit for bit, in eval mode.
+
+    Args:
+        trusted_factory: the user's own `module:factory` that may be run, if the bundle names it.
+
+    Raises:
+        UserError: a file that was changed, or an architecture that is not valid.
+    """
+    file = bundle.file(ARCHITECTURE)
+    try:
+        architecture: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON ({error}).") from None
+    if not isinstance(architecture, dict) or set(architecture) != _KEYS:
+        raise UserError(f"{file}: expected a JSON object with {', '.join(sorted(_KEYS))}.")
+    spec = spec_from_json(architecture["model"], str(file), trusted_factory)
+    tensors = checkpoint.load_tensors(bundle.file(WEIGHTS))
+    changes, placement = architecture["changes"], architecture["quantization"]
+    base = checkpoint.reshape(build(spec), changes)
+    if placement is None:
+        return Network(checkpoint.load(base, tensors, changes.get("versions")).eval(), spec)
+    model = quantization.restore(base, placement)
+    return Network(checkpoint.load(model, tensors).eval(), spec, changes)
