@@ -1,0 +1,62 @@
+"""What a network costs, counted and not timed: multiply-accumulates and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Weights of `model`; a tensor that is tied to several places counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates of one image through convolutions and matrix products.
+
+    `example` is [1, C, H, W]. The count is made on the meta device: nothing is computed and
+    nothing in `model` changes, the ranges of its observers included. A forward pass that needs
+    real values (a branch on the data) is run on a real copy of the buffers instead.
+    """
+    with _evaluating(model):
+        try:
+            return _count(model, example, torch.device("meta"))
+        except (RuntimeError, NotImplementedError, TypeError, ValueError):
+            return _count(model, example, example.device)
+
+
+def _count(model: nn.Module, example: Tensor, device: torch.device) -> int:
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if device.type == "meta":
+            tensors[name] = torch.empty_like(tensor, device=device)
+        elif not isinstance(tensor, nn.Parameter):
+            tensors[name] = tensor.clone()  # an observer would write into the real one
+    counter = FlopCounterMode(display=False)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        # The fused attention kernels of the CPU have no formula in the counter: they would
+        # count as nothing. The plain one is two matrix products.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            functional_call(model, tensors, (example[:1].to(device),))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode

@@ -1,0 +1,245 @@
+"""One step of structured pruning, in place: trace, probe, score, choose widths, cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vcompress.bench.errors import UserError, nearest
+
+from ..macs import count_macs, count_parameters
+from .cost import CostModel, channel_cost, mac_cost, parameter_cost
+from .importance import Importance, Loss, scores
+from .probe import probe
+from .remove import Kept, remove
+from .structure import Group, Structure
+from .trace import shadow, trace
+from .widths import BudgetTooLow, Ladder, fit_budget, ladder, ranked, uniform
+
+Scope = Literal["local", "kind", "global"]
+
+
+@dataclass(frozen=True)
+class LayerWidth:
+    """Channels of a group, named after its first layer."""
+
+    name: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    asked: dict[str, float]
+    """The one budget, as the share that remains."""
+    achieved: dict[str, float]
+    """Shares of macs, params and channels that remain."""
+    macs: tuple[int, int]
+    """Multiply-accumulates of one image before and after."""
+    params: tuple[int, int]
+    layers: tuple[LayerWidth, ...]
+    left_alone: dict[str, str]
+    """Layers that were not pruned, with the reason."""
+    kept: tuple[Kept, ...] = field(repr=False, default=())
+    """What stays of each tensor, for `remap_optimizer`."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "asked": self.asked,
+            "achieved": {name: round(value, 4) for name, value in self.achieved.items()},
+            "macs": list(self.macs),
+            "params": list(self.params),
+            "layers": [[layer.name, layer.before, layer.after] for layer in self.layers],
+            "left_alone": self.left_alone,
+        }
+
+
+def prune(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    channels: float | None = None,
+    importance: Importance = "l2",
+    scope: Scope = "local",
+    round_to: int = 8,
+    max_channel_ratio: float = 0.95,
+    protect: tuple[str, ...] = (),
+    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+) -> PruneReport:
+    """Remove whole channels of `model`, in place, until a share of its cost remains.
+
+    `macs=0.25` leaves a quarter of the multiply-accumulates of one image like `example`
+    [1, C, H, W]; `params` and `channels` likewise. `importance` ranks channels
+    (`importance.scores`, which also says what `batches` and `loss` are for). `scope` says how
+    widths are shared out: `local` the same share everywhere, `kind` ranked among groups with the
+    same sorts of layers, `global` ranked among all. Widths are multiples of `round_to`, no group
+    loses more than the share `max_channel_ratio`, and layers whose path matches a pattern of
+    `protect` keep their output. Neither the network's input nor its outputs change shape.
+
+    Keeps `requires_grad`, training mode and memory format. Raises UserError, with the network as
+    it was, where the budget cannot be met.
+    """
+    budgets = {"macs": macs, "params": params, "channels": channels}
+    asked = {name: value for name, value in budgets.items() if value is not None}
+    if len(asked) != 1:
+        raise UserError(f"Give exactly one of macs, params and channels; got {len(asked)}.")
+    what, share = next(iter(asked.items()))
+    check_options(share, what, scope, round_to, max_channel_ratio)
+
+    structure = probe(model, trace(model, example, protect), example)
+    groups = structure.groups
+    left_alone = dict(structure.left_alone)
+    ladders = {
+        g.name: ladder(g, round_to, max_channel_ratio) for g in groups if g.tied_to is None
+    }
+    for group in groups:
+        if group.tied_to is None and len(ladders[group.name].counts) == 1:
+            left_alone[group.name] = f"{group.width} channels leave no narrower multiple to go to"
+    if not any(len(item.counts) > 1 for item in ladders.values()):
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(left_alone.items())[:3])
+        raise UserError(f"Nothing in this network can be pruned. {reasons}")
+    ranking = scores(model, groups, importance, batches, loss, seed)
+
+    before = count_macs(model, example), count_parameters(model)
+    cost, whole = _cost(what, model, example, groups, before)
+    counts = _choose(
+        model, example, what, share * whole, whole, structure, ladders, ranking, scope, cost
+    )
+    removed = _masks(groups, counts, ranking)
+    widths = _widths(groups, counts)
+    kept = remove(model, groups, removed)
+    after = count_macs(model, example), count_parameters(model)
+    old, new = (sum(widths[g.name][i] for g in groups if g.tied_to is None) for i in (0, 1))
+    return PruneReport(
+        asked=asked,
+        achieved={
+            "macs": after[0] / before[0], "params": after[1] / before[1], "channels": new / old,
+        },
+        macs=(before[0], after[0]),
+        params=(before[1], after[1]),
+        layers=tuple(LayerWidth(name, *pair) for name, pair in widths.items()),
+        left_alone=left_alone,
+        kept=tuple(kept),
+    )
+
+
+def check_options(
+    share: float, what: str, scope: str, round_to: int, max_channel_ratio: float
+) -> None:
+    if not 0.0 < share < 1.0:
+        raise UserError(f"{what} = {share}: expected the share that remains, between 0 and 1.")
+    if scope not in get_args(Scope):
+        raise UserError(f"scope = {scope!r}: expected one of {', '.join(get_args(Scope))}."
+                        f"{nearest(scope, get_args(Scope))}")
+    if round_to < 1:
+        raise UserError(f"round_to = {round_to}: widths are multiples of it; expected 1 or more.")
+    if not 0.0 < max_channel_ratio < 1.0:
+        raise UserError(f"max_channel_ratio = {max_channel_ratio}: the largest share of a layer's "
+                        "channels that may go; expected more than 0 and less than 1, or the layer "
+                        "would be left without channels.")
+
+
+def _cost(
+    what: str, model: nn.Module, example: Tensor, groups: Sequence[Group], before: tuple[int, int]
+) -> tuple[CostModel, float]:
+    if what == "macs":
+        return mac_cost(model, example, groups), float(before[0])
+    if what == "params":
+        return parameter_cost(model, groups), float(before[1])
+    cost = channel_cost([group for group in groups if group.tied_to is None])
+    return cost, cost.at({})
+
+
+def _choose(
+    model: nn.Module, example: Tensor, what: str, budget: float, whole: float,
+    structure: Structure, ladders: Mapping[str, Ladder], ranking: Mapping[str, Tensor],
+    scope: Scope, cost: CostModel,
+) -> dict[str, int]:
+    """Unit counts of all groups; the prediction is corrected by what the cut network costs."""
+    groups = structure.groups
+    free = [group for group in groups if group.tied_to is None]
+    if scope == "local":
+        ideal = uniform(list(ladders.values()))
+    else:
+        modules = dict(model.named_modules())
+        pools: dict[tuple[str, ...], list[Group]] = {}
+        for group in free:
+            key = group.kind(modules) if scope == "kind" else ()
+            pools.setdefault(key, []).append(group)
+        ideal = ranked(list(pools.values()), ranking)
+
+    def price(kept: Mapping[str, float]) -> float:
+        return cost.at({**kept, **{g.name: kept[g.tied_to] for g in groups if g.tied_to}})
+
+    aim = budget
+    best: tuple[float, dict[str, int]] | None = None
+    for _ in range(5):
+        try:
+            counts = fit_budget(list(ladders.values()), ideal, price, aim)
+        except BudgetTooLow as error:
+            if best is not None:
+                break
+            raise UserError(
+                f"{what} = {budget / whole:.3g} cannot be met: with these options at least "
+                f"{error.least / whole:.3g} of the {what} remains. Ask for that or more, lower "
+                "round_to, raise max_channel_ratio or protect less."
+            ) from error
+        if what != "macs":
+            return counts
+        real = _real_macs(model, example, groups, counts, ranking)
+        predicted = price({name: n / ladders[name].units for name, n in counts.items()})
+        over = real / budget - 1.0
+        # at most the budget, and as near to it as possible; a little over beats far under
+        rank = -over if over <= 0 else 10.0 * over
+        if best is None or rank < best[0]:
+            best = (rank, counts)
+        corrected = budget - (real - predicted)
+        if abs(corrected - aim) <= 0.002 * budget or 0.0 <= -over <= 0.005:
+            break
+        aim = corrected
+    assert best is not None
+    return best[1]
+
+
+def _real_macs(
+    model: nn.Module, example: Tensor, groups: Sequence[Group], counts: Mapping[str, int],
+    ranking: Mapping[str, Tensor],
+) -> int:
+    trial = shadow(model, lambda tensor: tensor)
+    remove(trial, groups, _masks(groups, counts, ranking))
+    return count_macs(trial, example)
+
+
+def _widths(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    widths = {
+        g.name: (g.width, counts[g.name] * g.unit_width) for g in groups if g.tied_to is None
+    }
+    widths |= {g.name: (g.width, widths[g.tied_to][1]) for g in groups if g.tied_to is not None}
+    return widths
+
+
+def _masks(
+    groups: Sequence[Group], counts: Mapping[str, int], ranking: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What goes: the lowest scores of each group, bool [units]."""
+    widths = _widths(groups, counts)
+    removed = {}
+    for group in groups:
+        keep = group.units if widths[group.name][1] == group.width else (
+            widths[group.name][1] // group.unit_width
+        )
+        order = torch.argsort(ranking[group.name], descending=True, stable=True)
+        mask = torch.ones(group.units, dtype=torch.bool)
+        mask[order[:keep]] = False
+        removed[group.name] = mask
+    return removed
+
+
