@@ -1,0 +1,190 @@
+"""The end of every command: export, prove, measure on the runtime that ships, write the bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vcompress.bench import accuracy, bundle, measure
+from vcompress.bench.bundle import Bundle, InputSpec, Preprocess
+from vcompress.bench.data import Dataset, batches
+from vcompress.bench.environment import preflight
+from vcompress.bench.errors import UserError
+from vcompress.bench.runtimes import open_session
+from vcompress.export import parity, to_onnx
+
+from . import quantization
+from .data import Data
+from .macs import count_macs, count_parameters
+from .progress import log
+from .report_html import write_report
+from .store import Network, save_network
+
+MODEL = "model.onnx"
+GOLDEN = "golden.npz"
+REPORT = "report.html"
+GOLDEN_COUNT = 8
+PARITY_IMAGES = 64
+LATENCY_SECONDS = 3.0
+
+
+def finish(
+    network: Network,
+    out: Path,
+    entry: dict[str, Any],
+    history: tuple[Any, ...],
+    *,
+    labels: tuple[str, ...],
+    preprocess: Preprocess,
+    dataset: Dataset | None,
+    opset: int | None = None,
+) -> Bundle:
+    """Write `network` as a bundle to `out`; `entry` gains `metrics` and ends the history.
+
+    Without a `dataset` the exported file is proved on noise and its accuracy is not measured.
+
+    Raises:
+        UserError: the exported file does not compute what the network does; nothing is written.
+    """
+    model = network.model.eval()
+    data = None if dataset is None else Data(dataset, preprocess)
+    images = parity_images(dataset, preprocess)
+    record = dataset.record() if dataset is not None else None
+    everything = (*history, entry)
+    with bundle.create(
+        out,
+        input=input_spec(preprocess),
+        preprocess=preprocess,
+        labels=labels,
+        data=record,
+        history=everything,
+    ) as folder:
+        save_network(network, folder)
+        log.info("exporting to ONNX and checking it against torch")
+        file = folder / MODEL
+        exported, proof = export_checked(
+            network, file, images, labels=labels, preprocess=preprocess, opset=opset
+        )
+        log.info("measuring accuracy and latency in the runtime")
+        # The manifest is written when this block ends, so the entry may still grow here.
+        entry["metrics"] = plain(
+            {
+                "test": score(file, data) if data else None,
+                "parameters": count_parameters(model),
+                "macs": count_macs(model, images[:1]),
+                "onnx_bytes": file.stat().st_size,
+                "latency": latency(file),
+                "parity": asdict(proof),
+                "export": asdict(exported),
+            }
+        )
+        held_out = data.images("test", GOLDEN_COUNT) if data else images[:GOLDEN_COUNT]
+        _write_golden(folder, held_out.numpy())
+        write_report(folder / REPORT, everything, record)
+    return Bundle.open(out)
+
+
+def export_checked(
+    network: Network,
+    file: Path,
+    images: Tensor,
+    *,
+    labels: tuple[str, ...],
+    preprocess: Preprocess,
+    opset: int | None = None,
+) -> tuple[to_onnx.ExportReport, parity.Parity]:
+    """Export, and hold the file against the network on `images` `[N, C, H, W]`.
+
+    Raises:
+        UserError: they disagree; the file is not left behind.
+    """
+    model = network.model.eval()
+    exportable = quantization.to_export(model) if quantization.is_quantized(model) else model
+    exported = to_onnx.export(
+        exportable,
+        file,
+        input_spec(preprocess),
+        metadata=_metadata(network, labels, preprocess),
+        opset=opset,
+    )
+    proof = parity.check(exportable, file, images)
+    if not proof.ok:
+        file.unlink()
+        raise UserError(f"the exported file fails its parity check: {proof.message}")
+    return exported, proof
+
+
+def input_spec(preprocess: Preprocess) -> InputSpec:
+    return InputSpec("input", (len(preprocess.mean), *preprocess.size))
+
+
+def parity_images(dataset: Dataset | None, preprocess: Preprocess) -> Tensor:
+    """Images of the validation split, or noise where there are none, `[N, C, H, W]`."""
+    if dataset is None:
+        return noise(PARITY_IMAGES, preprocess)
+    return Data(dataset, preprocess).images("val", PARITY_IMAGES)
+
+
+def noise(count: int, preprocess: Preprocess) -> Tensor:
+    """Normal values, `[count, C, H, W]`, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, *input_spec(preprocess).shape, generator=generator)
+
+
+def score(file: Path, data: Data) -> dict[str, Any]:
+    """Accuracy of the file on the held-out split, in the runtime."""
+    with open_session(file) as session:
+        found = accuracy.score(
+            session, batches(data.dataset, "test", data.preprocess, 64), classes=data.classes
+        )
+    return {
+        "n": found.n,
+        "correct": found.correct,
+        "top1": found.top1,
+        "interval": found.top1_interval,
+    }
+
+
+def latency(file: Path) -> dict[str, Any]:
+    """Median latency of one image, end to end, one thread."""
+    found = measure.measure_file(file, threads=1, seconds=LATENCY_SECONDS)
+    low, high = found.interval_ms
+    return {
+        "median_ms": found.median_ms,
+        "low_ms": low,
+        "high_ms": high,
+        "batch": 1,
+        "threads": 1,
+        "steady": found.steady,
+        "provider": found.facts.provider,
+        "cpu": preflight().cpu_model,
+    }
+
+
+def plain(value: Any) -> Any:
+    """JSON's own types: tuples become lists, paths become text."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _metadata(network: Network, labels: tuple[str, ...], preprocess: Preprocess) -> dict[str, str]:
+    """What the ONNX file itself says, so that it can travel alone."""
+    return {
+        "vcompress.model": network.spec.name,
+        "vcompress.labels": json.dumps(list(labels)),
+        "vcompress.preprocess": json.dumps(asdict(preprocess)),
+    }
+
+
+def _write_golden(folder: Path, inputs: Any) -> None:
+    """Inputs with the runtime's outputs: a device can check itself against them."""
+    with open_session(folder / MODEL) as session:
+        outputs = session.run({"input": inputs})
+    arrays: Mapping[str, Any] = {"input": inputs, **{f"output.{k}": v for k, v in outputs.items()}}
+    np.savez(folder / GOLDEN, allow_pickle=False, **arrays)

@@ -1,0 +1,43 @@
+"""Options that every command of `vcompress` shares, free of heavy imports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vcompress.bench.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Data, preprocessing and how a command runs."""
+
+    data: str | None = None
+    """digits, a folder of class folders, or torchvision:NAME. Default: what the bundle was made
+    with, else digits."""
+    data_root: str | None = None
+    """Where the files of torchvision:NAME are, or shall go."""
+    image_size: int | None = None
+    """Side of the network's square input, pixels. Default: the bundle's, else by the data."""
+    preprocess: str | None = None
+    """imagenet, or JSON (or a .json file) with size, resize, mean, std, channels, interpolation."""
+    augment: Literal["auto", "none", "affine", "crop-flip"] = "auto"
+    """Of the training images; auto takes affine up to 64 px and crop-flip above."""
+    weights: str | None = None
+    """Where a model named here starts: default (the library's pretrained weights) or a file."""
+    trust: str | None = None
+    """Your own module:factory that a bundle may run when it is loaded."""
+    seed: int = 0
+    """Of the split, the weights, the order and the augmentation."""
+    resume: bool = False
+    """Go on where a run with the same options stopped."""
+    overwrite: bool = False
+    """Replace a bundle that is already at --out."""
+    track: tuple[str, ...] = ()
+    """Trackers: tensorboard, wandb, mlflow."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"seed = {self.seed}: it must be 0 or more.")
+        if self.resume and self.overwrite:
+            raise UserError("--resume and --overwrite contradict each other; give one.")

@@ -1,0 +1,148 @@
+"""A recipe: stages in order, from a TOML file, resumable.
+
+out = "runs/mine"
+
+[options]                 # the flags that all commands share
+data = "images/"
+
+[[stage]]
+method = "finetune"       # a file of compress/stages/
+model = "r50"
+epochs = 20               # the stage's own options
+
+[[stage]]
+method = "distill"        # the teacher is the stage before
+student = "r18"
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vcompress.bench.bundle import Bundle
+from vcompress.bench.config import from_mapping
+from vcompress.bench.errors import UserError, nearest
+
+from . import stages
+from .options import Options
+from .stage import TrainConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a recipe, checked."""
+
+    name: str
+    """The folder of its bundle, and how later steps refer to it."""
+    stage: ModuleType
+    config: TrainConfig
+    given: Mapping[str, str]
+    """Role to a name, a bundle's path, or an earlier step's name."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    out: Path
+    options: Options
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class _File:
+    stage: list[dict[str, Any]]
+    out: str | None = None
+    options: dict[str, Any] | None = None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check the whole file before anything runs.
+
+    Raises:
+        UserError: not TOML, an unknown key (the nearest is named), or a wrong value.
+    """
+    try:
+        body = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML ({error}).") from None
+    file = from_mapping(_File, body, str(path))
+    if not file.stage:
+        raise UserError(f"{path}: a recipe needs at least one [[stage]].")
+    steps: list[Step] = []
+    for number, table in enumerate(file.stage, 1):
+        steps.append(_step(dict(table), number, steps, f"{path}, stage {number}"))
+    return Recipe(
+        Path(file.out or f"runs/{path.stem}"),
+        from_mapping(Options, file.options or {}, f"{path}, [options]"),
+        tuple(steps),
+    )
+
+
+def _step(table: dict[str, Any], number: int, before: list[Step], where: str) -> Step:
+    method = table.pop("method", None)
+    if not isinstance(method, str):
+        raise UserError(
+            f"{where}: the key 'method' is missing. Known: {', '.join(stages.names())}."
+        )
+    try:
+        stage = stages.load(method)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    name = table.pop("name", f"{number}-{method}")
+    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+        raise UserError(f"{where}: name = {name!r}; use letters, digits, - and _.")
+    if name in {step.name for step in before}:
+        raise UserError(f"{where}: an earlier stage is called {name!r} too; give another name.")
+    roles = stages.inputs(stage)
+    given = {}
+    for role, kind in roles.items():
+        if role in table:
+            given[role] = str(table.pop(role))
+        elif kind == "trained" and before:
+            given[role] = before[-1].name
+        elif kind != "optional":
+            raise UserError(f"{where}: {method} needs {role} = a model's name or a bundle.")
+    for key in table:
+        known = {*roles, "method", "name", *stage.Config.__dataclass_fields__}
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
+    return Step(name, stage, from_mapping(stage.Config, table, where), given)
+
+
+def run_recipe(
+    recipe: Recipe, out: Path | None = None, *, resume: bool = False, overwrite: bool = False
+) -> tuple[Bundle, Path]:
+    """Run every step into `out/NAME`; the first and the last are then measured side by side.
+
+    Returns:
+        The last bundle and the page `out/report.html`.
+    """
+    from accelerate import PartialState
+
+    from .flow import run_stage
+    from .side_by_side import write_side_by_side
+
+    out = out or recipe.out
+    options = replace(recipe.options, resume=resume, overwrite=overwrite)
+    done: dict[str, Bundle] = {}
+    for step in recipe.steps:
+        given = {
+            role: str(done[value].path) if value in done else value
+            for role, value in step.given.items()
+        }
+        done[step.name] = run_stage(step.stage, step.config, given, out / step.name, options)
+    bundles = list(done.values())
+    if PartialState().is_main_process:
+        write_side_by_side(bundles[0], bundles[-1], out / "report.html")
+    return bundles[-1], out / "report.html"

@@ -1,0 +1,51 @@
+"""The one table that every command prints at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vcompress.bench.bundle import Bundle
+
+
+def print_history(bundle: Bundle) -> None:
+    """Every stage of the bundle: accuracy, parameters, MACs, file size, median latency."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=str(bundle.path), title_justify="left", title_style="bold")
+    for column in ("stage", "model"):
+        table.add_column(column)
+    for column in ("top-1 (95 % interval)", "parameters", "MACs", "model.onnx", "median latency"):
+        table.add_column(column, justify="right")
+    for row in rows(bundle.history):
+        table.add_row(*row)
+    # A pipe or a log has no width of its own; a narrow default would cut the numbers.
+    console = Console()
+    Console(width=None if console.is_terminal else 120).print(table)
+
+
+def rows(history: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The cells of `print_history`, as text."""
+    found = []
+    for entry in history:
+        metrics = entry.get("metrics")
+        if not metrics:
+            continue
+        latency = metrics["latency"]
+        found.append(
+            (
+                entry["stage"], entry["model"], accuracy_text(metrics["test"]),
+                f"{metrics['parameters'] / 1e6:.2f} M", f"{metrics['macs'] / 1e6:.1f} M",
+                f"{metrics['onnx_bytes'] / 1e6:.2f} MB",
+                f"{latency['median_ms']:.3g} ms" + ("" if latency["steady"] else " (unsteady)"),
+            )
+        )  # fmt: skip
+    return found
+
+
+def accuracy_text(test: Mapping[str, Any] | None) -> str:
+    if not test:
+        return "not measured"
+    low, high = (100 * x for x in test["interval"])
+    return f"{100 * test['top1']:.2f} % ({low:.1f} to {high:.1f})"
