@@ -1,1 +1,74 @@
-"""One file for each runtime."""
+"""One file for each runtime; it is found by lying here.
+
+A runtime's file has `SUFFIXES`, the file endings it opens (`""` for a bundle's folder), and
+`open_session(path, *, device, threads, **options) -> Session`. It imports its library inside the
+function, so that listing the runtimes needs none of them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from time import perf_counter_ns
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+
+def names() -> tuple[str, ...]:
+    """The runtimes that this installation knows, by file name."""
+    return tuple(sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")))
+
+
+def module(name: str) -> ModuleType:
+    """The file of one runtime."""
+    if name not in names():
+        raise UserError(
+            f"There is no runtime {name!r}. Known: {', '.join(names())}.{nearest(name, names())}"
+        )
+    return import_module(f"{__name__}.{name}")
+
+
+def suits(path: Path) -> str:
+    """The runtime that opens files of this kind."""
+    suffix = "" if path.is_dir() else path.suffix.lower()
+    known: list[str] = []
+    for name in names():
+        suffixes = module(name).SUFFIXES
+        if suffix in suffixes:
+            return name
+        known += [s or "a bundle's folder" for s in suffixes]
+    raise UserError(
+        f"{path}: no runtime opens {suffix or 'files with no ending'}. "
+        f"Expected one of {', '.join(sorted(set(known)))}, or name one with --runtime."
+    )
+
+
+def open_session(
+    path: str | Path,
+    *,
+    runtime: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    **options: Any,
+) -> Session:
+    """Open a model in the runtime its file ending calls for, or in the one named.
+
+    `device` never falls back: what cannot run there raises `EnvironmentLacks`. `threads` None
+    leaves the runtime's own default. `options` are the runtime's own.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file. Give the path of a model.")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads = {threads}: it must be 1 or more.")
+    chosen = module(runtime or suits(path))
+    start = perf_counter_ns()
+    session: Session = chosen.open_session(path, device=device, threads=threads, **options)
+    session.load_ms = (perf_counter_ns() - start) / 1e6
+    return session

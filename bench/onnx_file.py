@@ -1,0 +1,266 @@
+"""Read what an ONNX file says about itself, without the onnx package and without running it.
+
+A reader of the protobuf wire format, for the few fields that a benchmark reports or must check
+before a runtime sees the file: opsets, operators, the types of the weights, external data.
+https://protobuf.dev/programming-guides/encoding and onnx.proto give the field numbers.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from .errors import UserError
+
+DTYPES = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64",
+    8: "string", 9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64",
+    14: "complex64", 15: "complex128", 16: "bfloat16", 17: "float8e4m3fn", 18: "float8e4m3fnuz",
+    19: "float8e5m2", 20: "float8e5m2fnuz", 21: "uint4", 22: "int4", 23: "float4e2m1",
+    24: "float8e8m0", 25: "uint2", 26: "int2",
+}  # fmt: skip
+BITS = {
+    "float64": 64, "int64": 64, "uint64": 64, "complex64": 64, "complex128": 128, "float32": 32,
+    "int32": 32, "uint32": 32, "float16": 16, "bfloat16": 16, "int16": 16, "uint16": 16,
+    "int4": 4, "uint4": 4, "float4e2m1": 4, "int2": 2, "uint2": 2,
+}  # fmt: skip
+DEEPEST = 32  # subgraphs in subgraphs: a corrupt file must not exhaust the stack
+
+
+@dataclass(frozen=True)
+class External:
+    """A tensor whose bytes lie in another file."""
+
+    tensor: str
+    location: str
+
+
+@dataclass(frozen=True)
+class OnnxFacts:
+    """What the file says, not what a runtime makes of it."""
+
+    ir_version: int
+    producer: str
+    opsets: dict[str, int]
+    operators: dict[str, int]
+    """How often each operator stands in the graph, subgraphs and functions included."""
+    weight_bytes: dict[str, int]
+    """Bytes of the constant tensors by type."""
+    external: tuple[External, ...]
+
+    @property
+    def precision(self) -> str:
+        """The type that holds most of the weights, counted in elements, such as int8."""
+        held = {
+            t: size * 8 / BITS.get(t, 8) for t, size in self.weight_bytes.items() if t != "string"
+        }
+        return max(held, key=lambda t: held[t]) if held else "none"
+
+
+class _Broken(Exception):
+    """The bytes do not follow the wire format."""
+
+
+def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise _Broken
+
+
+def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(field number, integer value, start, end of the bytes) of a message."""
+    while at < end:
+        tag, at = _varint(data, at, end)
+        number, wire = tag >> 3, tag & 7
+        value, start, stop = 0, at, at
+        if wire == 0:
+            value, at = _varint(data, at, end)
+        elif wire == 1:
+            at = stop = at + 8
+        elif wire == 5:
+            at = stop = at + 4
+        elif wire == 2:
+            length, start = _varint(data, at, end)
+            at = stop = start + length
+        else:
+            raise _Broken
+        if at > end or number == 0:
+            raise _Broken
+        yield number, value, start, stop
+
+
+def _text(data: memoryview, start: int, end: int) -> str:
+    return bytes(data[start:end]).decode("utf-8", "replace")
+
+
+class _Reader:
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.operators: Counter[str] = Counter()
+        self.weight_bytes: Counter[str] = Counter()
+        self.external: list[External] = []
+
+    def tensor(self, start: int, end: int) -> None:
+        data, dims, dtype, name, entries, outside = self.data, [], 0, "", {}, False
+        for number, value, a, b in _fields(data, start, end):
+            if number == 1 and a == b:
+                dims.append(value)
+            elif number == 1:  # packed
+                while a < b:
+                    size, a = _varint(data, a, b)
+                    dims.append(size)
+            elif number == 2:
+                dtype = value
+            elif number == 8:
+                name = _text(data, a, b)
+            elif number == 13:
+                key = content = ""
+                for n, _, c, d in _fields(data, a, b):
+                    if n == 1:
+                        key = _text(data, c, d)
+                    elif n == 2:
+                        content = _text(data, c, d)
+                entries[key] = content
+            elif number == 14:
+                outside = value == 1
+        kind = DTYPES.get(dtype, f"type {dtype}")
+        self.weight_bytes[kind] += (prod(dims) * BITS.get(kind, 8) + 7) // 8
+        if outside or entries:
+            self.external.append(External(name, entries.get("location", "")))
+
+    def graph(self, start: int, end: int, depth: int) -> None:
+        if depth > DEEPEST:
+            raise _Broken
+        for number, _, a, b in _fields(self.data, start, end):
+            if number == 1:
+                self.node(a, b, depth)
+            elif number == 5:
+                self.tensor(a, b)
+            elif number == 15:  # sparse initializer: values and indices
+                for n, _, c, d in _fields(self.data, a, b):
+                    if n in (1, 2):
+                        self.tensor(c, d)
+
+    def node(self, start: int, end: int, depth: int) -> None:
+        operator = domain = ""
+        for number, _, a, b in _fields(self.data, start, end):
+            if number == 4:
+                operator = _text(self.data, a, b)
+            elif number == 7:
+                domain = _text(self.data, a, b)
+            elif number == 5:
+                for n, _, c, d in _fields(self.data, a, b):
+                    if n in (5, 10):
+                        self.tensor(c, d)
+                    elif n in (6, 11):
+                        self.graph(c, d, depth + 1)
+        self.operators[f"{domain}.{operator}" if domain else operator] += 1
+
+
+def read(path: str | Path) -> OnnxFacts:
+    """What an ONNX file holds. Raises `UserError` where the bytes are not those of a model."""
+    path = Path(path)
+    size = path.stat().st_size if path.is_file() else 0
+    if size == 0:
+        raise UserError(f"{path}: an empty file or none. Expected an ONNX model.")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        data = memoryview(mapped)
+        try:
+            return _read(data, size)
+        except _Broken:
+            raise UserError(
+                f"{path} ({size} bytes) is not a whole ONNX file: it is cut off, damaged or of "
+                "another kind. Export or copy it again."
+            ) from None
+        finally:
+            data.release()
+
+
+def _read(data: memoryview, size: int) -> OnnxFacts:
+    reader, ir_version, producer, opsets, graphs = _Reader(data), 0, "", {}, 0
+    for number, value, a, b in _fields(data, 0, size):
+        if number == 1:
+            ir_version = value
+        elif number in (2, 3) and a < b:
+            producer = f"{producer} {_text(data, a, b)}".strip()
+        elif number == 7:
+            graphs += 1
+            reader.graph(a, b, 0)
+        elif number == 8:
+            domain, version = "", 0
+            for n, v, c, d in _fields(data, a, b):
+                if n == 1:
+                    domain = _text(data, c, d)
+                elif n == 2:
+                    version = v
+            opsets[domain or "ai.onnx"] = version
+        elif number == 25:
+            for n, _, c, d in _fields(data, a, b):
+                if n == 7:
+                    reader.node(c, d, 1)
+    if not graphs or not opsets:
+        raise _Broken
+    return OnnxFacts(
+        ir_version=ir_version, producer=producer, opsets=opsets,
+        operators=dict(reader.operators.most_common()),
+        weight_bytes=dict(reader.weight_bytes.most_common()), external=tuple(reader.external),
+    )  # fmt: skip
+
+
+def check_external(path: str | Path, facts: OnnxFacts) -> tuple[Path, ...]:
+    """The files beside the model that hold its tensors.
+
+    A model from elsewhere must not name files of ours: a location that leaves the model's folder,
+    also by a link, raises `UserError`, and so does one that is missing.
+    """
+    folder = Path(path).resolve().parent
+    found: dict[Path, None] = {}
+    for item in facts.external:
+        target = (folder / item.location).resolve()
+        if not item.location or not target.is_relative_to(folder):
+            raise UserError(
+                f"{path}: the tensor {item.tensor!r} points to {item.location!r}, outside the "
+                f"model's folder. Expected a file below {folder}; a model is not read that names "
+                "others."
+            )
+        if not target.is_file():
+            raise UserError(
+                f"{path}: the tensor {item.tensor!r} lies in {item.location!r}, which is missing. "
+                f"Copy that file to {target}."
+            )
+        found[target] = None
+    return tuple(found)
+
+
+def _emit(number: int, content: int | bytes | str) -> bytes:
+    def varint(value: int) -> bytes:
+        out = bytearray()
+        while value > 0x7F:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        return bytes([*out, value])
+
+    if isinstance(content, int):
+        return varint(number << 3) + varint(content)
+    content = content.encode() if isinstance(content, str) else content
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def identity_model() -> bytes:
+    """An ONNX file of one Identity on one float32: what is left is the harness and the runtime."""
+    shape = _emit(2, _emit(1, _emit(1, 1)))
+    value = _emit(2, _emit(1, _emit(1, 1) + shape))
+    node = _emit(1, "x") + _emit(2, "y") + _emit(4, "Identity")
+    graph = _emit(1, node) + _emit(2, "identity")
+    graph += _emit(11, _emit(1, "x") + value) + _emit(12, _emit(1, "y") + value)
+    return _emit(1, 8) + _emit(7, graph) + _emit(8, _emit(1, "") + _emit(2, 17))
