@@ -23,7 +23,7 @@ from vcompress.bench.config import from_mapping
 from vcompress.bench.data import Dataset, open_dataset
 from vcompress.bench.errors import UserError
 
-from . import stages
+from . import quantization, stages
 from .data import Data
 from .finish import finish, plain
 from .models import ALIASES, ModelSpec, build, check_forward, make_spec
@@ -72,7 +72,7 @@ def run_stage(
 
     data = open_data(options, list(opened.values()))
     for role, kind in roles.items():
-        if kind == "trained" and role not in opened:
+        if kind != "fresh" and role in given and role not in opened:
             opened[role] = _trained_first(given[role], role, options, data)
     for role, found in opened.items():
         check_fits(found, data, role)
@@ -80,8 +80,7 @@ def run_stage(
     primary = list(roles)[-1]
     source = _network(given[primary], opened.get(primary), data, options)
     teacher = load_network(opened["teacher"], options.trust).model if "teacher" in opened else None
-    if roles[primary] == "trained":
-        source = replace(source, changes=source.noted())
+    pruned_before = source.noted() if roles[primary] == "trained" else None
     check_forward(source.model, data.example, len(data.classes))
 
     work = target.parent / f".{target.name}.work"
@@ -93,11 +92,15 @@ def run_stage(
     outcome = stage.apply(source.model, config, context)
     entry["seconds"] = round(time.monotonic() - clock, 1)
     entry["details"] = plain(outcome.details)
-    history = tuple(e for role in given if role in opened for e in opened[role].history)
+    # An optional teacher helped, but the network did not come from it.
+    ways = [role for role, kind in roles.items() if role in opened and kind != "optional"]
+    history = tuple(stage_entry for role in ways for stage_entry in opened[role].history)
+    # Quantisers hide what was pruned before them; in a float network it can still be seen.
+    changes = pruned_before if quantization.is_quantized(outcome.model) else None
     state = PartialState()
     if state.is_main_process:  # the others wait for the bundle
         finish(
-            Network(outcome.model, source.spec, source.changes), target, entry, history,
+            Network(outcome.model, source.spec, changes), target, entry, history,
             labels=data.classes, preprocess=data.preprocess, dataset=data.dataset,
         )  # fmt: skip
         shutil.rmtree(work, ignore_errors=True)
