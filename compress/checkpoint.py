@@ -79,9 +79,7 @@ def describe(model: nn.Module, base: nn.Module) -> dict[str, Any]:
     }
 
 
-def rebuild(
-    base: nn.Module, description: dict[str, Any], tensors: dict[str, Tensor]
-) -> nn.Module:
+def rebuild(base: nn.Module, description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     """`base` (a fresh network, changed in place) with the description's shapes and `tensors`."""
     return load(reshape(base, description), tensors, description.get("versions"))
 
@@ -106,8 +104,10 @@ def reshape(base: nn.Module, description: dict[str, Any]) -> nn.Module:
         raise UserError("identities must be a list of module paths.")
     for path in (*attributes, *identities):
         if path not in modules:
-            raise UserError(f"The description names module {path!r}, which the architecture lacks."
-                            f"{nearest(str(path), modules)}")
+            raise UserError(
+                f"The description names module {path!r}, which the architecture lacks."
+                f"{nearest(str(path), modules)}"
+            )
     if "" in identities:
         raise UserError("The description drops the whole network.")
     settings = [
@@ -115,13 +115,14 @@ def reshape(base: nn.Module, description: dict[str, Any]) -> nn.Module:
         for path, values in attributes.items()
         for name, value in _items(path, values)
     ]
-    gone = [path for path in identities]
-    existing = {n: t for n, t in base.state_dict().items() if not _within_tensor(n, gone)}
+    existing = {n: t for n, t in base.state_dict().items() if not _within_tensor(n, identities)}
     resized = {}
     for name, shape in _table(description, "shapes").items():
         if name not in existing or not _is_tensor(existing[name]):
-            raise UserError(f"The description names tensor {name!r}, which the architecture lacks."
-                            f"{nearest(str(name), existing)}")
+            raise UserError(
+                f"The description names tensor {name!r}, which the architecture lacks."
+                f"{nearest(str(name), existing)}"
+            )
         resized[name] = _checked_shape(name, shape, tuple(existing[name].shape))
 
     for path in identities:
@@ -152,7 +153,7 @@ def load(
         if tensor.shape != want.shape or tensor.dtype != want.dtype:
             raise UserError(
                 f"Tensor {name!r} is {tuple(tensor.shape)} {tensor.dtype}, the network has "
-                f"{tuple(want.shape)} {want.dtype}: weights and architecture do not belong together."
+                f"{tuple(want.shape)} {want.dtype}: these weights belong to another network."
             )
     state: OrderedDict[str, Tensor] = OrderedDict(tensors)
     if versions is not None:
@@ -176,10 +177,13 @@ def save_tensors(model: nn.Module, path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if not _is_tensor(tensor):
-            raise UserError(f"{name!r} is not a tensor: a network with extra state cannot be saved.")
+            raise UserError(f"{name!r} is not a tensor: networks with extra state cannot be saved.")
         memory = (
-            tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape),
-            tuple(tensor.stride()), tensor.dtype,
+            tensor.untyped_storage().data_ptr(),
+            tensor.storage_offset(),
+            tuple(tensor.shape),
+            tuple(tensor.stride()),
+            tensor.dtype,
         )
         if tensor.numel() and memory in first:
             aliases[name] = first[memory]
@@ -266,7 +270,7 @@ def _checked(path: str, name: str, value: Any, module: nn.Module) -> Any:
             raise UserError(f"{where} = {new!r}: expected a whole number from 0 to {was}.")
         if not math.isfinite(new):
             raise UserError(f"{where} = {new!r}: expected a finite number.")
-    return type(old)(value) if several else type(old)(value)  # type: ignore[call-arg]
+    return type(old)(value)  # type: ignore[call-arg]
 
 
 def _checked_shape(name: str, shape: Any, old: tuple[int, ...]) -> tuple[int, ...]:
@@ -279,7 +283,7 @@ def _checked_shape(name: str, shape: Any, old: tuple[int, ...]) -> tuple[int, ..
         )
     )
     if not good:
-        raise UserError(f"Shape {shape!r:.80} for {name!r}: expected 1 to {list(old)} in each place.")
+        raise UserError(f"Shape {shape!r:.80} for {name!r}: expected from 1 to {list(old)}.")
     return tuple(shape)
 
 
@@ -317,8 +321,10 @@ def _check_agreement(path: str, module: nn.Module) -> None:
     if isinstance(module, nn.modules.conv._ConvNd):
         groups = module.groups
         if groups < 1 or module.in_channels % groups or module.out_channels % groups:
-            raise UserError(f"{path}: {module.in_channels} to {module.out_channels} channels do "
-                            f"not divide by {groups} groups.")
+            raise UserError(
+                f"{path}: {module.in_channels} to {module.out_channels} channels do "
+                f"not divide by {groups} groups."
+            )
         sides = (module.out_channels, module.in_channels // groups)
         if module.transposed:
             sides = (module.in_channels, module.out_channels // groups)
@@ -336,8 +342,9 @@ def _check_agreement(path: str, module: nn.Module) -> None:
     elif isinstance(module, nn.MultiheadAttention):
         weight = module.in_proj_weight
         if module.head_dim * module.num_heads != module.embed_dim:
-            raise UserError(f"{path}: {module.num_heads} heads of {module.head_dim} are not "
-                            f"{module.embed_dim}.")
+            raise UserError(
+                f"{path}: {module.num_heads} heads of {module.head_dim} are not {module.embed_dim}."
+            )
         wanted = (3 * module.embed_dim, module.embed_dim)
     if wanted is not None and isinstance(weight, Tensor) and tuple(weight.shape) != wanted:
         raise UserError(

@@ -26,6 +26,19 @@ _MERGES = {
     ("torchvision.models.swin_transformer", "PatchMergingV2"),
 }
 
+# Numbers that a network keeps about a layer inside it and reshapes by: attribute to layer.
+_FOLLOWERS = {
+    ("torchvision.models.vision_transformer", "VisionTransformer"): {"hidden_dim": "conv_proj"},
+}
+
+
+def follow(model: nn.Module) -> None:
+    """Set such numbers to what the layers now have."""
+    for module in model.modules():
+        kind = (type(module).__module__, type(module).__name__)
+        for attribute, layer in _FOLLOWERS.get(kind, {}).items():
+            setattr(module, attribute, module.get_submodule(layer).out_channels)
+
 
 class _Opaque(torch.autograd.Function):
     """One node of the graph, whatever `function` does inside; channels stay in place."""

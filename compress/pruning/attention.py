@@ -27,17 +27,23 @@ class AttentionLayout:
 _MULTIHEAD = AttentionLayout("in_proj_weight", "in_proj_bias", "out_proj")
 _LAYOUTS = {
     ("torchvision.models.swin_transformer", "ShiftedWindowAttention"): AttentionLayout(
-        "qkv.weight", "qkv.bias", "proj"),
+        "qkv.weight", "qkv.bias", "proj"
+    ),
     ("torchvision.models.swin_transformer", "ShiftedWindowAttentionV2"): AttentionLayout(
-        "qkv.weight", "qkv.bias", "proj", rescale=False),
+        "qkv.weight", "qkv.bias", "proj", rescale=False
+    ),
     ("torchvision.models.maxvit", "RelativePositionalMultiHeadAttention"): AttentionLayout(
-        "to_qkv.weight", "to_qkv.bias", "merge", heads="n_heads", rescale=False),
+        "to_qkv.weight", "to_qkv.bias", "merge", heads="n_heads", rescale=False
+    ),
     ("timm.layers.attention", "Attention"): AttentionLayout(
-        "qkv.weight", "qkv.bias", "proj", tied=False),
+        "qkv.weight", "qkv.bias", "proj", tied=False
+    ),
     ("timm.models.swin_transformer", "WindowAttention"): AttentionLayout(
-        "qkv.weight", "qkv.bias", "proj", tied=False),
+        "qkv.weight", "qkv.bias", "proj", tied=False
+    ),
     ("timm.models.levit", "Attention"): AttentionLayout(
-        "qkv.linear.weight", "qkv.linear.bias", "proj", tied=False),
+        "qkv.linear.weight", "qkv.linear.bias", "proj", tied=False
+    ),
 }
 
 

@@ -54,8 +54,10 @@ def scores(
     groups = list(groups)
     if importance in NEEDS_BATCHES:
         if batches is None:
-            raise UserError(f"importance = {importance!r} needs batches of images to take "
-                            "gradients on: give data, or choose l1 or l2.")
+            raise UserError(
+                f"importance = {importance!r} needs batches of images to take "
+                "gradients on: give data, or choose l1 or l2."
+            )
         return _by_gradient(model, groups, importance, batches, loss or _cross_entropy)
     if importance == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -65,11 +67,14 @@ def scores(
     result = _per_unit(model, groups, tensors, norms_only=importance == "bn")
     if importance == "bn":
         fallback = _per_unit(
-            model, [g for g in groups if not bool(result[g.name].any())],
+            model,
+            [g for g in groups if not bool(result[g.name].any())],
             {name: p.detach().float().abs() for name, p in model.named_parameters()},
         )
         result |= fallback  # groups without a norm are ranked by their weights
-    return {name: _lamp(score) for name, score in result.items()} if importance == "lamp" else result
+    return (
+        {name: _lamp(score) for name, score in result.items()} if importance == "lamp" else result
+    )
 
 
 def _cross_entropy(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ from the user's network, and such a group is left alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from .attention import layout
 from .remove import kept_channels, remove
@@ -54,7 +55,7 @@ def difference(
         if one.shape != other.shape:
             raise RuntimeError(f"an output changed from {list(one.shape)} to {list(other.shape)}")
         gap = float((one - other).abs().max() / one.abs().max().clamp_min(1e-30))
-        worst = max(worst, gap) if gap == gap else float("inf")
+        worst = max(worst, gap) if math.isfinite(gap) else math.inf
     return worst
 
 
@@ -65,8 +66,9 @@ def probe(model: nn.Module, structure: Structure, example: Tensor) -> Structure:
     free = [group for group in structure.groups if group.tied_to is None]
 
     def failing(part: list[Group]) -> list[Group]:
-        why = _why_not(model, part + [h for h in heads if h.tied_to in {g.name for g in part}],
-                       example)
+        why = _why_not(
+            model, part + [h for h in heads if h.tied_to in {g.name for g in part}], example
+        )
         if why is None:
             return []
         if len(part) == 1:
@@ -86,7 +88,9 @@ def _why_not(model: nn.Module, groups: list[Group], example: Tensor) -> str | No
     try:
         gap = difference(model, groups, _half(groups), example)
     except Exception as error:
-        return f"the network fails without some of its channels ({str(error).splitlines()[0][:120]})"
+        return (
+            f"the network fails without some of its channels ({str(error).splitlines()[0][:120]})"
+        )
     if gap > _TOLERANCE:
         return f"without some of its channels the network computes something else ({gap:.1g})"
     return None
@@ -123,9 +127,7 @@ def _unhidden(tensor: Tensor) -> Tensor:
     return tensor.clone()
 
 
-def _switch_off(
-    model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Tensor]
-) -> None:
+def _switch_off(model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Tensor]) -> None:
     """Zero what reads the removed channels; norms over channels look at the others only."""
     modules = dict(model.named_modules())
     for cut, channels in kept_channels(groups, removed).values():

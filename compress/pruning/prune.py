@@ -97,9 +97,7 @@ def prune(
     structure = probe(model, trace(model, example, protect), example)
     groups = structure.groups
     left_alone = dict(structure.left_alone)
-    ladders = {
-        g.name: ladder(g, round_to, max_channel_ratio) for g in groups if g.tied_to is None
-    }
+    ladders = {g.name: ladder(g, round_to, max_channel_ratio) for g in groups if g.tied_to is None}
     for group in groups:
         if group.tied_to is None and len(ladders[group.name].counts) == 1:
             left_alone[group.name] = f"{group.width} channels leave no narrower multiple to go to"
@@ -121,7 +119,9 @@ def prune(
     return PruneReport(
         asked=asked,
         achieved={
-            "macs": after[0] / before[0], "params": after[1] / before[1], "channels": new / old,
+            "macs": after[0] / before[0],
+            "params": after[1] / before[1],
+            "channels": new / old,
         },
         macs=(before[0], after[0]),
         params=(before[1], after[1]),
@@ -137,14 +137,18 @@ def check_options(
     if not 0.0 < share < 1.0:
         raise UserError(f"{what} = {share}: expected the share that remains, between 0 and 1.")
     if scope not in get_args(Scope):
-        raise UserError(f"scope = {scope!r}: expected one of {', '.join(get_args(Scope))}."
-                        f"{nearest(scope, get_args(Scope))}")
+        raise UserError(
+            f"scope = {scope!r}: expected one of {', '.join(get_args(Scope))}."
+            f"{nearest(scope, get_args(Scope))}"
+        )
     if round_to < 1:
         raise UserError(f"round_to = {round_to}: widths are multiples of it; expected 1 or more.")
     if not 0.0 < max_channel_ratio < 1.0:
-        raise UserError(f"max_channel_ratio = {max_channel_ratio}: the largest share of a layer's "
-                        "channels that may go; expected more than 0 and less than 1, or the layer "
-                        "would be left without channels.")
+        raise UserError(
+            f"max_channel_ratio = {max_channel_ratio}: the largest share of a layer's "
+            "channels that may go; expected more than 0 and less than 1, or the layer "
+            "would be left without channels."
+        )
 
 
 def _cost(
@@ -159,9 +163,16 @@ def _cost(
 
 
 def _choose(
-    model: nn.Module, example: Tensor, what: str, budget: float, whole: float,
-    structure: Structure, ladders: Mapping[str, Ladder], ranking: Mapping[str, Tensor],
-    scope: Scope, cost: CostModel,
+    model: nn.Module,
+    example: Tensor,
+    what: str,
+    budget: float,
+    whole: float,
+    structure: Structure,
+    ladders: Mapping[str, Ladder],
+    ranking: Mapping[str, Tensor],
+    scope: Scope,
+    cost: CostModel,
 ) -> dict[str, int]:
     """Unit counts of all groups; the prediction is corrected by what the cut network costs."""
     groups = structure.groups
@@ -210,7 +221,10 @@ def _choose(
 
 
 def _real_macs(
-    model: nn.Module, example: Tensor, groups: Sequence[Group], counts: Mapping[str, int],
+    model: nn.Module,
+    example: Tensor,
+    groups: Sequence[Group],
+    counts: Mapping[str, int],
     ranking: Mapping[str, Tensor],
 ) -> int:
     trial = shadow(model, lambda tensor: tensor)
@@ -219,9 +233,7 @@ def _real_macs(
 
 
 def _widths(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    widths = {
-        g.name: (g.width, counts[g.name] * g.unit_width) for g in groups if g.tied_to is None
-    }
+    widths = {g.name: (g.width, counts[g.name] * g.unit_width) for g in groups if g.tied_to is None}
     widths |= {g.name: (g.width, widths[g.tied_to][1]) for g in groups if g.tied_to is not None}
     return widths
 
@@ -233,13 +245,13 @@ def _masks(
     widths = _widths(groups, counts)
     removed = {}
     for group in groups:
-        keep = group.units if widths[group.name][1] == group.width else (
-            widths[group.name][1] // group.unit_width
+        keep = (
+            group.units
+            if widths[group.name][1] == group.width
+            else (widths[group.name][1] // group.unit_width)
         )
         order = torch.argsort(ranking[group.name], descending=True, stable=True)
         mask = torch.ones(group.units, dtype=torch.bool)
         mask[order[:keep]] = False
         removed[group.name] = mask
     return removed
-
-

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .adapters import follow
 from .attention import head_count, layout
 from .structure import Cut, Group, named_tensor, set_width, slices
 
@@ -45,7 +46,8 @@ def kept_channels(
             indices = torch.tensor(cut.indices)
             gone[key][1][indices[mask[torch.tensor(cut.units)]]] = True
     return {
-        key: (cut, torch.nonzero(~lost).flatten()) for key, (cut, lost) in gone.items()
+        key: (cut, torch.nonzero(~lost).flatten())
+        for key, (cut, lost) in gone.items()
         if bool(lost.any())
     }
 
@@ -70,13 +72,14 @@ def remove(model: nn.Module, groups: Iterable[Group], removed: Mapping[str, Tens
             kept.setdefault(name, {})[part.dim] = part.positions(channels, cut.width)
         widths.append((module, cut, len(channels)))
     with torch.no_grad():
-        for module, cut, width in widths:
-            if cut.side == "inner":
-                _rescale_queries(module, cut.width, width)
         for name, positions in kept.items():
             _cut(model, name, positions)
+        for module, cut, width in widths:
+            if cut.side == "inner":  # after the cut: the tensors are no longer shared
+                _rescale_queries(module, cut.width, width)
     for module, cut, width in widths:
         set_width(module, cut.side, width)
+    follow(model)
     return [Kept(name, positions) for name, positions in kept.items()]
 
 
@@ -89,7 +92,7 @@ def _rescale_queries(module: nn.Module, old: int, new: int) -> None:
     for name in (found.qkv_weight, found.qkv_bias):
         tensor = named_tensor(module, name)
         if tensor is not None:
-            tensor[:old].mul_((new / old) ** 0.5)
+            tensor[:new].mul_((new / old) ** 0.5)
 
 
 def _cut(model: nn.Module, name: str, positions: dict[int, Tensor]) -> None:

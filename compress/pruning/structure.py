@@ -106,8 +106,9 @@ def slices(module: nn.Module, side: Side) -> tuple[Slice, ...]:
         first, second = (1, 0) if module.transposed else (0, 1)
         per_group = (module.in_channels if side == "in" else module.out_channels) // module.groups
         grouped = module.groups > 1 and (side == "in") != module.transposed
-        inner = Slice("weight", second if side == "in" else first,
-                      modulo=per_group if grouped else 0)
+        inner = Slice(
+            "weight", second if side == "in" else first, modulo=per_group if grouped else 0
+        )
         return (inner,) if side == "in" else (inner, Slice("bias", 0))
     if isinstance(module, nn.Linear):
         return (Slice("weight", 1),) if side == "in" else (Slice("weight", 0), Slice("bias", 0))
@@ -117,8 +118,11 @@ def slices(module: nn.Module, side: Side) -> tuple[Slice, ...]:
     if found is not None:
         proj = found.proj
         if side == "inner":
-            return (Slice(found.qkv_weight, 0, blocks=3), Slice(found.qkv_bias, 0, blocks=3),
-                    Slice(f"{proj}.weight", 1))
+            return (
+                Slice(found.qkv_weight, 0, blocks=3),
+                Slice(found.qkv_bias, 0, blocks=3),
+                Slice(f"{proj}.weight", 1),
+            )
         return (Slice(found.qkv_weight, 1), Slice(f"{proj}.weight", 0), Slice(f"{proj}.bias", 0))
     # norms, frozen norms, PReLU: one dimension of channels
     names = ("weight", "bias", "running_mean", "running_var")

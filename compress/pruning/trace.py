@@ -118,8 +118,17 @@ def _dependency_graph(mirror: nn.Module, example: Tensor) -> tuple[Any, set[Any]
                 output_transform=remember,
                 verbose=False,
             )
-        except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError,
-                RuntimeError, AssertionError, KeyError, RecursionError) as error:
+        except (
+            AttributeError,
+            IndexError,
+            TypeError,
+            ValueError,
+            ZeroDivisionError,
+            RuntimeError,
+            AssertionError,
+            KeyError,
+            RecursionError,
+        ) as error:
             raise UserError(
                 "The channels of this network could not be traced "
                 f"({type(error).__name__}: {str(error)[:200]})."
@@ -279,13 +288,17 @@ class _Walk:
             self.broken.update(self.union.find(slot) for slot in channels.values())
 
     def _reasons(
-        self, sides: list[tuple[Any, Side, dict[int, int]]], outputs: set[Any],
+        self,
+        sides: list[tuple[Any, Side, dict[int, int]]],
+        outputs: set[Any],
         protect: tuple[str, ...],
     ) -> dict[int, str]:
         from fnmatch import fnmatchcase
 
-        reasons = {self.union.find(u): "its channels are mapped in a way not understood"
-                   for u in self.broken}
+        reasons = {
+            self.union.find(u): "its channels are mapped in a way not understood"
+            for u in self.broken
+        }
         for (node, function), channels in self.slots.items():
             is_output = node.grad_fn in outputs or type(node.module).__name__ == "_OutputOp"
             if is_output and (self.side(node, function) == "out"):
@@ -299,16 +312,20 @@ class _Walk:
                 why = f"{path} shares its weights with another layer"
             elif isinstance(node.module, nn.LayerNorm) and len(node.module.normalized_shape) > 1:
                 why = f"{path} normalises over more than the channels"
-            elif path in self.paths.values() and layout(node.module) is not None and (
-                unsupported(node.module)
+            elif (
+                path in self.paths.values()
+                and layout(node.module) is not None
+                and (unsupported(node.module))
             ):
                 why = f"{path} {unsupported(node.module)}"
             elif isinstance(node.module, (nn.LSTM, nn.Embedding)):
                 why = f"{path} is a {type(node.module).__name__}"
             elif side == "out" and any(fnmatchcase(path, pattern) for pattern in protect):
                 why = "protected"
-            elif side == "out" and isinstance(node.module, _ROOTS) and (
-                len(channels) != self._width(node.module, side, channels)
+            elif (
+                side == "out"
+                and isinstance(node.module, _ROOTS)
+                and (len(channels) != self._width(node.module, side, channels))
             ):
                 why = f"only part of {path} was understood"
             if why:
@@ -337,7 +354,8 @@ class _Walk:
     def _group(self, cuts: list[Cut], units: int, order: dict[str, int]) -> Group | None:
         modules = {path: module for module, path in self.paths.items()}
         roots = [
-            cut for cut in cuts
+            cut
+            for cut in cuts
             if cut.side == "out" and cut.dim is None and isinstance(modules[cut.module], _ROOTS)
         ]
         if not roots:
@@ -376,11 +394,16 @@ def _with_heads(groups: list[Group], paths: dict[nn.Module, str]) -> list[Group]
             per_head = width // heads
             channels = tuple(range(width))
             places = tuple(channel % per_head for channel in channels)
-            inner.append(Group(
-                f"{cut.module}.heads", per_head, width,
-                (Cut(cut.module, "inner", channels, places, width),),
-                multiple=heads, tied_to=group.name if found.tied else None,
-            ))
+            inner.append(
+                Group(
+                    f"{cut.module}.heads",
+                    per_head,
+                    width,
+                    (Cut(cut.module, "inner", channels, places, width),),
+                    multiple=heads,
+                    tied_to=group.name if found.tied else None,
+                )
+            )
         result.append(
             Group(group.name, group.units, group.width, group.cuts, multiple) if inner else group
         )

@@ -62,9 +62,7 @@ def ranked(
     ordered = []
     for pool in pools:
         normal = [scores[g.name] / scores[g.name].mean().clamp_min(1e-30) for g in pool]
-        weight = torch.cat(
-            [torch.full((g.units,), float(g.unit_width)) for g in pool]
-        )
+        weight = torch.cat([torch.full((g.units,), float(g.unit_width)) for g in pool])
         values = torch.cat(normal)
         order = torch.argsort(values, descending=True)
         ordered.append((pool, normal, values[order], weight[order].cumsum(0) / weight.sum()))
@@ -117,9 +115,7 @@ def fit_budget(
     wished = ideal(low)
     open_ladders = list(ladders)
     while open_ladders:
-        open_ladders.sort(
-            key=lambda item: (counts[item.group] - wished[item.group]) / item.units
-        )
+        open_ladders.sort(key=lambda item: (counts[item.group] - wished[item.group]) / item.units)
         for item in open_ladders:
             wider = item.above(counts[item.group])
             if wider is not None and price({**counts, item.group: wider}) <= budget:

@@ -1,0 +1,193 @@
+"""Prune channels until a share of the cost remains, and recover by distillation after each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from vcompress.bench.errors import UserError
+
+from ..stage import Context, Outcome, TrainConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor, nn
+
+INPUTS = {"teacher": "optional", "model": "trained"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    """Options of `vcompress prune`. Give exactly one of macs, params and channels."""
+
+    macs: float | None = None
+    """Share of the multiply-accumulates that remains: 0.5 is half."""
+    params: float | None = None
+    """Share of the parameters that remains."""
+    channels: float | None = None
+    """Share of the channels that remains."""
+    importance: Literal["l1", "l2", "bn", "lamp", "taylor", "hessian", "distillation", "random"] = (
+        "l2"
+    )
+    """What ranks channels: the size of their weights (l1, l2, bn, lamp), or their effect on the
+    loss (taylor, hessian) or on the recovery loss (distillation)."""
+    scope: Literal["local", "kind", "global"] = "local"
+    """Same share in every layer, ranked among layers of one kind, or ranked among all."""
+    round_to: int = 8
+    """Widths are multiples of it."""
+    max_channel_ratio: float = 0.95
+    """Largest share of a layer's channels that may go."""
+    protect: tuple[str, ...] = ()
+    """Patterns of layers that keep their width, such as 'layer4.*'."""
+    steps: int = 1
+    """Prune in so many steps, each by the same factor, with training in between."""
+    step_epochs: int = 2
+    """Passes over the images after each step but the last, which gets `epochs`."""
+    temperature: float = 4.0
+    """Softens the outputs of student and teacher."""
+    alpha: float = 0.7
+    """Weight of the teacher (the unpruned network, unless one is named) against the labels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = {
+            name: value
+            for name, value in (
+                ("macs", self.macs),
+                ("params", self.params),
+                ("channels", self.channels),
+            )
+            if value is not None
+        }
+        if len(given) != 1:
+            got = ", ".join(given) or "none"
+            raise UserError(f"Give exactly one of macs, params and channels; got {got}.")
+        for name, value in given.items():
+            if not 0 < value < 1:
+                raise UserError(
+                    f"{name} = {value}: expected the share that remains, between 0 and 1."
+                )
+        if self.round_to < 1:
+            raise UserError(f"round_to = {self.round_to}: expected 1 or more.")
+        if not 0 < self.max_channel_ratio < 1:
+            raise UserError(
+                f"max_channel_ratio = {self.max_channel_ratio}: it must be between "
+                "0 and 1, or a layer would be left without channels."
+            )
+        for name, least in (("steps", 1), ("step_epochs", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} = {getattr(self, name)}: it must be {least} or more.")
+        if not self.temperature > 0:
+            raise UserError(f"temperature = {self.temperature}: it must be above 0 (4 is usual).")
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"alpha = {self.alpha}: it must be from 0 to 1.")
+
+
+def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
+    """Prune `model` in place in `config.steps` steps and train it after each."""
+    import copy
+    from dataclasses import replace
+
+    import torch
+
+    from ..losses import distillation
+    from ..macs import count_macs, count_parameters
+    from ..pruning import prune
+    from ..train import fit
+
+    refuse_quantised(model)
+    teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
+    teacher.eval()
+
+    def recovery(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = teacher.to(images.device)(images)
+        return distillation(
+            logits, target, labels, temperature=config.temperature, alpha=config.alpha
+        )
+
+    example = context.data.example
+    before = {"macs": count_macs(model, example), "params": count_parameters(model)}
+    what, share = next(
+        (name, value)
+        for name in ("macs", "params", "channels")
+        if (value := getattr(config, name)) is not None
+    )
+    remains = 1.0
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    left_alone: dict[str, str] = {}
+    steps: list[dict[str, Any]] = []
+    for step in range(1, config.steps + 1):
+        wanted = share ** (step / config.steps) / remains
+        if wanted < 1.0:
+            report = prune(
+                model,
+                example,
+                macs=wanted if what == "macs" else None,
+                params=wanted if what == "params" else None,
+                channels=wanted if what == "channels" else None,
+                importance="taylor" if config.importance == "distillation" else config.importance,
+                scope=config.scope,
+                round_to=config.round_to,
+                max_channel_ratio=config.max_channel_ratio,
+                protect=config.protect,
+                batches=_batches(config, context),
+                loss=recovery if config.importance == "distillation" else None,
+                seed=context.seed,
+            )
+            remains *= report.achieved[what]
+            for layer in report.layers:
+                first.setdefault(layer.name, layer.before)
+                last[layer.name] = layer.after
+            left_alone = report.left_alone
+        final = step == config.steps
+        training = fit(
+            model,
+            config if final else replace(config, epochs=config.step_epochs),
+            context,
+            recovery,
+            name=f"prune-{step}of{config.steps}",
+        )
+        steps.append({"asked": wanted, "remains": remains, "training": training})
+    after = {"macs": count_macs(model, example), "params": count_parameters(model)}
+    achieved = {name: after[name] / before[name] for name in before}
+    if what == "channels":
+        achieved["channels"] = remains
+    return Outcome(
+        model,
+        {
+            "asked": {what: share},
+            "achieved": achieved,
+            "before": before,
+            "after": after,
+            "layers": [[name, first[name], last[name]] for name in first],
+            "left_alone": left_alone,
+            "steps": steps,
+        },
+    )
+
+
+def _batches(config: Config, context: Context) -> Iterable[tuple[Tensor, Tensor]] | None:
+    """Some training images for the criteria that take gradients: the same ones on every run."""
+    from itertools import islice
+
+    if config.importance not in ("taylor", "hessian", "distillation"):
+        return None
+    return islice(context.data.loader("train", config.batch_size, train=False), 16)
+
+
+def refuse_quantised(model: nn.Module) -> None:
+    """Widths are cut in floating point: scales of a quantised network would not follow."""
+    import torch
+
+    for path, module in model.named_modules():
+        kind = type(module)
+        if kind.__module__.startswith("vcompress.compress.quantization") or isinstance(
+            module, torch.ao.quantization.FakeQuantizeBase
+        ):
+            raise UserError(
+                f"This network is quantised already ({path} is a {kind.__name__}): prune first, "
+                "then quantise."
+            )
