@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -221,7 +222,9 @@ def _fail(message: str, status: int) -> int:
 
 def _configure_logging() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("vcompress").setLevel(logging.INFO)
+    # Of several processes (torchrun, accelerate launch) only the first one speaks.
+    main_process = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("vcompress").setLevel(logging.INFO if main_process else logging.WARNING)
 
 
 def _show(bundle: Any, report: Path | None = None) -> None:

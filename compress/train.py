@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -62,20 +63,21 @@ def fit(
     AcceleratorState._reset_state()  # the precision may differ from an earlier stage's
     accelerator = Accelerator(
         mixed_precision=config.precision,
-        log_with=list(context.track) or None,
-        project_dir=str(context.workdir),
-        dataloader_config=DataLoaderConfiguration(),
+        log_with=_trackers(context.track),
+        project_dir=str(context.workdir.parent / "tracking"),
     )
     if context.track:
-        accelerator.init_trackers(name, config=_flat(asdict(config)))
+        run = context.workdir.name.strip(".").removesuffix(".work")
+        accelerator.init_trackers(f"{run}-{name}", config=_flat(asdict(config)))
     world, rank = accelerator.num_processes, accelerator.process_index
     if config.batch_size % world:
         raise UserError(f"batch_size {config.batch_size} does not divide by {world} processes.")
     file = context.workdir / name / "state.safetensors"
     identity = _identity(model, config, context, name)
     state = _resumed(file, identity, context.resume)
-    if not context.resume:
+    if not context.resume and accelerator.is_main_process:
         shutil.rmtree(file.parent, ignore_errors=True)
+    accelerator.wait_for_everyone()
 
     torch.manual_seed(context.seed)
     frozen = _freeze(model, config, len(context.data.classes))
@@ -301,6 +303,18 @@ def _result(
         "val_accuracy": best_accuracy if history else None,
         "loss": [round(entry["loss"], 6) for entry in history],
     }
+
+
+def _trackers(names: tuple[str, ...]) -> list[str] | None:
+    available = [str(tracker.value) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in available:
+            raise UserError(
+                f"--track {name}: its package is not installed, or accelerate does not know it. "
+                f"Installed: {', '.join(available) or 'none'}; tensorboard comes with "
+                f"pip install 'vision-compress[track]'."
+            )
+    return list(names) or None
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
