@@ -57,7 +57,7 @@ def render(
 ) -> str:
     """The page as text."""
     entries = [e for e in history if e.get("metrics")]
-    title = f"{entries[-1]['model']}: {' → '.join(e['stage'] for e in entries)}"
+    title = _title(entries)
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{escape(summary(entries, comparison))}</p>',
@@ -76,6 +76,16 @@ def render(
         + "\n".join(body)
         + "\n</body></html>\n"
     )
+
+
+def _title(entries: Sequence[Entry]) -> str:
+    """Each stage, with the network where it changes."""
+    parts, before = [], None
+    for entry in entries:
+        parts.append(entry["stage"] if entry["model"] == before else
+                     f"{entry['stage']} {entry['model']}")  # fmt: skip
+        before = entry["model"]
+    return " → ".join(parts)
 
 
 def summary(entries: Sequence[Entry], comparison: Mapping[str, Any] | None = None) -> str:
@@ -177,16 +187,16 @@ def _table(entries: Sequence[Entry]) -> str:
     for number, entry in enumerate(entries, 1):
         metrics, base = entry["metrics"], entries[0]["metrics"]
         times = base["latency"]["median_ms"] / metrics["latency"]["median_ms"]
-        smaller = base["onnx_bytes"] / metrics["onnx_bytes"]
+        smaller = f"{base['onnx_bytes'] / metrics['onnx_bytes']:.1f}× smaller" if number > 1 else ""
         spread = f"{metrics['latency']['low_ms']:.3g} to {metrics['latency']['high_ms']:.3g}"
         cells = [
             f'<td class="left">{number}</td>',
             f'<td class="left">{escape(entry["stage"])}<small>{escape(entry["model"])}</small>',
             _accuracy_cell(metrics["test"]),
             f"<td>{metrics['parameters'] / 1e6:.2f} M</td><td>{metrics['macs'] / 1e6:.1f} M</td>",
-            f"<td>{metrics['onnx_bytes'] / 1e6:.2f} MB<small>{smaller:.1f}× smaller</small></td>",
+            f"<td>{metrics['onnx_bytes'] / 1e6:.2f} MB<small>{smaller}</small></td>",
             f"<td>{metrics['latency']['median_ms']:.3g} ms<small>{spread}</small></td>",
-            f"<td>{times:.1f}×</td>",
+            f"<td>{times:.1f}×</td>" if number > 1 else "<td></td>",
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     heads = "".join(
