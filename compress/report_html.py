@@ -105,18 +105,25 @@ def summary(entries: Sequence[Entry], comparison: Mapping[str, Any] | None = Non
 
 
 def _figures(entries: Sequence[Entry]) -> str:
-    scored = [e for e in entries if e["metrics"]["test"]]
-    if not scored:
+    figures = scatter_figures(entries)
+    if not figures:
         return '<p class="soft">No data were given, so there is no accuracy to draw.</p>'
-    latency = _scatter(
-        scored, lambda m: float(m["latency"]["median_ms"]), "median latency, ms (log)"
-    )
-    size = _scatter(scored, lambda m: m["onnx_bytes"] / 1e6, "model.onnx, MB (log)")
     note = "Numbers are stages; bars are 95 % intervals of the accuracy. Up and left is better."
     return (
-        f"<figure>{latency}</figure><figure>{size}</figure>"
-        f'<p class="soft"><small>{note}</small></p>'
+        "".join(f"<figure>{figure}</figure>" for figure in figures)
+        + f'<p class="soft"><small>{note}</small></p>'
     )
+
+
+def scatter_figures(entries: Sequence[Entry]) -> list[str]:
+    """Accuracy against latency, and against size, as SVG; empty where no accuracy was measured."""
+    scored = [e for e in entries if e.get("metrics") and e["metrics"]["test"]]
+    if not scored:
+        return []
+    return [
+        _scatter(scored, lambda m: float(m["latency"]["median_ms"]), "median latency, ms (log)"),
+        _scatter(scored, lambda m: m["onnx_bytes"] / 1e6, "model.onnx, MB (log)"),
+    ]
 
 
 def _scatter(entries: Sequence[Entry], value: Callable[[Any], float], axis: str) -> str:
