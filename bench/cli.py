@@ -54,14 +54,31 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--no-accuracy", dest="accuracy", action="store_false")
 
     g = p.add_argument_group("how to measure")
-    g.add_argument("--seconds", type=float, help="measure at least so long")
-    g.add_argument("--seed", type=int, default=0)
+    g.add_argument("--seconds", type=float, help="so long, the warm-up apart")
+    g.add_argument("--publish", type=int, nargs="?", const=5, default=0, metavar="N",
+                   help="the protocol in full, in N fresh processes (5)")  # fmt: skip
+    g.add_argument("--concurrency", type=int, default=0, metavar="N",
+                   help="throughput with N calls in flight, a run of its own")  # fmt: skip
+    g.add_argument("--rate", type=float, default=0.0, metavar="HZ",
+                   help="response times to requests that arrive at random")  # fmt: skip
+    g.add_argument("--profile", action="store_true", help="the ten costliest nodes")
+    g.add_argument("--no-cold-start", dest="cold_start", action="store_false",
+                   help="skip the fresh process: no shelter from a file that crashes")  # fmt: skip
+    g.add_argument("--load-timeout", type=float, default=120.0, metavar="S")
+    g.add_argument("--seed", type=int, default=0, help="of random inputs, and of --data's splits")
 
-    g = p.add_argument_group("comparison")
+    g = p.add_argument_group("comparison and gate")
+    g.add_argument("--baseline", type=Path, metavar="JSON", help="a saved result to compare with")
     g.add_argument("--margin", type=float, default=0.01, help="what counts as the same speed")
+    g.add_argument("--gate", type=Path, metavar="TOML", help="limits to hold; docs/vbench.md")
 
     g = p.add_argument_group("output")
     g.add_argument("--json", type=Path, metavar="FILE", help="everything, the raw samples included")
+    g.add_argument("--html", type=Path, metavar="FILE", help="a page with plots; works offline")
+    g.add_argument("--junit", type=Path, metavar="FILE", help="the gate as JUnit XML")
+    g.add_argument("--markdown", type=Path, metavar="FILE", help="a summary for a pull request")
+    g.add_argument("--as", dest="restate", metavar="TOOL",
+                   help="as trtexec10, trtexec11, perf_test, benchmark_app say it")  # fmt: skip
     return p
 
 
@@ -110,15 +127,65 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(asked: Options) -> int:
     from rich.console import Console
 
-    from . import job, report, report_json
+    if str(asked.models[0]) == "selftest" and not asked.models[0].exists():
+        return _selftest(asked)
+    _check(asked)
+    from . import job, report, report_ci, report_html, report_json, restate
 
-    errors = Console(stderr=True)
+    errors, console = Console(stderr=True), Console()
     with errors.status("") as status:
         result = job.run(asked, status.update)
-    report.show(result, Console())
+    report.show(result, console)
+    if asked.restate:
+        for model in result.models:
+            console.print(f"\n{model.artefact.name} as {asked.restate} says it:", markup=False)
+            console.print(restate.restate(model, asked.restate), highlight=False, markup=False)
     if asked.json:
         report_json.write(result, asked.json)
+    for path, text in (
+        (asked.html, report_html.page),
+        (asked.junit, report_ci.junit),
+        (asked.markdown, report_ci.markdown),
+    ):
+        if path:
+            report_json.save(path, text(result))
     return status_of(result)
+
+
+def _check(asked: Options) -> None:
+    """What can be refused before anything is measured."""
+    from .restate import TOOLS
+
+    if asked.restate and asked.restate not in TOOLS:
+        raise UserError(f"--as {asked.restate}: expected one of {', '.join(TOOLS)}.")
+    for name in ("concurrency", "rate", "publish"):
+        if getattr(asked, name) < 0:
+            raise UserError(f"--{name} {getattr(asked, name)}: it must be above 0.")
+    for name, value in (("seconds", asked.seconds), ("limit", asked.limit)):
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} {value}: it must be above 0.")
+    for path in (asked.json, asked.html, asked.junit, asked.markdown):
+        if path and not path.absolute().parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.absolute().parent} to write to.")
+
+
+def _selftest(asked: Options) -> int:
+    from rich.console import Console
+
+    from . import report, selftest
+
+    if len(asked.models) > 2:
+        raise UserError("vbench selftest takes no model or one.")
+    errors, console = Console(stderr=True), Console()
+    with errors.status("") as status:
+        found = selftest.run(
+            asked.models[1] if len(asked.models) == 2 else None, asked.threads or 1,
+            tell=status.update,
+        )  # fmt: skip
+    report.show_selftest(found, console)
+    if not found.sound:
+        return 3
+    return 0 if found.quiet else 3
 
 
 def status_of(result: object) -> int:
@@ -128,8 +195,10 @@ def status_of(result: object) -> int:
     outcomes = {check.outcome for check in result.checks}
     if "fail" in outcomes:
         return 1
-    inconclusive = result.comparison and result.comparison.verdict == "INCONCLUSIVE"
-    return 3 if "inconclusive" in outcomes or (inconclusive and not result.checks) else 0
+    versus = result.comparison or result.against
+    # With a gate it is the gate that decides.
+    unsure = versus is not None and versus.verdict == "INCONCLUSIVE" and not result.checks
+    return 3 if "inconclusive" in outcomes or unsure else 0
 
 
 if __name__ == "__main__":

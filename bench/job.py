@@ -5,13 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from . import accuracy, noise, onnx_file
+from . import accuracy, baseline, fresh, gate, load, noise, onnx_file
 from .accuracy import Accuracy
 from .bundle import Preprocess
 from .compare import CompareBudget, compare
@@ -24,7 +27,14 @@ from .preprocess import apply
 from .result import Artefact, ColdStart, ModelResult, Result, artefact
 from .runtimes import open_session, suits
 from .session import Session
-from .subject import Images, Subject, feed_for, images_for, preprocessing, subjects
+from .subject import (
+    Images,
+    Subject,
+    feed_for,
+    images_for,
+    preprocessing,
+    subjects,
+)  # fmt: skip
 
 Tell = Callable[[str], None]
 HARNESS = Budget(
@@ -39,77 +49,110 @@ def run(options: Options, tell: Tell = lambda text: None) -> Result:
     """
     if len(options.models) > 2:
         raise UserError(f"{len(options.models)} models given; vbench measures one or compares two.")
+    if len(options.models) == 2 and options.baseline:
+        raise UserError("--baseline stands in for the first model: give one model, or leave it.")
+    # Read before anything is measured: a mistake in them must not cost the measurement.
+    asked = gate.read(options.gate) if options.gate else None
+    saved = baseline.read(options.baseline) if options.baseline else None
     tell("looking at the machine")
     environment = preflight(gpu=options.device != "cpu")
     found = subjects(options.models, options.runtime)
     images, notes = images_for(options, found)
+    result = Result(
+        models=(), environment=environment, command=options.command,
+        version=version("vision-compress"),
+        when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )  # fmt: skip
     work = _one if len(found) == 1 else _two
-    result = work(options, found, images, environment, notes, tell)
-    return result
+    result = replace(work(options, found, images, result, notes, tell), notes=tuple(notes))
+    if saved:
+        model = result.models[-1]
+        result = replace(
+            result,
+            against=baseline.against(saved, model, environment, options.margin),
+            change=baseline.change(saved, model),
+        )
+    return replace(result, checks=gate.check(asked, result)) if asked else result
+
+
+def budget(options: Options) -> Budget:
+    """The protocol in full for `--publish`, else a few seconds."""
+    found = Budget.publish() if options.publish else Budget()
+    if options.seconds is not None:
+        most = max(options.seconds, found.most_seconds) if options.publish else options.seconds
+        found = replace(found, seconds=options.seconds, most_seconds=most)
+    return found
+
+
+def _runtime(options: Options, path: Path) -> str:
+    return options.runtime or suits(path)
 
 
 def _open(options: Options, path: Path) -> Session:
-    runtime = options.runtime or suits(path)
+    runtime = _runtime(options, path)
     return open_session(
         path, runtime=runtime, device=options.device, threads=options.threads,
         **options.session_options(runtime),
     )  # fmt: skip
 
 
-def _result(
-    options: Options, models: tuple[ModelResult, ...], environment: Environment, notes: list[str],
-) -> Result:  # fmt: skip
-    return Result(
-        models=models, environment=environment, command=options.command,
-        version=version("vision-compress"),
-        when=datetime.now(timezone.utc).isoformat(timespec="seconds"), notes=tuple(notes),
+def _request(options: Options, subject: Subject) -> fresh.Request:
+    runtime = _runtime(options, subject.path)
+    return fresh.Request(
+        path=subject.path, runtime=runtime, device=options.device, threads=options.threads,
+        options=options.session_options(runtime), batch=options.batch[0], shape=options.shape,
+        image_shape=subject.bundle.input.shape if subject.bundle else None,
+        inputs=options.inputs, seed=options.seed, timeout_s=options.load_timeout,
     )  # fmt: skip
 
 
-def budget(options: Options) -> Budget:
-    if options.publish:
-        return Budget.publish()
-    if options.seconds is None:
-        return Budget()
-    return Budget(seconds=options.seconds, most_seconds=max(options.seconds, Budget.most_seconds))
+def _cold(options: Options, subject: Subject, tell: Tell) -> ColdStart | None:
+    """Before this process loads the model: what crashes there does not crash here."""
+    if not options.cold_start:
+        return None
+    tell(f"loading {subject.name} in a fresh process")
+    return fresh.cold_start(_request(options, subject))
 
 
 def _one(
-    options: Options, found: tuple[Subject, ...], images: Images | None, environment: Environment,
+    options: Options, found: tuple[Subject, ...], images: Images | None, result: Result,
     notes: list[str], tell: Tell,
 ) -> Result:  # fmt: skip
     subject = found[0]
     file = artefact(subject.path, subject.name)
+    cold = _cold(options, subject, tell)
     tell("loading")
     with _open(options, subject.path) as session:
-        preprocess = _preprocess(options, subject, session, images, notes)
-        results = []
+        prepared = _preprocess(options, subject, session, images, notes)
+        sweep = []
         for batch in options.batch:
-            feed = feed_for(session, subject, images, preprocess, options, batch)
+            feed = feed_for(session, subject, images, prepared, options, batch)
             tell(f"measuring, batch {batch}" if len(options.batch) > 1 else "measuring")
             before = counters()
             measurement = measure(session, feed, budget(options))
+            if options.publish and batch == options.batch[0]:
+                tell(f"measuring in {options.publish} fresh processes")
+                request = _request(options, subject)
+                measurement = fresh.processes(
+                    request, budget(options), options.publish, measurement
+                )
             disturbed = disturbance(before, counters())
-            results.append(_model(file, measurement, disturbed, environment, None))
-        first = results[0]
-        scored = _score(options, session, subject, images, preprocess, tell)
-        floor = harness_ns(session, options)
-    final = _finish(first, scored, floor)
-    result = _result(options, (final,), environment, notes)
-    from dataclasses import replace
-
-    return replace(result, sweep=tuple(results) if len(results) > 1 else ())
+            sweep.append(_model(file, measurement, disturbed, result.environment, cold))
+        feed = feed_for(session, subject, images, prepared, options, options.batch[0])
+        final = _more(options, session, subject, images, prepared, feed, sweep[0], tell)
+    return replace(result, models=(final,), sweep=tuple(sweep) if len(sweep) > 1 else ())
 
 
 def _two(
-    options: Options, found: tuple[Subject, ...], images: Images | None, environment: Environment,
+    options: Options, found: tuple[Subject, ...], images: Images | None, result: Result,
     notes: list[str], tell: Tell,
 ) -> Result:  # fmt: skip
-    from dataclasses import replace
-
     if len(options.batch) > 1:
         raise UserError("--batch with several sizes sweeps one model; a comparison takes one size.")
+    if options.publish:
+        raise UserError("--publish measures one model; two are compared in one process.")
     files = [artefact(s.path, s.name) for s in found]
+    cold = [_cold(options, s, tell) for s in found]
     with ExitStack() as stack:
         tell("loading")
         a, b, again = (
@@ -131,16 +174,15 @@ def _two(
         comparison = compare(a, fed[0], b, fed[1], again, limits, lambda text, share: tell(text))
         disturbed = disturbance(before, counters())
         models = []
-        for s, session, file, p, m in zip(
-            found, (a, b), files, prepared, (comparison.a, comparison.b), strict=True
-        ):
-            scored = _score(options, session, s, images, p, tell)
-            bare = _model(file, m, disturbed, environment, None)
-            models.append(_finish(bare, scored, harness_ns(session, options)))
+        for i, session in enumerate((a, b)):
+            measurement = (comparison.a, comparison.b)[i]
+            bare = _model(files[i], measurement, disturbed, result.environment, cold[i])
+            models.append(
+                _more(options, session, found[i], images, prepared[i], fed[i], bare, tell)
+            )
     scores = [m.accuracy for m in models]
     change = accuracy.compare(scores[0], scores[1]) if scores[0] and scores[1] else None
-    result = _result(options, tuple(models), environment, notes)
-    return replace(result, comparison=comparison, change=change)
+    return replace(result, models=tuple(models), comparison=comparison, change=change)
 
 
 def _model(
@@ -153,21 +195,35 @@ def _model(
     )  # fmt: skip
 
 
-def _finish(model: ModelResult, scored: Accuracy | None, floor: float | None) -> ModelResult:
-    from dataclasses import replace
-
-    done = replace(model, accuracy=scored, harness_ns=floor)
+def _more(
+    options: Options, session: Session, subject: Subject, images: Images | None,
+    prepared: Preprocess | None, feed: Feed, model: ModelResult, tell: Tell,
+) -> ModelResult:  # fmt: skip
+    """What is measured beside the latency, on the same session."""
+    scored = _score(options, session, subject, images, prepared, tell)
+    found = replace(model, accuracy=scored, harness_ns=harness_ns(session, options))
+    if options.concurrency:
+        tell(f"throughput, {options.concurrency} in flight")
+        found = replace(found, throughput=load.throughput(session, feed, options.concurrency))
+    if options.rate:
+        tell(f"requests at {options.rate:g} a second")
+        open_loop = load.open_loop(session, feed, options.rate, max(options.concurrency, 1))
+        found = replace(found, open_loop=open_loop)
+    if options.profile:
+        tell("profiling")
+        found = replace(found, profile=session.profile(feed.ring[0]))
     more = []
-    if done.harness_share is not None and done.harness_share > noise.HARNESS_SHARE:
+    share = found.harness_share
+    if share is not None and found.harness_ns and share > noise.HARNESS_SHARE:
         more.append(
-            f"an empty model takes {floor / 1e3:.1f} us in the same loop, "
-            f"{done.harness_share:.1%} of the median"
-            if floor
-            else ""
+            f"an empty model takes {found.harness_ns / 1e3:.1f} us in the same loop, {share:.1%} "
+            "of the median"
         )
     if scored and scored.nonfinite:
         more.append(f"NaN or infinity in the outputs of {scored.nonfinite} of {scored.n} images")
-    return replace(done, warnings=(*model.warnings, *more))
+    if scored and len(set(scored.predictions.tolist())) == 1 and scored.n > 1:
+        more.append("it predicts one class for every image: the accuracy says nothing")
+    return replace(found, warnings=(*found.warnings, *more))
 
 
 def _preprocess(
@@ -176,16 +232,16 @@ def _preprocess(
     if images is None:
         return None
     chosen, note = preprocessing(subject, session, images, options.preprocess)
-    if note:
+    if note and note not in notes:
         notes.append(note)
     return chosen
 
 
 def _score(
     options: Options, session: Session, subject: Subject, images: Images | None,
-    preprocess: Preprocess | None, tell: Tell,
+    prepared: Preprocess | None, tell: Tell,
 ) -> Accuracy | None:  # fmt: skip
-    if images is None or preprocess is None or not options.accuracy:
+    if images is None or prepared is None or not options.accuracy:
         return None
     classes = images.dataset.classes
     if subject.bundle and tuple(subject.bundle.labels) != tuple(classes):
@@ -194,14 +250,18 @@ def _score(
             f"{images.dataset.source} {_some(classes)}. Give the data that it was trained for."
         )
     tell(f"scoring {subject.name}")
+    return accuracy.score(session, _batches(images, prepared), classes=classes,
+                          source=images.source)  # fmt: skip
 
-    def batches(size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(images.indices), size):
-            chosen = images.indices[start : start + size]
-            stack = np.stack([apply(preprocess, images.dataset.image(int(i))) for i in chosen])
-            yield stack, images.dataset.labels[chosen]
 
-    return accuracy.score(session, batches(), classes=classes, source=images.source)
+def _batches(
+    images: Images, prepared: Preprocess, size: int = 64
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    for start in range(0, len(images.indices), size):
+        chosen = images.indices[start : start + size]
+        stack = np.stack([apply(prepared, images.dataset.image(int(i))) for i in chosen])
+        labels: NDArray[Any] = images.dataset.labels[chosen]
+        yield stack, labels
 
 
 def _some(names: tuple[str, ...]) -> str:

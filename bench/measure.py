@@ -92,6 +92,8 @@ class Measurement:
     """Outputs that held a NaN or an infinity."""
     blocks: tuple[int, ...] = ()
     """Samples in each interleaved block or process, in order; empty for one run without a break."""
+    processes: int = 1
+    """Where more than one, each block is a process of its own."""
 
     @property
     def batch(self) -> int:
@@ -111,8 +113,19 @@ class Measurement:
 
     @cached_property
     def median(self) -> stats.Interval:
-        """The median in ms with its 95 % interval."""
+        """The median in ms with its 95 % interval.
+
+        Of several processes it is the median of their medians, for what differs from one process
+        to the next is most of the uncertainty.
+        """
+        if self.processes > 1:
+            return stats.order_interval(self.block_medians_ms())
         return stats.quantile_interval(self.samples_ns / 1e6)
+
+    def block_medians_ms(self) -> NDArray[np.float64]:
+        """Median of each block or process in ms."""
+        parts = np.split(self.samples_ns, np.cumsum(self.blocks)[:-1])
+        return np.array([np.median(part) / 1e6 for part in parts])
 
     @property
     def median_ms(self) -> float:

@@ -264,3 +264,21 @@ def identity_model() -> bytes:
     graph = _emit(1, node) + _emit(2, "identity")
     graph += _emit(11, _emit(1, "x") + value) + _emit(12, _emit(1, "y") + value)
     return _emit(1, 8) + _emit(7, graph) + _emit(8, _emit(1, "") + _emit(2, 17))
+
+
+def chain_model(side: int = 192, length: int = 4) -> bytes:
+    """An ONNX file of alternating matrix products and tanh on [side, side] float32.
+
+    It has no weights, and the tanh keeps the values bounded: about a millisecond of honest work.
+    """
+    dims = _emit(1, _emit(1, side)) * 2
+    value = _emit(2, _emit(1, _emit(1, 1) + _emit(2, dims)))
+    graph, last = b"", "x"
+    for i in range(length):
+        product = _emit(1, last) + _emit(1, "x") + _emit(2, f"p{i}") + _emit(4, "MatMul")
+        bounded = "y" if i == length - 1 else f"t{i}"
+        tanh = _emit(1, f"p{i}") + _emit(2, bounded) + _emit(4, "Tanh")
+        graph += _emit(1, product) + _emit(1, tanh)
+        last = bounded
+    graph += _emit(2, "chain") + _emit(11, _emit(1, "x") + value) + _emit(12, _emit(1, "y") + value)
+    return _emit(1, 8) + _emit(7, graph) + _emit(8, _emit(1, "") + _emit(2, 17))

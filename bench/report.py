@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .compare import Comparison
+from .accuracy import AccuracyChange
 from .result import ModelResult, Result
-from .stats import Interval
+from .selftest import SelfTest
+from .stats import Interval, Verdict
 
 COLOURS = {"FASTER": "green", "SLOWER": "red", "EQUIVALENT": "cyan", "INCONCLUSIVE": "yellow"}
 OUTCOMES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -38,6 +42,11 @@ def size(count: float) -> str:
 
 def percent(share: float) -> str:
     return f"{share:.2%}"
+
+
+def bare(text: str) -> str:
+    """Without the terminal's markup."""
+    return re.sub(r"\[/?[a-z ]*\]", "", text).replace("  ", " ")
 
 
 def rows(m: ModelResult) -> dict[str, str]:
@@ -83,45 +92,71 @@ def rows(m: ModelResult) -> dict[str, str]:
     return out
 
 
-def verdict_line(c: Comparison, a: str, b: str) -> Text:
-    """One sentence on B against A."""
-    times = _times(c.ratio)
-    saying = {
-        "FASTER": f"{b} is {times[0]} times as fast as {a} ({times[1]} to {times[2]})",
-        "SLOWER": f"{b} takes {c.ratio.value:.3f} times as long as {a} "
-        f"({c.ratio.low:.3f} to {c.ratio.high:.3f})",
-        "EQUIVALENT": f"{b} takes {c.ratio.value:.3f} times as long as {a} "
-        f"({c.ratio.low:.3f} to {c.ratio.high:.3f}): the same within {c.margin:.0%}",
-        "INCONCLUSIVE": f"{b} takes {c.ratio.value:.3f} times as long as {a} "
-        f"({c.ratio.low:.3f} to {c.ratio.high:.3f}): not enough to say",
-    }[c.verdict]
-    return Text.assemble(
-        (c.verdict, f"bold {COLOURS[c.verdict]}"), f"  {saying}; A/A noise floor {c.floor:.1%}"
+def versus_line(result: Result) -> Text | None:
+    """One sentence on B against A, or on the model against the saved one."""
+    if result.comparison:
+        a, b = (m.artefact.name for m in result.models)
+        c = result.comparison
+        return _sentence(c.verdict, c.ratio, a, b, c.margin, f"A/A noise floor {percent(c.floor)}")
+    if result.against:
+        v = result.against
+        return _sentence(
+            v.verdict, v.ratio, f"the saved {v.name}", result.models[-1].artefact.name, v.floor,
+            f"not interleaved: less than {v.floor:.0%} is not told apart",
+        )  # fmt: skip
+    return None
+
+
+def _sentence(verdict: Verdict, ratio: Interval, a: str, b: str, margin: float, floor: str) -> Text:
+    takes = (
+        f"{b} takes {ratio.value:.3f} times as long as {a} ({ratio.low:.3f} to {ratio.high:.3f})"
     )
+    saying = {
+        "FASTER": f"{b} is {1 / ratio.value:.3g} times as fast as {a} "
+        f"({1 / ratio.high:.3g} to {1 / ratio.low:.3g})",
+        "SLOWER": takes,
+        "EQUIVALENT": f"{takes}: the same within {margin:.0%}",
+        "INCONCLUSIVE": f"{takes}: not enough to say",
+    }[verdict]
+    return Text.assemble((verdict, f"bold {COLOURS[verdict]}"), f"  {saying}; {floor}")
 
 
-def _times(ratio: Interval) -> tuple[str, str, str]:
-    return f"{1 / ratio.value:.3g}", f"{1 / ratio.high:.3g}", f"{1 / ratio.low:.3g}"
+def change_line(c: AccuracyChange) -> str:
+    """One sentence on the accuracy of B against A."""
+    low, high = c.difference_interval
+    line = (
+        f"top-1 {c.difference * 100:+.2f} points ({low * 100:+.2f} to {high * 100:+.2f}) on "
+        f"{c.n} images, McNemar p = {c.p_value:.2g}; negative flips {percent(c.negative_flips)}, "
+        f"agreement {percent(c.agreement)}"
+    )
+    if c.lost:
+        lost = ", ".join(f"{name} ({a} to {b} of {n})" for name, n, a, b in c.lost[:3])
+        line += f"; lost most: {lost}"
+    return line
+
+
+def setting(result: Result) -> str:
+    """What ran it, and where."""
+    first = result.models[0].measurement
+    facts = first.facts
+    threads = facts.options.get("intra_op_num_threads") or facts.options.get("threads")
+    count = f"{threads} thread{'s' if threads != 1 else ''}" if threads else "default threads"
+    gpus = "".join(f", {g.name}" for g in result.environment.gpus)
+    return (
+        f"{facts.runtime} {facts.version}, {facts.provider}, {count}, batch {first.batch}, "
+        f"{result.environment.cpu_model}{gpus}"
+    )
 
 
 def show(result: Result, console: Console) -> None:
     """Print the table, the verdict, the gate and the warnings."""
-    first = result.models[0].measurement
-    facts = first.facts
-    threads = facts.options.get("intra_op_num_threads") or facts.options.get("threads")
-    console.print(
-        f"{facts.runtime} {facts.version}, {facts.provider}, "
-        f"{f'{threads} threads' if threads else 'default threads'}, batch {first.batch}, "
-        f"{result.environment.cpu_model}" + "".join(f", {g.name}" for g in result.environment.gpus),
-        style="dim", highlight=False,
-    )  # fmt: skip
+    console.print(setting(result), style="dim", highlight=False)
     table = Table(show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("")
     for m in result.models:
-        table.add_column(m.artefact.name)
+        table.add_column(escape(m.artefact.name))
     by_model = [rows(m) for m in result.models]
-    names = list(dict.fromkeys(name for r in by_model for name in r))
-    for name in names:
+    for name in dict.fromkeys(name for r in by_model for name in r):
         table.add_row(name, *(r.get(name, "") for r in by_model))
     console.print(table)
     if len(result.sweep) > 1:
@@ -129,31 +164,26 @@ def show(result: Result, console: Console) -> None:
     for m in result.models:
         if m.profile:
             console.print(_profile(m))
-    if result.comparison:
-        names = [m.artefact.name for m in result.models]
-        console.print(verdict_line(result.comparison, names[0], names[1]))
+    sentence = versus_line(result)
+    if sentence is not None:
+        console.print(sentence)
     if result.change:
-        c = result.change
-        console.print(
-            f"top-1 {c.difference * 100:+.2f} points ({c.difference_interval[0] * 100:+.2f} to "
-            f"{c.difference_interval[1] * 100:+.2f}) on {c.n} images, McNemar p = {c.p_value:.2g}; "
-            f"negative flips {percent(c.negative_flips)}, agreement {percent(c.agreement)}",
-            highlight=False,
-        )
-        if c.lost:
-            lost = ", ".join(f"{n} {a}->{b} of {k}" for n, k, a, b in c.lost[:3])
-            console.print(f"classes that lost most: {lost}", highlight=False)
+        console.print(change_line(result.change), highlight=False, markup=False)
     for check in result.checks:
         console.print(
-            Text.assemble((check.outcome.upper(), f"bold {OUTCOMES[check.outcome]}"),
-                          f"  {check.name}: {check.message}")
-        )  # fmt: skip
+            Text.assemble(
+                (check.outcome.upper(), f"bold {OUTCOMES[check.outcome]}"),
+                f"  {check.name}: {check.message}",
+            )
+        )
     for note in result.notes:
-        console.print(f"note: {note}", style="dim", highlight=False)
+        console.print(f"note: {note}", style="dim", highlight=False, markup=False)
     for m in result.models:
         prefix = f"{m.artefact.name}: " if len(result.models) > 1 else ""
         for warning in m.warnings:
-            console.print(f"warning: {prefix}{warning}", style="yellow", highlight=False)
+            console.print(
+                f"warning: {prefix}{warning}", style="yellow", highlight=False, markup=False
+            )
 
 
 def _sweep(sweep: tuple[ModelResult, ...]) -> Table:
@@ -179,5 +209,34 @@ def _profile(m: ModelResult) -> Table:
         table.add_column(name, overflow="fold")
     table.add_column("share", justify="right")
     for node in m.profile[:10]:
-        table.add_row(node.name, node.operator, f"{node.time_us:,.1f} us", f"{node.share:.1%}")
+        table.add_row(
+            escape(node.name), node.operator, f"{node.time_us:,.1f} us", f"{node.share:.1%}"
+        )
     return table
+
+
+def show_selftest(found: SelfTest, console: Console) -> None:
+    """Print what the self-test found."""
+    console.print(
+        f"clock {found.clock_ns:.0f} ns, an empty model {found.harness_us:.1f} us, "
+        f"the test's model {figures(found.model_ms)} ms",
+        highlight=False,
+    )
+    for name, c in (("A against A", found.same),
+                    (f"A against A slowed by {found.planted:.0%}", found.slowed)):  # fmt: skip
+        console.print(
+            Text.assemble(
+                f"{name}: ", (c.verdict, f"bold {COLOURS[c.verdict]}"),
+                f"  {c.ratio.value:.4f} ({c.ratio.low:.4f} to {c.ratio.high:.4f}), "
+                f"noise floor {c.floor:.1%}",
+            )
+        )  # fmt: skip
+    if not found.sound:
+        missed = found.slowed.verdict != "SLOWER"
+        what = "a slowdown that was planted was not found" if missed else "a difference was found "
+        console.print(f"{what}{'' if missed else 'where none is'}", style="red")
+    if not found.quiet:
+        console.print(
+            f"this machine is too noisy to tell {found.planted:.0%}: close what else runs on it",
+            style="yellow",
+        )

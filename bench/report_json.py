@@ -45,7 +45,7 @@ def as_dict(result: Result) -> dict[str, Any]:
         "comparison": _comparison(result.comparison) if result.comparison else None,
         "accuracy_change": asdict(result.change) if result.change else None,
         "gate": [asdict(c) for c in result.checks],
-        "baseline": result.baseline,
+        "against": asdict(result.against) if result.against else None,
         "notes": result.notes,
     }
     plained: dict[str, Any] = plain(found)

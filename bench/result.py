@@ -12,6 +12,7 @@ from .compare import Comparison
 from .environment import Disturbance, Environment
 from .measure import Measurement
 from .session import Node
+from .stats import Interval, Verdict
 
 SCHEMA_VERSION = 1
 
@@ -118,6 +119,20 @@ class ModelResult:
 
 
 @dataclass(frozen=True)
+class Against:
+    """A saved result that a measurement was held against."""
+
+    name: str
+    path: Path
+    median_ms: Interval
+    ratio: Interval
+    """The latency now over the saved one."""
+    floor: float
+    """What two runs at different times may differ by; no smaller effect is reported."""
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class Check:
     """One line of a gate."""
 
@@ -148,5 +163,4 @@ class Result:
     notes: tuple[str, ...] = ()
     sweep: tuple[ModelResult, ...] = field(default=())
     """Other batch sizes, in the order they were asked for."""
-    baseline: str | None = None
-    """The saved result that the first model was held against."""
+    against: Against | None = None

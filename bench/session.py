@@ -68,6 +68,8 @@ class Session(ABC):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     facts: Facts
+    thread_safe: bool = True
+    """Whether several threads may run it at once."""
     load_ms: float = 0.0
     """From the path to a model ready to run."""
 

@@ -139,7 +139,7 @@ def preprocessing(
         if size != chosen.size:
             chosen = replace(chosen, size=size, resize=None)
     return chosen, (
-        f"{subject.name} is in no bundle: the data's usual preprocessing is used, size "
+        f"no bundle says how to preprocess: the data's usual way is used, size "
         f"{chosen.size[0]}x{chosen.size[1]}, mean {chosen.mean}, std {chosen.std}; change it with "
         "--preprocess"
     )
@@ -168,7 +168,7 @@ def feed_for(
     given = dict(options.shape)
     spec = session.inputs[0] if session.inputs else None
     if len(session.inputs) == 1 and spec is not None and not given and subject.bundle:
-        given[spec.name] = _bundle_shape(spec.shape, subject.bundle, batch)
+        given[spec.name] = bundle_shape(spec.shape, subject.bundle.input.shape, batch)
     if images is not None and preprocess is not None and spec is not None and not options.shape:
         rows = images.indices[: feeds.RING * batch][:512]
         stack = np.stack([apply(preprocess, images.dataset.image(int(i))) for i in rows])
@@ -190,6 +190,9 @@ def feed_for(
     )
 
 
-def _bundle_shape(shape: tuple[int | str, ...], bundle: Bundle, batch: int) -> tuple[int, ...]:
+def bundle_shape(
+    shape: tuple[int | str, ...], image: tuple[int, ...], batch: int
+) -> tuple[int, ...]:
+    """The shape to feed a bundle's model, whose free dimensions the manifest fills."""
     first = shape[0] if shape and isinstance(shape[0], int) else batch
-    return (first, *bundle.input.shape)
+    return (first, *image)

@@ -1,6 +1,7 @@
 """One file for each runtime; it is found by lying here.
 
-A runtime's file has `SUFFIXES`, the file endings it opens (`""` for a bundle's folder), and
+A runtime's file has `SUFFIXES`, the file endings it opens (`""` for a bundle's folder),
+`library()`, which imports it or raises `EnvironmentLacks`, and
 `open_session(path, *, device, threads, **options) -> Session`. It imports its library inside the
 function, so that listing the runtimes needs none of them.
 """

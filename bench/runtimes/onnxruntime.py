@@ -53,7 +53,7 @@ def open_session(
     """
     if check and path.suffix == ".onnx":
         onnx_file.check_external(path, onnx_file.read(path))
-    ort = _library()
+    ort = library()
     providers = _providers(ort, device)
     options = ort.SessionOptions()
     if threads is not None:
@@ -66,7 +66,8 @@ def open_session(
     return OnnxRuntimeSession(ort, path, options, providers, device, io_binding)
 
 
-def _library() -> Any:
+def library() -> Any:
+    """Import ONNX Runtime. Raises `EnvironmentLacks` where it is missing."""
     try:
         import onnxruntime
     except ImportError as error:
