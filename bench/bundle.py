@@ -58,6 +58,8 @@ class Preprocess:
             )
         if not all(0 < value < float("inf") for value in self.std):
             raise UserError(f"preprocess: std = {self.std}; each must be above 0.")
+        if not all(abs(value) < float("inf") for value in self.mean):
+            raise UserError(f"preprocess: mean = {self.mean}; each must be a finite number.")
 
 
 IMAGENET = Preprocess(size=(224, 224), resize=256)
@@ -120,13 +122,15 @@ class Bundle:
         body = {
             key: value for key, value in manifest.items() if key not in ("format", "schema_version")
         }
-        body["history"] = tuple(body.get("history", ()))
         bundle = from_mapping(_Body, body, where)
         for name in bundle.files:
             _check_name(name, where)
+        for number, entry in enumerate(bundle.history):
+            if not (isinstance(entry.get("stage"), str) and isinstance(entry.get("model"), str)):
+                raise UserError(f"{where}: history[{number}] names no stage and model.")
         return cls(
             path, bundle.input, bundle.preprocess, bundle.labels, bundle.files,
-            bundle.task, bundle.data, bundle.history, manifest,
+            bundle.task, manifest.get("data"), bundle.history, manifest,
         )  # fmt: skip
 
     def file(self, name: str) -> Path:
@@ -158,6 +162,17 @@ class Bundle:
 
 
 @dataclass(frozen=True)
+class _DataRecord:
+    """What `Dataset.record` gives."""
+
+    source: str
+    seed: int
+    fingerprint: str
+    splits: dict[str, int]
+    root: str | None = None
+
+
+@dataclass(frozen=True)
 class _Body:
     """The manifest as it stands in the file, for the checks."""
 
@@ -166,7 +181,7 @@ class _Body:
     labels: tuple[str, ...]
     files: dict[str, FileEntry]
     task: str = "classification"
-    data: dict[str, Any] | None = None
+    data: _DataRecord | None = None
     history: tuple[dict[str, Any], ...] = ()
 
 
@@ -181,7 +196,7 @@ def is_bundle(path: str | Path) -> bool:
     try:
         _recover(path)
         return path.is_dir() and _read_manifest(path).get("format") == FORMAT
-    except UserError:
+    except (UserError, OSError):  # such as a name longer than the file system takes
         return False
 
 
@@ -263,7 +278,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         if file.stat().st_size > _MANIFEST_LIMIT_BYTES:
             raise UserError(f"{file}: larger than {_MANIFEST_LIMIT_BYTES:,} bytes; not a manifest.")
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(
             f"{path}: not a bundle (no {MANIFEST}). Expected a directory written by vcompress."
         ) from None
