@@ -21,6 +21,7 @@ from .preprocess import apply, read_image
 
 SPLITS = ("train", "val", "test")
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
+_PATH = "utf-8", "surrogateescape"  # a file name may hold any bytes
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
@@ -97,7 +98,7 @@ def split_by_seed(
                 f"class {name!r} has {len(members)} images; a split needs at least {needed}. "
                 f"Add images or remove the class."
             )
-        members.sort(key=lambda i: hashlib.sha256(f"{seed}/{keys[i]}".encode()).digest())
+        members.sort(key=lambda i: hashlib.sha256(f"{seed}/{keys[i]}".encode(*_PATH)).digest())
         tests = max(1, round(test * len(members))) if test else 0
         vals = max(1, round(val * len(members))) if val else 0
         parts["test"] += members[:tests]
@@ -174,7 +175,7 @@ def _folder(folder: Path, seed: int) -> Dataset:
         splits = _val_from_train(keys, targets, classes, seed, where)
     digest = hashlib.sha256()
     for key, path, label in zip(keys, paths, labels, strict=True):
-        digest.update(f"{key}\0{path.stat().st_size}\0{label}\n".encode())
+        digest.update(f"{key}\0{path.stat().st_size}\0{label}\n".encode(*_PATH))
     return Dataset(
         str(folder), classes, targets, splits, _fingerprint(digest, splits),
         lambda i: read_image(paths[i]), IMAGENET, seed=seed,
@@ -203,6 +204,9 @@ def _class_names(folder: Path) -> tuple[str, ...]:
             f"{folder}: found {len(names)} class folders; expected one folder for each of at least "
             f"two classes, with the images inside."
         )
+    for name in names:
+        if not name.isprintable():  # a label is shown, and stands in JSON and HTML
+            raise UserError(f"{folder}: the folder name {name!r} is not printable; rename it.")
     return names
 
 

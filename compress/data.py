@@ -117,13 +117,12 @@ class _Images(torch.utils.data.Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Tensor, int] | UserError:
         try:
             image = self.data.dataset.image(index)
+            if self.augmentation is not None:
+                image = self._augmented(image, index)
+            values = apply(self.data.preprocess, image)
         except UserError as error:
             return error
-        if self.augmentation is not None:
-            image = self._augmented(image, index)
-        return torch.from_numpy(apply(self.data.preprocess, image)), int(
-            self.data.dataset.labels[index]
-        )
+        return torch.from_numpy(values), int(self.data.dataset.labels[index])
 
     def _augmented(self, image: Image.Image, index: int) -> Image.Image:
         image = to_mode(image, self.data.preprocess.channels)
