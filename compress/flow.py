@@ -26,7 +26,7 @@ from vcompress.bench.errors import UserError
 from . import quantization, stages
 from .data import Data
 from .finish import finish, plain
-from .models import ALIASES, ModelSpec, build, check_forward, make_spec
+from .models import ALIASES, ModelSpec, build, check_forward, make_spec, replace_head
 from .options import Options
 from .progress import log
 from .stage import Context, TrainConfig
@@ -75,7 +75,8 @@ def run_stage(
         if kind != "fresh" and role in given and role not in opened:
             opened[role] = _trained_first(given[role], role, options, data)
     for role, found in opened.items():
-        check_fits(found, data, role)
+        if roles[role] != "fresh":
+            check_fits(found, data, role)
 
     primary = list(roles)[-1]
     source = _network(given[primary], opened.get(primary), data, options)
@@ -196,11 +197,22 @@ def parse_preprocess(text: str) -> Preprocess:
 
 
 def _network(value: str, found: Bundle | None, data: Data, options: Options) -> Network:
-    if found is not None:
-        return load_network(found, options.trust)
+    """What a stage changes; a bundle with other classes gets a new head (only `fresh` roles do)."""
     torch.manual_seed(options.seed)
-    spec = make_spec(value, len(data.classes), data.preprocess.size)
-    return Network(build(spec, options.weights), spec)
+    classes = len(data.classes)
+    if found is None:
+        spec = make_spec(value, classes, data.preprocess.size)
+        return Network(build(spec, options.weights), spec)
+    if options.weights is not None:
+        raise UserError(f"--weights is for a model that is only a name; {value} has its own.")
+    network = load_network(found, options.trust)
+    if found.labels == data.classes:
+        return network
+    if quantization.is_quantized(network.model):
+        raise UserError(f"{value} is quantised and knows other classes; fine-tune its float stage.")
+    log.info("%s knows other classes: giving it a new head for %d", value, classes)
+    replace_head(network.model, network.spec.classes, classes)
+    return Network(network.model, replace(network.spec, classes=classes))
 
 
 def _trained_first(name: str, role: str, options: Options, data: Data) -> Bundle:

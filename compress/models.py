@@ -162,6 +162,30 @@ def head(model: nn.Module, classes: int) -> str:
     return found[-1]
 
 
+def replace_head(model: nn.Module, classes: int, new_classes: int) -> None:
+    """Give `model` a fresh last layer for `new_classes`; the rest stays.
+
+    Raises:
+        UserError: the head is neither linear nor a convolution.
+    """
+    name = head(model, classes)
+    old = model.get_submodule(name)
+    fresh: nn.Module
+    if isinstance(old, nn.Linear):
+        fresh = nn.Linear(old.in_features, new_classes, bias=old.bias is not None)
+    elif isinstance(old, nn.Conv2d):
+        fresh = nn.Conv2d(
+            old.in_channels,
+            new_classes,
+            old.kernel_size,
+            bias=old.bias is not None,  # type: ignore[arg-type]
+        )
+    else:
+        raise UserError(f"The head {name} is a {type(old).__name__}; it cannot be replaced.")
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, fresh)
+
+
 def _is_factory(name: str) -> bool:
     return ":" in name and not name.startswith("timm:")
 
@@ -192,7 +216,8 @@ def _timm_factory(name: str) -> Any:
         ) from None
     if not timm.is_model(name):
         raise UserError(
-            f"unknown model 'timm:{name}'.{nearest(name, timm.list_models())} "
+            f"unknown model 'timm:{name}'."
+            f"{nearest(f'timm:{name}', [f'timm:{known}' for known in timm.list_models()])} "
             f"`python -c 'import timm; print(timm.list_models())'` lists them."
         )
 
