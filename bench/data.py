@@ -227,7 +227,13 @@ def _torchvision(source: str, root: str | None, seed: int) -> Dataset:
         raise UserError(f"--data {source}: say with --data-root where the files are or shall go.")
     train, test = (_open_torchvision(datasets, name, root, held) for held in (False, True))
     counts = len(train), len(test)
-    labels = np.array([_label(d, i) for d in (train, test) for i in range(len(d))], dtype=np.int64)
+    try:
+        found = [_label(d, i) for d in (train, test) for i in range(len(d))]
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(
+            f"--data {source}: its images do not have one class each. Give a classification set."
+        ) from None
+    labels = np.array(found, dtype=np.int64)
     classes = tuple(str(c) for c in getattr(train, "classes", range(int(labels.max()) + 1)))
     where = np.repeat([0, 1], counts)
     keys = [str(i) for i in range(len(labels))]
@@ -235,8 +241,8 @@ def _torchvision(source: str, root: str | None, seed: int) -> Dataset:
     digest = hashlib.sha256(f"{source}{counts}".encode() + labels.tobytes())
 
     def image(i: int) -> Image.Image:
-        found: Image.Image = train[i][0] if i < counts[0] else test[i - counts[0]][0]
-        return found
+        opened: Image.Image = train[i][0] if i < counts[0] else test[i - counts[0]][0]
+        return opened
 
     width, height = image(0).size
     small = max(width, height) <= 64
@@ -258,6 +264,8 @@ def _open_torchvision(datasets: Any, name: str, root: str, held_out: bool) -> An
                 return kind(root, download=download, **choice)
             except TypeError:
                 continue
+            except ImportError as error:  # some read their labels with scipy or h5py
+                raise EnvironmentLacks(f"--data torchvision:{name}: {error}.") from None
             except (RuntimeError, OSError, ValueError) as error:
                 last = error
     if last is None:

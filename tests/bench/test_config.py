@@ -79,7 +79,7 @@ def test_a_wrong_value_is_named_with_what_was_expected(
 
 @pytest.mark.parametrize("data", [None, 5, [], "text"])
 def test_what_is_no_table_is_refused(data: Any) -> None:
-    with pytest.raises(UserError, match="here: got .*, expected a table of named values"):
+    with pytest.raises(UserError, match=r"here: got .*, expected a table of named values"):
         from_mapping(Outer, data, "here")
 
 

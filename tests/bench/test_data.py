@@ -1,0 +1,299 @@
+"""Data sets: splits that a seed fixes for good, and sources that cannot be used."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import pickle
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vcompress.bench.bundle import Preprocess
+from vcompress.bench.data import SPLITS, Dataset, batches, open_dataset, split_by_seed
+from vcompress.bench.errors import EnvironmentLacks, UserError
+
+
+def assert_a_partition(dataset: Dataset) -> None:
+    every = np.concatenate([dataset.splits[name] for name in SPLITS])
+    assert sorted(every.tolist()) == list(range(len(dataset.labels)))
+
+
+def test_the_digits_are_split_for_good() -> None:
+    digits = open_dataset("digits")
+    assert [len(digits.splits[name]) for name in SPLITS] == [1259, 179, 359]
+    assert_a_partition(digits)
+    assert digits.classes == tuple("0123456789")
+    # These never change: the numbers of every report rest on them.
+    assert digits.splits["test"][:8].tolist() == [10, 16, 28, 31, 34, 35, 38, 39]
+    assert digits.splits["val"][:5].tolist() == [0, 4, 23, 26, 47]
+    assert digits.fingerprint == open_dataset("digits", seed=0).fingerprint
+    assert digits.fingerprint != open_dataset("digits", seed=1).fingerprint
+    image = digits.image(0)
+    assert image.size == (8, 8)
+    assert np.asarray(image)[0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]
+
+
+def test_splits_are_stratified_disjoint_and_complete() -> None:
+    labels = np.repeat([0, 1, 2], [10, 50, 100])
+    keys = [f"{n}.png" for n in range(160)]
+    parts = split_by_seed(keys, labels, ["a", "b", "c"], seed=3)
+    counts = {name: np.bincount(labels[parts[name]]).tolist() for name in SPLITS}
+    assert counts == {"train": [7, 35, 70], "val": [1, 5, 10], "test": [2, 10, 20]}
+    assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(160))
+    again = split_by_seed(keys, labels, ["a", "b", "c"], seed=3)
+    other = split_by_seed(keys, labels, ["a", "b", "c"], seed=4)
+    assert all(np.array_equal(parts[name], again[name]) for name in SPLITS)
+    assert not np.array_equal(parts["test"], other["test"])
+
+
+def test_an_added_image_moves_hardly_any_other_one() -> None:
+    labels = np.zeros(100, np.int64)
+    keys = [f"{n}.png" for n in range(100)]
+    before = {keys[i] for i in split_by_seed(keys, labels, ["a"], 0)["test"]}
+    keys = ["new.png", *keys]
+    after = {keys[i] for i in split_by_seed(keys, np.zeros(101, np.int64), ["a"], 0)["test"]}
+    assert len(before & after) >= 19
+
+
+def test_class_folders_are_split_by_seed(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder(red=20, green=10)
+    data = open_dataset(str(folder))
+    assert data.classes == ("green", "red")
+    assert [len(data.splits[name]) for name in SPLITS] == [21, 3, 6]
+    assert_a_partition(data)
+    again = open_dataset(str(folder))
+    assert again.fingerprint == data.fingerprint
+    assert np.array_equal(again.splits["test"], data.splits["test"])
+    assert open_dataset(str(folder), seed=1).fingerprint != data.fingerprint
+    assert data.record()["splits"] == {"train": 21, "val": 3, "test": 6}
+    (folder / "red" / "000.png").unlink()
+    assert open_dataset(str(folder)).fingerprint != data.fingerprint
+
+
+def test_the_split_does_not_depend_on_where_the_folder_lies(
+    image_folder: Callable[..., Path],
+) -> None:
+    one = open_dataset(str(image_folder("one", red=9, green=9)))
+    two = open_dataset(str(image_folder("two", red=9, green=9)))
+    assert one.fingerprint == two.fingerprint
+
+
+def test_train_and_val_folders_are_taken_as_they_are(image_folder: Callable[..., Path]) -> None:
+    image_folder("set/train", red=20, green=20)
+    folder = image_folder("set/val", red=5, green=6).parent
+    data = open_dataset(str(folder))
+    # val/ is what is measured on; what chooses the best epoch comes out of train/.
+    assert [len(data.splits[name]) for name in SPLITS] == [36, 4, 11]
+    assert data.splits["test"].min() >= 40
+    assert data.splits["val"].max() < 40
+    assert_a_partition(data)
+    image_folder("set/test", red=2, green=3)
+    data = open_dataset(str(folder))
+    assert [len(data.splits[name]) for name in SPLITS] == [40, 11, 5]
+    assert_a_partition(data)
+
+
+def test_a_wrong_source_is_named(
+    image_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"'digit': no such folder.*Did you mean 'digits'"):
+        open_dataset("digit")
+    with pytest.raises(UserError, match=r"no such folder. Expected digits, a folder of class"):
+        open_dataset(str(tmp_path / "nowhere"))
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(UserError, match="found 0 class folders; expected one folder for each"):
+        open_dataset("hollow")
+    image_folder("lone", red=4)
+    with pytest.raises(UserError, match="found 1 class folders"):
+        open_dataset("lone")
+
+
+def test_an_empty_class_is_named(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder(red=4, green=0)
+    with pytest.raises(UserError, match="green: no images in this class folder"):
+        open_dataset(str(folder))
+    (folder / "green" / "notes.txt").write_text("none")
+    with pytest.raises(UserError, match="green: no images in this class folder"):
+        open_dataset(str(folder))
+
+
+def test_a_class_of_too_few_images_is_named(image_folder: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="class 'green' has 2 images; a split needs at least 3"):
+        open_dataset(str(image_folder(red=4, green=2)))
+    data = open_dataset(str(image_folder("least", red=3, green=3)))
+    assert [len(data.splits[name]) for name in SPLITS] == [2, 2, 2]
+
+
+def test_train_without_val_and_other_classes_are_named(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder("set/train", red=4, green=4).parent
+    with pytest.raises(UserError, match="found train/ but not both train/ and val/"):
+        open_dataset(str(folder))
+    image_folder("set/val", red=4, blue=4)
+    with pytest.raises(UserError, match=r"different class folders \(blue, green\)"):
+        open_dataset(str(folder))
+
+
+def test_hidden_folders_and_other_files_are_left_out(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder(red=4, green=4)
+    (folder / ".cache").mkdir()
+    (folder / "red" / "labels.csv").write_text("x")
+    (folder / "red" / "deeper").mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "red" / "deeper" / "UPPER.JPG", "jpeg")
+    assert open_dataset(str(folder)).labels.tolist() == [0] * 4 + [1] * 5
+
+
+def test_a_file_name_that_is_not_utf8_is_taken(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder(red=4, green=4)
+    odd = os.fsencode(folder) + b"/red/caf\xe9.png"
+    os.rename(folder / "red" / "000.png", odd)  # noqa: PTH104 (bytes)
+    data = open_dataset(str(folder))
+    assert len(data.labels) == 8
+    assert all(data.image(i).size == (16, 16) for i in range(8))
+
+
+def test_a_class_name_that_cannot_be_shown_is_refused(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder(red=4, green=4)
+    (folder / "red").rename(folder / "re\x1b[31md")
+    with pytest.raises(UserError, match=r"'re\\x1b\[31md' is not printable; rename it"):
+        open_dataset(str(folder))
+
+
+def test_batches_are_in_order_and_the_last_one_is_shorter(
+    image_folder: Callable[..., Path],
+) -> None:
+    data = open_dataset(str(image_folder(red=20, green=10)))
+    found = list(batches(data, "train", Preprocess((8, 8)), 8))
+    assert [images.shape for images, _ in found] == [(8, 3, 8, 8)] * 2 + [(5, 3, 8, 8)]
+    labels = np.concatenate([labels for _, labels in found])
+    assert np.array_equal(labels, data.labels[data.splits["train"]])
+
+
+def test_an_unreadable_image_is_named_when_it_is_reached(
+    image_folder: Callable[..., Path],
+) -> None:
+    folder = image_folder(red=4, green=4)
+    for file in (folder / "red").iterdir():
+        file.write_text("no image")
+    data = open_dataset(str(folder))
+    with pytest.raises(UserError, match=r"red/\d+\.png: cannot be read as an image"):
+        list(batches(data, "test", Preprocess((8, 8)), 8))
+
+
+# torchvision's own data sets
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    import urllib.request
+    from urllib.error import URLError
+
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no network here")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["MNIST", "CIFAR10", "SVHN", "GTSRB"])
+def test_a_download_that_fails_says_where_the_files_were_looked_for(
+    name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EnvironmentLacks) as caught:
+        open_dataset(f"torchvision:{name}", str(tmp_path / "root"))
+    assert caught.value.status == 4
+    for part in (name, str(tmp_path / "root"), "could not be downloaded", "Put the files there"):
+        assert part in str(caught.value)
+
+
+def test_a_torchvision_name_that_is_wrong_or_has_no_parts_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no data set 'MNST'. Did you mean 'E?MNIST'"):
+        open_dataset("torchvision:MNST", str(tmp_path))
+    with pytest.raises(UserError, match="say with --data-root where the files are"):
+        open_dataset("torchvision:MNIST")
+    for name in ("FakeData", "ImageFolder", "VisionDataset"):
+        with pytest.raises(UserError, match="no train and test parts that vcompress knows"):
+            open_dataset(f"torchvision:{name}", str(tmp_path))
+
+
+def test_mnist_is_read_from_its_files(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 60), ("t10k", 20)):
+        pixels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        header = struct.pack(">4I", 2051, count, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        header = struct.pack(">2I", 2049, count)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+        with gzip.open(raw / f"{part}.gz", "wb") as stream:
+            stream.write(b"")
+    data = open_dataset("torchvision:MNIST", str(tmp_path))
+    assert [len(data.splits[name]) for name in SPLITS] == [50, 10, 20]
+    assert len(data.classes) == 10
+    assert data.default_preprocess.size == (32, 32)
+    assert data.image(0).size == (28, 28)
+    assert data.splits["test"].tolist() == list(range(60, 80))
+    assert data.root == str(tmp_path)
+    images, labels = next(iter(batches(data, "test", data.default_preprocess, 4)))
+    assert images.shape == (4, 3, 32, 32)
+    assert labels.tolist() == [0, 1, 2, 3]
+
+
+def test_cifar10_is_read_from_its_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR10
+
+    base = tmp_path / CIFAR10.base_folder
+    base.mkdir()
+    rng = np.random.default_rng(0)
+
+    def save(name: str, content: object) -> str:
+        (base / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((base / name).read_bytes()).hexdigest()
+
+    def part(name: str) -> list[str]:
+        pixels = rng.integers(0, 256, (20, 3072), dtype=np.uint8)
+        return [name, save(name, {"data": pixels, "labels": [n % 10 for n in range(20)]})]
+
+    monkeypatch.setattr(CIFAR10, "train_list", [part("data_batch_1"), part("data_batch_2")])
+    monkeypatch.setattr(CIFAR10, "test_list", [part("test_batch")])
+    names = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    meta = {"filename": "batches.meta", "key": "label_names"}
+    meta["md5"] = save("batches.meta", {"label_names": names})
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    with tarfile.open(tmp_path / CIFAR10.filename, "w:gz"):
+        pass
+    data = open_dataset("torchvision:CIFAR10", str(tmp_path))
+    assert data.classes == tuple(names)
+    assert [len(data.splits[name]) for name in SPLITS] == [30, 10, 20]
+    assert data.labels[40:43].tolist() == [0, 1, 2]
+    assert data.image(59).mode == "RGB"
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_data_set_without_class_labels_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision import datasets
+
+    class Boxes:
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            self.root = root
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, list[dict[str, int]]]:
+            return Image.new("RGB", (4, 4)), [{"left": index}]
+
+    monkeypatch.setattr(datasets, "Kitti", Boxes)
+    with pytest.raises(UserError, match="torchvision:Kitti: .*one class"):
+        open_dataset("torchvision:Kitti", str(tmp_path))
