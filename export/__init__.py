@@ -1,1 +1,1 @@
-"""From a torch module to a checked ONNX file, and from there to an engine."""
+"""From an `nn.Module` to a checked ONNX file and engine, with parity proved at each step."""

@@ -1,1 +1,24 @@
-"""Quantisation-aware training and post-training quantisation on the graph of tensors."""
+"""Quantisation: what is trained is what ships.
+
+`prepare` puts quantisers into a network where a target wants them, `calibrate` sets their
+ranges, training refines them (learned step sizes), `to_export` gives the network that is
+exported. `placement` and `restore` take a prepared network apart into JSON and weights, and
+put it together again.
+"""
+
+from .calibration import calibrate
+from .lower import to_export
+from .placement import is_quantized, placement, prepare, restore
+from .quantizers import freeze_bn
+from .targets import target_names
+
+__all__ = [
+    "calibrate",
+    "freeze_bn",
+    "is_quantized",
+    "placement",
+    "prepare",
+    "restore",
+    "target_names",
+    "to_export",
+]

@@ -1,0 +1,168 @@
+"""What a node of the graph does, and where a tensor comes from and goes to."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from .trace import shape
+
+_MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
+    (nn.Conv2d, "conv"),
+    (nn.ConvTranspose2d, "conv_transpose"),
+    (nn.Linear, "linear"),
+    (nn.modules.batchnorm._BatchNorm, "bn"),
+    (nn.ReLU6, "relu6"),
+    (nn.ReLU, "relu"),
+    (nn.MaxPool2d, "maxpool"),
+    (nn.AvgPool2d, "avgpool"),
+    (nn.AdaptiveAvgPool2d, "adaptive_avgpool"),
+    ((nn.Dropout, nn.Dropout2d, nn.Identity), "identity"),
+    ((nn.Flatten, nn.Unflatten, nn.PixelShuffle), "reshape"),
+    ((nn.Sigmoid, nn.Hardsigmoid, nn.Softmax), "gate"),
+    ((nn.SiLU, nn.Hardswish, nn.GELU, nn.Tanh, nn.LeakyReLU, nn.ELU), "activation"),
+    ((nn.LayerNorm, nn.GroupNorm), "norm"),
+    (nn.Upsample, "resize"),
+)
+_FUNCTIONS: dict[Callable[..., Any], str] = {
+    F.conv2d: "conv", torch.conv2d: "conv",
+    F.linear: "linear",
+    torch.matmul: "matmul", torch.bmm: "matmul", operator.matmul: "matmul",
+    F.relu: "relu", torch.relu: "relu", F.relu6: "relu6",
+    operator.add: "add", torch.add: "add",
+    operator.mul: "mul", torch.mul: "mul",
+    torch.cat: "cat", torch.concat: "cat",
+    F.max_pool2d: "maxpool", F.avg_pool2d: "avgpool",
+    F.adaptive_avg_pool2d: "adaptive_avgpool",
+    torch.mean: "mean",
+    torch.flatten: "reshape", torch.reshape: "reshape", torch.permute: "reshape",
+    torch.transpose: "reshape", torch.squeeze: "reshape", torch.unsqueeze: "reshape",
+    torch.chunk: "reshape", torch.split: "reshape", operator.getitem: "reshape",
+    F.pixel_shuffle: "reshape",
+    F.interpolate: "resize",
+    torch.sigmoid: "gate", F.sigmoid: "gate", F.hardsigmoid: "gate",
+    torch.softmax: "gate", F.softmax: "gate",
+    F.silu: "activation", F.hardswish: "activation", F.gelu: "activation",
+    torch.tanh: "activation", F.leaky_relu: "activation",
+    F.layer_norm: "norm", F.group_norm: "norm",
+    F.dropout: "identity",
+}
+_METHODS: dict[str, str] = {
+    "add": "add", "mul": "mul", "relu": "relu", "matmul": "matmul", "bmm": "matmul",
+    "mean": "mean", "sigmoid": "gate", "softmax": "gate",
+    **dict.fromkeys(
+        ("flatten", "unflatten", "view", "reshape", "permute", "transpose", "contiguous",
+         "squeeze", "unsqueeze", "chunk", "split", "expand"),
+        "reshape",
+    ),
+}
+
+
+def leaf(node: fx.Node) -> nn.Module | None:
+    """The module that a node calls."""
+    if node.op != "call_module":
+        return None
+    owner = node.graph.owning_module
+    assert owner is not None
+    return owner.get_submodule(str(node.target))
+
+
+def kind(node: fx.Node) -> str:
+    """The sort of operation: `conv`, `linear`, `relu`, `add`, `global_pool`, `reshape`, ..."""
+    found = "other"
+    if node.op in ("placeholder", "output", "get_attr"):
+        return "input" if node.op == "placeholder" else node.op
+    if node.op == "call_module":
+        module = leaf(node)
+        if type(module).__name__ in {"StochasticDepth", "DropPath", "DropBlock2d"}:
+            return "identity"
+        found = next((k for types, k in _MODULES if isinstance(module, types)), "other")
+    elif node.op == "call_function":
+        found = _FUNCTIONS.get(node.target, "other")  # type: ignore[arg-type]
+    elif node.op == "call_method":
+        found = _METHODS.get(str(node.target), "other")
+    if found in ("adaptive_avgpool", "mean"):
+        return _pool_kind(node, found)
+    return found
+
+
+def _pool_kind(node: fx.Node, found: str) -> str:
+    before, after = shape(tensor_inputs(node)[0]), shape(node)
+    if before is None or after is None or len(before) != 4:
+        return "other"
+    if found == "mean":
+        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        pooled = isinstance(dims, (list, tuple)) and {int(d) % 4 for d in dims} == {2, 3}
+        return "global_pool" if pooled else "other"
+    if after[2:] == before[2:]:
+        return "identity"
+    return "global_pool" if after[2:] == (1, 1) else "other"
+
+
+def tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """The nodes that a node reads, in order, a list of them opened (as for `cat`)."""
+    return list(_nodes((*node.args, *node.kwargs.values())))
+
+
+def _nodes(values: Any) -> Iterator[fx.Node]:
+    for value in values:
+        if isinstance(value, fx.Node):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _nodes(value)
+
+
+def activations_of(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node that are activations: for a layer the first only."""
+    inputs = tensor_inputs(node)
+    if kind(node) in ("conv", "linear", "conv_transpose"):
+        return inputs[:1]
+    return [n for n in inputs if n.op != "get_attr"]
+
+
+PASSES_ON = frozenset({"reshape", "maxpool", "identity"})
+"""Kinds that move values and never make new ones: the step of their input is theirs."""
+
+
+def source(node: fx.Node) -> fx.Node:
+    """The node that made the values of a tensor, before they were only moved."""
+    while kind(node) in PASSES_ON and tensor_inputs(node):
+        node = tensor_inputs(node)[0]
+    return node
+
+
+def tail(node: fx.Node) -> fx.Node:
+    """The last node of the chain that a target runs as one: the node, its BN, its ReLU."""
+    for wanted in (("bn",), ("relu", "relu6")):
+        users = list(node.users)
+        if len(users) == 1 and kind(users[0]) in wanted and activations_of(users[0])[0] is node:
+            node = users[0]
+    return node
+
+
+def head(node: fx.Node) -> fx.Node:
+    """The first node of the chain whose last node is given; the inverse of `tail`."""
+    for wanted in (("relu", "relu6"), ("bn",)):
+        if kind(node) in wanted:
+            before = tensor_inputs(node)[0]
+            if len(before.users) == 1:
+                node = before
+    return node
+
+
+def is_leaf_of_output(node: fx.Node) -> bool:
+    """Whether a tensor reaches the network's output and nothing else, moved or resized at most."""
+    return all(
+        user.op == "output" or (kind(user) in PASSES_ON | {"resize"} and is_leaf_of_output(user))
+        for user in node.users
+    )
+
+
+def qualified_name(node: fx.Node) -> str:
+    """The module's path where a node calls one, its own name otherwise."""
+    return str(node.target) if node.op == "call_module" else node.name

@@ -1,0 +1,172 @@
+"""From an `nn.Module` to a graph of tensors that does not change when training starts or ends."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from vcompress.bench.errors import UserError
+
+
+class SelfAttention(nn.Module):
+    """`nn.MultiheadAttention` with its matrix products in the open; the same keys.
+
+    Only what vision transformers use: query, key and value are one tensor [B, N, D] (batch
+    first) and no mask.
+    """
+
+    def __init__(self, source: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = source.num_heads, source.head_dim
+        self.in_proj_weight, self.in_proj_bias = source.in_proj_weight, source.in_proj_bias
+        self.out_proj = source.out_proj
+        self.dropout = nn.Dropout(source.dropout)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, **unused: Any
+    ) -> tuple[Tensor, None]:
+        width = self.num_heads * self.head_dim
+        q, k, v = nn.functional.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        heads = (self.num_heads, self.head_dim)
+        q = (q * self.head_dim**-0.5).unflatten(-1, heads).transpose(1, 2)
+        k = k.unflatten(-1, heads).permute(0, 2, 3, 1)
+        v = v.unflatten(-1, heads).transpose(1, 2)
+        weights = self.dropout(torch.matmul(q, k).softmax(-1))
+        return self.out_proj(torch.matmul(weights, v).transpose(1, 2).flatten(2, 3)), None
+
+
+def _open_attention(model: nn.Module) -> None:
+    """Replace the attention modules that `SelfAttention` can stand for."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if (
+                type(child) is nn.MultiheadAttention
+                and child._qkv_same_embed_dim
+                and child.batch_first
+                and child.bias_k is None
+                and not child.add_zero_attn
+            ):
+                parent.add_module(name, SelfAttention(child))
+
+
+class _Tracer(fx.Tracer):
+    """Keeps whole what behaves differently in training, since a trace freezes that."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if type(m).__name__ in {"StochasticDepth", "DropPath", "DropBlock2d"}:
+            return True
+        if isinstance(m, SelfAttention):
+            return False
+        return super().is_leaf_module(m, module_qualified_name)
+
+
+_IN_PLACE_FUNCTIONS = {
+    operator.iadd: operator.add,
+    operator.imul: operator.mul,
+    operator.isub: operator.sub,
+}
+_IN_PLACE_METHODS = {
+    "add_": "add", "mul_": "mul", "sub_": "sub", "div_": "div", "relu_": "relu",
+    "sigmoid_": "sigmoid", "clamp_": "clamp", "tanh_": "tanh",
+}
+
+
+def _without_side_effects(graph: fx.GraphModule) -> None:
+    """Make in-place operations plain ones; later readers of the changed tensor get the result."""
+    for module in graph.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
+            module._was_inplace = True  # type: ignore[assignment]
+    order = {node: index for index, node in enumerate(graph.graph.nodes)}
+    for node in list(graph.graph.nodes):
+        changed = False
+        if node.op == "call_function" and node.target in _IN_PLACE_FUNCTIONS:
+            node.target = _IN_PLACE_FUNCTIONS[node.target]
+            changed = True
+        elif node.op == "call_method" and node.target in _IN_PLACE_METHODS:
+            node.target = _IN_PLACE_METHODS[node.target]
+            changed = True
+        elif node.op == "call_function" and node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+            changed = True
+        elif node.op == "call_module":
+            changed = getattr(graph.get_submodule(node.target), "_was_inplace", False)
+        if changed and node.args and isinstance(node.args[0], fx.Node):
+            for user in list(node.args[0].users):
+                if order[user] > order[node]:
+                    user.replace_input_with(node.args[0], node)
+
+
+def _living_dropout(graph: fx.GraphModule) -> None:
+    """Functional dropout was traced in evaluation; give it a module that follows `train()`."""
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and node.target is nn.functional.dropout:
+            share = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+            name = f"{node.name}_module"
+            graph.add_submodule(name, nn.Dropout(share))
+            with graph.graph.inserting_before(node):
+                new = graph.graph.call_module(name, (node.args[0],))
+            node.replace_all_uses_with(new)
+            graph.graph.erase_node(node)
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """A graph of a deep copy of `model`; names of nodes depend on the architecture alone.
+
+    Raises:
+        UserError: the forward pass depends on values; names the call that stopped the tracer.
+    """
+    model = copy.deepcopy(model)
+    training = model.training
+    model.eval()
+    _open_attention(model)
+    tracer = _Tracer()
+    try:
+        graph = fx.GraphModule(model, tracer.trace(model))
+    except Exception as error:
+        raise UserError(
+            f"{type(model).__name__} cannot be traced: {_culprit(error)} ({error}). "
+            "The forward pass branches on a value or a shape; move that into a submodule of its "
+            "own or replace it by an operation on tensors."
+        ) from error
+    _without_side_effects(graph)
+    _living_dropout(graph)
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    graph.train(training)
+    return graph
+
+
+def _culprit(error: BaseException) -> str:
+    """File and line of the user's code that stopped the tracer."""
+    place = "in its forward pass"
+    traceback = error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if "/torch/" not in code.co_filename and not code.co_filename.endswith("trace.py"):
+            place = f"at {code.co_filename}:{traceback.tb_lineno} in {code.co_name}"
+        traceback = traceback.tb_next
+    return place
+
+
+def record_shapes(graph: fx.GraphModule, example: Tensor) -> None:
+    """Run `example` [1, C, H, W] once; every node's `meta` then has its shape and type."""
+    training = graph.training
+    graph.eval()
+    try:
+        with torch.no_grad():
+            ShapeProp(graph).propagate(example)
+    finally:
+        graph.train(training)
+
+
+def shape(node: fx.Node) -> tuple[int, ...] | None:
+    """The shape of the tensor a node makes, where it makes one."""
+    found = node.meta.get("tensor_meta")
+    return tuple(found.shape) if hasattr(found, "shape") else None

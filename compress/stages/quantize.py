@@ -1,0 +1,108 @@
+"""Quantise to int8: calibrated only (ptq), or trained with the rounding of the target (qat)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from vcompress.bench.errors import UserError
+
+from ..stage import Context, Outcome, TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+INPUTS = {"teacher": "optional", "model": "trained"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    """Options of `vcompress quantize`."""
+
+    method: Literal["ptq", "qat"] = "qat"
+    """ptq: ranges from a few images, no training. qat: training with learned steps after that."""
+    target: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
+    """Where the network will run: decides where the quantisers sit."""
+    observer: Literal["mse", "minmax", "percentile", "entropy"] = "mse"
+    """How calibration chooses a range."""
+    calibration_images: int = 256
+    """Training images that set the ranges."""
+    keep_float: tuple[str, ...] = ()
+    """Modules, or patterns such as layer4.*, that stay in floating point."""
+    weight_bits: int = 8
+    """7 for x86 machines without VNNI, whose int8 products saturate; 4 to experiment."""
+    temperature: float = 2.0
+    """Softens the outputs when the quantised network learns from the float one."""
+    alpha: float = 0.9
+    """Weight of the float network against the labels, 0 to 1; 0 trains on the labels alone."""
+    freeze_bn_epochs: int = 3
+    """Last epochs, in which the batch statistics no longer move."""
+    epochs: int = 8
+    lr: float = 1e-4
+    warmup_epochs: float = 0.5
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise UserError(f"temperature = {self.temperature}: it must be above 0 (2 is usual).")
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"alpha = {self.alpha}: it must be from 0 to 1.")
+        if not 2 <= self.weight_bits <= 8:
+            raise UserError(f"weight_bits = {self.weight_bits}: it must be from 2 to 8.")
+        if self.calibration_images < 1:
+            raise UserError(f"calibration_images = {self.calibration_images}: at least 1.")
+        if self.freeze_bn_epochs < 0:
+            raise UserError(f"freeze_bn_epochs = {self.freeze_bn_epochs}: it must be 0 or more.")
+
+
+def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
+    """Quantise a float `model` for `config.target`; the float one stays as it was.
+
+    Trained, it learns from `context.teacher`, or from `model` itself where there is none.
+    """
+    import copy
+
+    import torch
+
+    from ..losses import distillation
+    from ..quantization import calibrate, freeze_bn, placement, prepare
+    from ..train import fit
+
+    quantised = prepare(
+        model,
+        context.data.example,
+        target=config.target,
+        weight_bits=config.weight_bits,
+        keep_float=config.keep_float,
+    )
+    images = context.data.images("train", config.calibration_images)
+    calibrate(quantised, images.split(min(64, len(images))), config.observer)
+    where = placement(quantised)
+    details = {
+        "target": config.target,
+        "method": config.method,
+        "calibration_images": len(images),
+        "quantised_layers": len(where["weights"]),
+        "quantised_tensors": len(where["activations"]),
+        "kept_float": where["float"],
+    }
+    if config.method == "ptq" or config.epochs == 0:
+        return Outcome(quantised, details)
+
+    teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
+    teacher.eval()
+
+    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = teacher.to(images.device)(images)
+        return distillation(
+            logits, target, labels, temperature=config.temperature, alpha=config.alpha
+        )
+
+    def on_epoch(epoch: int, trained: nn.Module) -> None:
+        if epoch >= config.epochs - config.freeze_bn_epochs:
+            freeze_bn(trained)
+
+    trained = fit(quantised, config, context, loss, name="quantize", on_epoch=on_epoch)
+    return Outcome(quantised, {**details, **trained})

@@ -1,0 +1,239 @@
+"""Whether the file computes what the network in torch computes: fake-quant against ONNX Runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import Tensor, fx, nn
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two arrays of logits of the same images."""
+
+    top1_agreement: float
+    """Share of images (of pixels, for a map of logits) with the same best class, 0 to 1."""
+    sqnr_db: float
+    """Signal to error in decibels; infinite where they are equal."""
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Torch against ONNX Runtime on one file."""
+
+    ok: bool
+    message: str
+    images: int
+    optimised: Agreement
+    """ONNX Runtime as it ships, all graph optimisations on."""
+    plain: Agreement
+    """Optimisations off: the operators of the file one by one."""
+    one_class: bool
+    """The reference predicts one class for every image: agreement says little."""
+    first_divergence: str | None
+    """The first quantised tensor that differs by more than rounding, given equal inputs."""
+
+
+def compare(reference: Array, other: Array) -> Agreement:
+    """Agreement of two arrays [B, K, ...] of logits."""
+    reference, other = reference.astype(np.float64), other.astype(np.float64)
+    difference = reference - other
+    error, signal = float(np.square(difference).sum()), float(np.square(reference).sum())
+    if error == 0:
+        sqnr = float("inf")
+    else:
+        sqnr = 10 * float(np.log10(signal / error)) if signal > 0 and error > 0 else float("nan")
+    return Agreement(
+        top1_agreement=float((reference.argmax(1) == other.argmax(1)).mean()),
+        sqnr_db=sqnr,
+        max_abs=float(np.abs(difference).max(initial=0.0)),
+    )
+
+
+def run_onnx(
+    model: Path | bytes, images: Array, *, optimised: bool, batch_size: int = 32
+) -> list[Array]:
+    """All outputs of a file in ONNX Runtime on the CPU, over the images [N, C, H, W]."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options,
+        providers=["CPUExecutionProvider"],
+    )
+    entry = session.get_inputs()[0]
+    size = entry.shape[0] if isinstance(entry.shape[0], int) else batch_size
+    parts = [
+        session.run(None, {entry.name: images[start : start + size]})
+        for start in range(0, len(images), size)
+    ]
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+
+def run_torch(model: nn.Module, images: Tensor, batch_size: int = 32) -> Array:
+    """Logits of a network in evaluation, [N, K, ...]; its mode is as before afterwards."""
+    training = model.training
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), images.device)
+    parts = []
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in images.split(batch_size):
+                out = model(batch.to(device))
+                if isinstance(out, dict):
+                    out = out["out"] if "out" in out else next(iter(out.values()))
+                elif isinstance(out, (tuple, list)):
+                    out = out[0]
+                parts.append(out.float().cpu().numpy())
+    finally:
+        model.train(training)
+    return np.concatenate(parts)
+
+
+def check(
+    model: nn.Module,
+    path: Path | str,
+    images: Tensor,
+    *,
+    min_agreement: float = 0.999,
+    min_sqnr_db: float = 40.0,
+    batch_size: int = 32,
+) -> Parity:
+    """Compare `model` with the file at `path` on `images` [N, C, H, W].
+
+    Rounding to 8 bits turns a last-bit difference near a tie into a whole step, and the steps
+    spread from layer to layer: two correct implementations of a deep network agree to a fraction
+    of its quantisation error, not to float32. So a file that falls short of the thresholds is
+    searched tensor by tensor, each computed in torch from ONNX Runtime's own inputs: it is wrong
+    where one of them differs.
+
+    Args:
+        model: the network that was exported (from `to_export`, or the float one).
+        min_agreement: share of equal top-1, as it ships.
+        min_sqnr_db: least signal to error, as it ships.
+    """
+    path = Path(path)
+    reference = run_torch(model, images, batch_size)
+    array = images.cpu().numpy()
+    optimised = compare(reference, run_onnx(path, array, optimised=True, batch_size=batch_size)[0])
+    plain = compare(reference, run_onnx(path, array, optimised=False, batch_size=batch_size)[0])
+    best = reference.argmax(1)
+    one_class = len(images) > 1 and bool((best == best.reshape(-1)[0]).all())
+    short = [
+        f"{name}: top-1 agreement {a.top1_agreement:.2%}, SQNR {a.sqnr_db:.1f} dB"
+        for name, a in (("as it ships", optimised), ("optimisations off", plain))
+        if not (a.top1_agreement >= min_agreement and a.sqnr_db >= min_sqnr_db)
+    ]
+    first = first_divergence(model, path, images[:batch_size]) if short else None
+    explained = isinstance(model, fx.GraphModule) and bool(_roundings(model))
+    failed = bool(short) and (first is not None or not explained)
+    if failed:
+        message = (
+            f"{path.name} does not compute what the network computes ({'; '.join(short)}; expected "
+            f"{min_agreement:.1%} and {min_sqnr_db:g} dB)."
+            + (f" The first tensor that differs is {first}." if first else "")
+        )
+    elif short:
+        message = (
+            f"every tensor of {path.name} is right given its inputs; end to end, ties in rounding "
+            f"add up ({'; '.join(short)})."
+        )
+    else:
+        message = (
+            f"{path.name} agrees: top-1 {optimised.top1_agreement:.2%}, "
+            f"SQNR {optimised.sqnr_db:.1f} dB, max abs {optimised.max_abs:.2g}."
+        )
+    if one_class:
+        message += " Warning: the network gives every image the same class; agreement says little."
+    return Parity(
+        ok=not failed, message=message, images=len(images), optimised=optimised, plain=plain,
+        one_class=one_class, first_divergence=first,
+    )
+
+
+def first_divergence(
+    model: nn.Module, path: Path, images: Tensor, *, optimised: bool = False
+) -> str | None:
+    """The first quantised tensor that differs in torch and in the file, given the same inputs.
+
+    Each node of the graph is computed in torch from the values that ONNX Runtime has for the
+    tensors before it, so that nothing adds up. A tensor differs where more than one value in a
+    thousand is off by a step, or any by more than one.
+    """
+    if not isinstance(model, fx.GraphModule):
+        return None
+    proto = onnx.load(str(path))
+    present = {
+        n.output[0] for n in proto.graph.node
+        if n.op_type == "DequantizeLinear" and not _constant(proto, n.input[0])
+    }
+    steps = _roundings(model)
+    wanted = [t for t in dict.fromkeys(steps.values()) if t in present]
+    if not wanted:
+        return None
+    del proto.graph.output[:]
+    proto.graph.output.extend(
+        onnx.helper.make_tensor_value_info(t, onnx.TensorProto.FLOAT, None) for t in wanted
+    )
+    found = dict(
+        zip(
+            wanted,
+            run_onnx(proto.SerializeToString(), images.numpy(), optimised=optimised),
+            strict=True,
+        )
+    )
+    walk = _TeacherForced(model, steps, found)
+    with torch.no_grad():
+        walk.run(images)
+    return walk.first
+
+
+def _roundings(model: fx.GraphModule) -> dict[str, str]:
+    """Node -> module, of the nodes of a network from `to_export` that round an activation."""
+    return {
+        node.name: str(node.target) for node in model.graph.nodes
+        if node.op == "call_module" and hasattr(model.get_submodule(str(node.target)), "range")
+    }
+
+
+def _constant(proto: onnx.ModelProto, name: str) -> bool:
+    return any(t.name == name for t in proto.graph.initializer)
+
+
+class _TeacherForced(fx.Interpreter):
+    """Runs a graph; a quantised tensor is compared, then replaced by ONNX Runtime's."""
+
+    def __init__(self, model: fx.GraphModule, steps: dict[str, str], found: dict[str, Array]):
+        super().__init__(model)
+        self.steps, self.found = steps, found
+        self.seen: set[str] = set()
+        self.first: str | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        target = self.steps.get(n.name)
+        if target is None or target not in self.found or target in self.seen:
+            return made
+        self.seen.add(target)
+        theirs = torch.from_numpy(self.found[target])
+        if theirs.shape != made.shape:
+            self.first = self.first or f"{target} (shape {tuple(theirs.shape)})"
+            return made
+        scale = float(self.module.get_submodule(target).scale)
+        off = ((made - theirs).abs() / scale).round()
+        share = float((off > 0).float().mean())
+        if self.first is None and (share > 1e-3 or float(off.max()) > 1):
+            self.first = f"{target} ({share:.2%} of its values, by up to {int(off.max())} steps)"
+        return theirs

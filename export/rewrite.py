@@ -1,0 +1,233 @@
+"""Rewrites of an exported graph: integers stored as integers, pooling and BN in their best form."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+Array = npt.NDArray[np.generic]
+
+
+class Graph:
+    """An index over a graph that is rewritten: makers and readers of tensors, constants."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.graph = proto.graph
+        self.constants = {t.name: t for t in self.graph.initializer}
+        self.nodes = list(self.graph.node)
+        self.outputs = {o.name for o in self.graph.output}
+        self.index()
+
+    def index(self) -> None:
+        """Look at the nodes again after a change."""
+        self.maker = {o: n for n in self.nodes for o in n.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+
+    def value(self, name: str) -> Array | None:
+        """The values of a constant; None for a computed tensor."""
+        found = self.constants.get(name)
+        return None if found is None else numpy_helper.to_array(found)
+
+    def store(self, name: str, values: Array) -> str:
+        """Add or replace a constant."""
+        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        return name
+
+    def only_reader(self, name: str) -> onnx.NodeProto | None:
+        """The node that reads a tensor, where it is one only and the tensor is no output."""
+        readers = self.readers.get(name, [])
+        return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+    def drop(self, node: onnx.NodeProto) -> None:
+        """Remove a node; whoever needs its output was changed before."""
+        self.nodes = [n for n in self.nodes if n is not node]
+
+    def redirect(self, old: str, new: str) -> None:
+        """Let every reader of `old` read `new`."""
+        for node in self.readers.get(old, []):
+            for place, name in enumerate(node.input):
+                if name == old:
+                    node.input[place] = new
+        self.index()
+
+    def write_back(self) -> None:
+        """Put nodes and the constants that are still read into the graph."""
+        read = {name for node in self.nodes for name in node.input} | self.outputs
+        del self.graph.node[:]
+        self.graph.node.extend(self.nodes)
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(t for n, t in self.constants.items() if n in read)
+        written = {o for node in self.nodes for o in node.output}
+        kept = [v for v in self.graph.value_info if v.name in written]
+        del self.graph.value_info[:]
+        self.graph.value_info.extend(kept)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
+    """The value of an attribute."""
+    for found in node.attribute:
+        if found.name == name:
+            return helper.get_attribute_value(found)
+    return default
+
+
+def rewrite(proto: onnx.ModelProto) -> None:
+    """Apply every rewrite in place."""
+    graph = Graph(proto)
+    constants_to_initializers(graph)
+    store_integers(graph)
+    fold_transposes(graph)
+    fold_bn(graph)
+    global_pools(graph)
+    name_quantised(graph)
+    graph.write_back()
+
+
+def constants_to_initializers(graph: Graph) -> None:
+    """Constant nodes with a tensor become initialisers."""
+    for node in list(graph.nodes):
+        value = attribute(node, "value")
+        if node.op_type == "Constant" and isinstance(value, onnx.TensorProto):
+            graph.store(node.output[0], numpy_helper.to_array(value))
+            graph.drop(node)
+    graph.index()
+
+
+def _per_axis(values: Array, rank: int, axis: int) -> Array:
+    if values.ndim == 0:
+        return values
+    shape = [1] * rank
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def store_integers(graph: Graph) -> None:
+    """QuantizeLinear of a constant: store its integers, leave the DequantizeLinear alone."""
+    for node in list(graph.nodes):
+        if node.op_type != "QuantizeLinear":
+            continue
+        values = graph.value(node.input[0])
+        scale = graph.value(node.input[1])
+        if values is None or scale is None:
+            continue
+        zero = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        kind = np.dtype(np.uint8) if zero is None else zero.dtype
+        axis = int(attribute(node, "axis", 1))  # type: ignore[call-overload]
+        steps = values / _per_axis(scale, values.ndim, axis)
+        limits = np.iinfo(kind)
+        offset = 0 if zero is None else _per_axis(zero.astype(np.int32), values.ndim, axis)
+        integers = np.clip(np.rint(steps).astype(np.int64) + offset, limits.min, limits.max)
+        graph.store(node.output[0], integers.astype(kind))
+        graph.drop(node)
+    graph.index()
+
+
+def fold_transposes(graph: Graph) -> None:
+    """DequantizeLinear of a constant, then Transpose: transpose the integers instead."""
+    for node in list(graph.nodes):
+        if node.op_type != "Transpose":
+            continue
+        before = graph.maker.get(node.input[0])
+        if before is None or before.op_type != "DequantizeLinear":
+            continue
+        integers = graph.value(before.input[0])
+        if integers is None or graph.only_reader(node.input[0]) is None:
+            continue
+        order = attribute(node, "perm", list(range(integers.ndim))[::-1])
+        assert isinstance(order, list)
+        before.input[0] = graph.store(f"{before.input[0]}_t", integers.transpose(order))
+        for found in before.attribute:
+            if found.name == "axis":
+                found.i = order.index(found.i % integers.ndim)
+        before.output[0] = node.output[0]
+        graph.drop(node)
+        graph.index()
+
+
+def fold_bn(graph: Graph) -> None:
+    """BatchNormalization behind a convolution with a floating point weight, folded."""
+    for node in list(graph.nodes):
+        if node.op_type != "BatchNormalization":
+            continue
+        conv = graph.maker.get(node.input[0])
+        if conv is None or conv.op_type != "Conv" or graph.only_reader(conv.output[0]) is None:
+            continue
+        weight = graph.value(conv.input[1])
+        bias = graph.value(conv.input[2]) if len(conv.input) > 2 else None
+        given = [graph.value(name) for name in node.input[1:5]]
+        if weight is None or any(g is None for g in given):
+            continue
+        if len(conv.input) > 2 and bias is None:
+            continue
+        gamma, beta, mean, variance = (np.asarray(g, np.float64) for g in given)
+        factor = gamma / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))  # type: ignore[arg-type]
+        start = np.zeros_like(mean) if bias is None else bias.astype(np.float64)
+        shape = (-1, *[1] * (weight.ndim - 1))
+        name = conv.output[0]
+        folded = (weight.astype(np.float64) * factor.reshape(shape)).astype(weight.dtype)
+        offset = (beta + (start - mean) * factor).astype(weight.dtype)
+        names = [graph.store(f"{name}_weight", folded), graph.store(f"{name}_bias", offset)]
+        del conv.input[1:]
+        conv.input.extend(names)
+        conv.output[0] = node.output[0]
+        graph.drop(node)
+        graph.index()
+
+
+def global_pools(graph: Graph) -> None:
+    """The mean over height and width as GlobalAveragePool, which runtimes have in int8."""
+    for node in list(graph.nodes):
+        if node.op_type != "ReduceMean" or len(node.input) < 2:
+            continue
+        axes = graph.value(node.input[1])
+        if axes is None or sorted(int(a) for a in axes) not in ([2, 3], [-2, -1]):
+            continue
+        if sorted(int(a) for a in axes) == [-2, -1] and not _rank_is(graph, node.input[0], 4):
+            continue
+        keep = int(attribute(node, "keepdims", 1))  # type: ignore[call-overload]
+        place = graph.nodes.index(node)
+        out = node.output[0]
+        pooled = out if keep else f"{out}_pooled"
+        new = [helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name)]
+        if not keep:
+            new.append(helper.make_node("Flatten", [pooled], [out], name=f"{node.name}_flat"))
+        graph.nodes[place : place + 1] = new
+    graph.index()
+
+
+def _rank_is(graph: Graph, name: str, rank: int) -> bool:
+    for info in graph.graph.value_info:
+        if info.name == name:
+            return len(info.type.tensor_type.shape.dim) == rank
+    maker = graph.maker.get(name)
+    return maker is not None and maker.op_type in ("Conv", "MaxPool", "AveragePool")
+
+
+def name_quantised(graph: Graph) -> None:
+    """Name each quantised tensor after the module that rounds it, for whoever reads the file."""
+    taken = {name for node in graph.nodes for name in (*node.input, *node.output)}
+    for node in graph.nodes:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        scopes = next(
+            (p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]"
+        )
+        modules = [s.strip(" '\"") for s in scopes.strip("[]").split(",")]
+        owner = next((s for s in reversed(modules[:-1]) if s), "")
+        base = owner.removeprefix("model.").replace(".", "_")
+        if not base or node.output[0] in graph.outputs:
+            continue
+        base += "_int" if node.op_type == "QuantizeLinear" else ""
+        name, number = base, 1
+        while name in taken:
+            number += 1
+            name = f"{base}_{number}"
+        taken.add(name)
+        old, node.output[0] = node.output[0], name
+        graph.maker[name] = node
+        graph.redirect(old, name)

@@ -1,0 +1,229 @@
+"""From an `nn.Module` to an ONNX file that was read again and checked before it got its name."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from vcompress.bench.errors import UserError
+
+from .rewrite import rewrite
+
+OPSET = 20
+"""Opset of the file unless asked otherwise; the oldest with all that is used here."""
+
+
+class InputSpec(Protocol):
+    """What is needed of an input specification."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image."""
+        ...
+
+
+class ExportError(UserError):
+    """The network could not be exported, or the file failed its checks and was removed."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written."""
+
+    path: Path
+    opset: int
+    size_bytes: int
+    operators: dict[str, int]
+    """Operator -> number of nodes."""
+    qdq_before: int
+    """Roundings in the traced network: one for each quantised activation and weight."""
+    qdq_after: int
+    """DequantizeLinear nodes in the file; the same number."""
+    int8_tensors: int
+    """Weights stored as int8."""
+    int8_bytes: int
+    float_bytes: int
+    """Bytes of floating point in initialisers: biases, scales, layers that are not quantised."""
+    notes: tuple[str, ...] = field(default=())
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's chatter from the terminal; its errors are raised anyway."""
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class _Logits(nn.Module):
+    """Picks the one output that is exported of a network that returns several."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input: Tensor) -> Tensor:
+        out = self.model(input)
+        if isinstance(out, dict):
+            out = out["out"] if "out" in out else next(iter(out.values()))
+        elif isinstance(out, (tuple, list)):
+            out = out[0]
+        assert isinstance(out, Tensor)
+        return out
+
+
+def _to_proto(
+    model: nn.Module, example: Tensor, dynamic: bool, opset: int
+) -> tuple[onnx.ModelProto, int]:
+    """The exported graph, and how many DequantizeLinear the network asked for."""
+    # A batch of one would be baked in as a constant.
+    example = torch.cat([example, example]) if dynamic else example
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    try:
+        with _silence(), torch.no_grad():
+            program = torch.onnx.export(
+                _Logits(model).eval(), (example,), dynamo=True, opset_version=opset,
+                input_names=["input"], output_names=["logits"], dynamic_shapes=shapes,
+                verbose=False,
+            )
+    except Exception as error:
+        last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise ExportError(
+            f"{type(model).__name__} cannot be exported to ONNX: {last[0]}. Look for a branch on a "
+            "value or on the batch size in its forward pass."
+        ) from error
+    assert program is not None
+    traced = program.exported_program
+    assert traced is not None
+    asked = sum(
+        "fake_quantize" in str(n.target)
+        or ("onnx_symbolic" in str(n.target) and "DequantizeLinear" in map(str, n.args))
+        for n in traced.graph.nodes
+    )
+    return program.model_proto, asked
+
+
+def _count(proto: onnx.ModelProto, operator: str) -> int:
+    return sum(n.op_type == operator for n in proto.graph.node)
+
+
+def export(
+    model: nn.Module,
+    path: Path | str,
+    input_spec: InputSpec | tuple[str, tuple[int, ...]],
+    *,
+    metadata: dict[str, str],
+    dynamic_batch: bool = True,
+    opset: int | None = None,
+) -> ExportReport:
+    """Write `model` to `path`: input `input` [B, C, H, W] float32, output `logits`.
+
+    A network with quantisers must come from `to_export`. Its weights are stored as int8. BN is
+    folded, quantised or not. The file is written beside `path`, read again, checked and renamed.
+
+    Raises:
+        ExportError: the exporter failed or the file did not pass; nothing is left behind.
+    """
+    path = Path(path)
+    shape = tuple(input_spec[1] if isinstance(input_spec, tuple) else input_spec.shape)
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    floats = [p.dtype for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
+    example = torch.zeros(1, *shape, dtype=floats[0] if floats else None, device=device)
+    proto, before = _to_proto(model, example, dynamic_batch, opset or OPSET)
+    rewrite(proto)
+    for key, value in metadata.items():
+        proto.metadata_props.add(key=key, value=value)
+    after = _count(proto, "DequantizeLinear")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(proto.SerializeToString())
+            file.flush()
+            os.fsync(file.fileno())
+        checked = check_file(temporary, shape, dynamic_batch)
+        if after != before:
+            raise ExportError(
+                f"{path.name}: {before} quantisers were exported and {after} are in the file. "
+                "An optimiser removed some; please report this network."
+            )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    operators = Counter(n.op_type for n in checked.graph.node)
+    sizes = {
+        t.name: (t.data_type, onnx.numpy_helper.to_array(t).nbytes)
+        for t in checked.graph.initializer
+    }
+    integers = [s for kind, s in sizes.values() if kind == onnx.TensorProto.INT8 and s > 1]
+    return ExportReport(
+        path=path,
+        opset=next(o.version for o in checked.opset_import if o.domain in ("", "ai.onnx")),
+        size_bytes=path.stat().st_size,
+        operators=dict(sorted(operators.items())),
+        qdq_before=before,
+        qdq_after=after,
+        int8_tensors=len(integers),
+        int8_bytes=sum(integers),
+        float_bytes=sum(
+            s for kind, s in sizes.values()
+            if kind in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+        ),
+    )
+
+
+def check_file(path: Path, shape: tuple[int, ...], dynamic_batch: bool) -> onnx.ModelProto:
+    """Read a file again: ONNX checker, strict shape inference, its input, output and scales.
+
+    Raises:
+        ExportError: it does not pass.
+    """
+    try:
+        proto = onnx.load(str(path))
+        onnx.checker.check_model(proto, full_check=True)
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    except Exception as error:
+        raise ExportError(f"{path.name} does not pass the ONNX checker: {error}") from error
+    names = ([i.name for i in inferred.graph.input], [o.name for o in inferred.graph.output])
+    if names != (["input"], ["logits"]):
+        raise ExportError(f"{path.name}: inputs and outputs {names}, expected input and logits.")
+    dims = inferred.graph.input[0].type.tensor_type.shape.dim
+    got = tuple(d.dim_value for d in dims)[1:]
+    if got != shape or bool(dims[0].dim_param) != dynamic_batch:
+        raise ExportError(f"{path.name}: its input is {got}, expected {shape}.")
+    for tensor in proto.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ExportError(
+                f"{path.name}: {tensor.name} holds values that are not finite. "
+                "The weights or the scales of the network are broken."
+            )
+    return proto
