@@ -67,10 +67,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error)
-    start = text.find("Unsupported")
-    start = text.find("WeightsUnpickler error") if start < 0 else start
-    return " ".join(text[max(start, 0) :].split())[:200]
+    """The line of torch's long message that names what was refused."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    named = next((line for line in lines if "global" in line.lower()), lines[0])
+    return named.rstrip(".")[:200]
 
 
 def _find_weights(content: object, path: Path) -> tuple[dict[str, Tensor], str | None]:
