@@ -70,7 +70,7 @@ def _reason(error: Exception) -> str:
     """The line of torch's long message that names what was refused."""
     lines = [line.strip() for line in str(error).splitlines()]
     named = next((line for line in lines if "global" in line.lower()), lines[0])
-    return named.rstrip(".")[:200]
+    return named.split(". Please")[0].rstrip(".")[:200]
 
 
 def _find_weights(content: object, path: Path) -> tuple[dict[str, Tensor], str | None]:

@@ -5,13 +5,13 @@ out = "runs/mine"
 [options]                 # the flags that all commands share
 data = "images/"
 
-[[stage]]
-method = "finetune"       # a file of compress/stages/
+[[stages]]
+stage = "finetune"       # a file of compress/stages/
 model = "r50"
 epochs = 20               # the stage's own options
 
-[[stage]]
-method = "distill"        # the teacher is the stage before
+[[stages]]
+stage = "distill"        # the teacher is the stage before
 student = "r18"
 """
 
@@ -59,7 +59,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class _File:
-    stage: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
     out: str | None = None
     options: dict[str, Any] | None = None
 
@@ -77,10 +77,10 @@ def read_recipe(path: Path) -> Recipe:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: not valid TOML ({error}).") from None
     file = from_mapping(_File, body, str(path))
-    if not file.stage:
-        raise UserError(f"{path}: a recipe needs at least one [[stage]].")
+    if not file.stages:
+        raise UserError(f"{path}: a recipe needs at least one [[stages]].")
     steps: list[Step] = []
-    for number, table in enumerate(file.stage, 1):
+    for number, table in enumerate(file.stages, 1):
         steps.append(_step(dict(table), number, steps, f"{path}, stage {number}"))
     return Recipe(
         Path(file.out or f"runs/{path.stem}"),
@@ -90,10 +90,10 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _step(table: dict[str, Any], number: int, before: list[Step], where: str) -> Step:
-    method = table.pop("method", None)
+    method = table.pop("stage", None)
     if not isinstance(method, str):
         raise UserError(
-            f"{where}: the key 'method' is missing. Known: {', '.join(stages.names())}."
+            f"{where}: the key 'stage' is missing. Known: {', '.join(stages.names())}."
         )
     try:
         stage = stages.load(method)
@@ -114,7 +114,7 @@ def _step(table: dict[str, Any], number: int, before: list[Step], where: str) ->
         elif kind != "optional":
             raise UserError(f"{where}: {method} needs {role} = a model's name or a bundle.")
     for key in table:
-        known = {*roles, "method", "name", *stage.Config.__dataclass_fields__}
+        known = {*roles, "stage", "name", *stage.Config.__dataclass_fields__}
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
     return Step(name, stage, from_mapping(stage.Config, table, where), given)

@@ -26,7 +26,7 @@ def load(name: str) -> ModuleType:
     """
     if name not in names():
         raise UserError(
-            f"unknown method {name!r}.{nearest(name, names())} Known: {', '.join(names())}."
+            f"unknown stage {name!r}.{nearest(name, names())} Known: {', '.join(names())}."
         )
     return import_module(f"{__name__}.{name}")
 
