@@ -15,6 +15,7 @@ def distillation(
     *,
     temperature: float,
     alpha: float,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """`alpha * KD + (1 - alpha) * cross entropy`, a scalar, averaged over the batch.
 
@@ -24,9 +25,10 @@ def distillation(
         labels: `[B] int64`.
         temperature: softens both distributions; above 0.
         alpha: weight of the teacher, 0 to 1.
+        label_smoothing: of the labels' part.
     """
     soft = kd(student_logits, teacher_logits, temperature)
-    hard = F.cross_entropy(student_logits, labels)
+    hard = F.cross_entropy(student_logits, labels, label_smoothing=label_smoothing)
     return alpha * soft + (1 - alpha) * hard
 
 

@@ -48,7 +48,8 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         with torch.no_grad():
             target = teacher(images)
         return distillation(
-            logits, target, labels, temperature=config.temperature, alpha=config.alpha
-        )
+            logits, target, labels, temperature=config.temperature, alpha=config.alpha,
+            label_smoothing=config.label_smoothing,
+        )  # fmt: skip
 
     return Outcome(model, fit(model, config, context, loss, name="distill"))

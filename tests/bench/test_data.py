@@ -295,5 +295,5 @@ def test_a_data_set_without_class_labels_is_named(
             return Image.new("RGB", (4, 4)), [{"left": index}]
 
     monkeypatch.setattr(datasets, "Kitti", Boxes)
-    with pytest.raises(UserError, match="torchvision:Kitti: .*one class"):
+    with pytest.raises(UserError, match=r"torchvision:Kitti: .*one class"):
         open_dataset("torchvision:Kitti", str(tmp_path))
