@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vcompress.bench.errors import UserError
+from vcompress.bench.errors import UserError, nearest
 
 from . import stages
 from .options import Options
@@ -192,14 +192,19 @@ def _stage_command(name: str, stage: ModuleType) -> type[Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vcompress`; returns the exit status."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    known = commands()
+    if not given or given[0] in ("-h", "--help"):
+        print(_overview(known))
+        return 0 if given else 2
+    name, rest = given[0], given[1:]
     try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            commands(),
-            prog=PROG,
-            description="Distil, prune and quantise a vision backbone, export it, and prove what "
-            "that cost on the runtime that ships.",
-            args=argv,
-            config=(tyro.conf.FlagCreatePairsOff,),
+        if name not in known:
+            hint = nearest(name, known) or f" Known: {', '.join(known)}."
+            raise UserError(f"unknown command {name!r}.{hint}")
+        # Only the chosen command's parser is built: all of them would take as long as the imports.
+        command = tyro.cli(
+            known[name], prog=f"{PROG} {name}", args=rest, config=(tyro.conf.FlagCreatePairsOff,)
         )
         _configure_logging()
         command.run()
@@ -213,6 +218,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror}. Nothing was half-written; make room and retry.", 2)
     return 0
+
+
+def _overview(known: dict[str, type[Any]]) -> str:
+    lines = [
+        f"usage: {PROG} COMMAND [OPTIONS]",
+        "",
+        "Distil, prune and quantise a vision backbone, export it, and prove what that cost on the",
+        "runtime that ships.",
+        "",
+    ]
+    for name, kind in known.items():
+        lines.append(f"  {name:12} {(kind.__doc__ or '').strip().splitlines()[0]}")
+    return "\n".join([*lines, "", f"`{PROG} COMMAND --help` lists a command's options."])
 
 
 def _fail(message: str, status: int) -> int:
