@@ -35,12 +35,14 @@ def parser() -> argparse.ArgumentParser:
 
     g = p.add_argument_group("what runs it")
     g.add_argument("--runtime", help="by default the one for the file's ending")
-    g.add_argument("--device", default="cpu", help="cpu, cuda, tensorrt; never replaced by another")
+    g.add_argument("--device", help="cpu, cuda, tensorrt...; never replaced by another")
     g.add_argument("--threads", type=int, metavar="N", help="by default the runtime's own choice")
     g.add_argument("--batch", type=_ints, default=(1,), metavar="N[,N...]", help="several: a sweep")
     g.add_argument("--shape", type=_shape, action="append", default=[], metavar="NAME=1x3x224x224")
     g.add_argument("--inputs", type=Path, metavar="FILE.npz", help="arrays by input name")
     g.add_argument("--io-binding", action="store_true", help="keep the arrays on the device")
+    g.add_argument("--cuda-graph", action="store_true", help="TensorRT engines as a CUDA graph")
+    g.add_argument("--compile", action="store_true", help="PyTorch with torch.compile")
     g.add_argument("--no-optimize", dest="optimize", action="store_false",
                    help="ONNX Runtime without graph optimisation")  # fmt: skip
 

@@ -25,7 +25,7 @@ from .measure import Budget, Measurement, measure
 from .options import Options
 from .preprocess import apply
 from .result import Artefact, ColdStart, ModelResult, Result, artefact
-from .runtimes import open_session, suits
+from .runtimes import device_of, open_session, suits
 from .session import Session
 from .subject import (
     Images,
@@ -55,7 +55,7 @@ def run(options: Options, tell: Tell = lambda text: None) -> Result:
     asked = gate.read(options.gate) if options.gate else None
     saved = baseline.read(options.baseline) if options.baseline else None
     tell("looking at the machine")
-    environment = preflight(gpu=options.device != "cpu")
+    environment = preflight(gpu=_on_gpu(options))
     found = subjects(options.models, options.runtime)
     images, notes = images_for(options, found)
     result = Result(
@@ -88,6 +88,12 @@ def _runtime(options: Options, path: Path) -> str:
     return options.runtime or suits(path)
 
 
+def _on_gpu(options: Options) -> bool:
+    if options.device is not None:
+        return options.device != "cpu"
+    return any(p.suffix in (".engine", ".plan", ".trt") for p in options.models)
+
+
 def _open(options: Options, path: Path) -> Session:
     runtime = _runtime(options, path)
     return open_session(
@@ -99,7 +105,8 @@ def _open(options: Options, path: Path) -> Session:
 def _request(options: Options, subject: Subject) -> fresh.Request:
     runtime = _runtime(options, subject.path)
     return fresh.Request(
-        path=subject.path, runtime=runtime, device=options.device, threads=options.threads,
+        path=subject.path, runtime=runtime, device=device_of(runtime, options.device),
+        threads=options.threads,
         options=options.session_options(runtime), batch=options.batch[0], shape=options.shape,
         image_shape=subject.bundle.input.shape if subject.bundle else None,
         inputs=options.inputs, seed=options.seed, timeout_s=options.load_timeout,

@@ -267,7 +267,7 @@ def measure_file(
     threads: int | None = None,
     seconds: float = 2.0,
     batch: int = 1,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> Measurement:
     """Open a model and time it for about `seconds` on random inputs: a quick look.
 

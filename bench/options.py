@@ -12,7 +12,7 @@ class Options:
 
     models: tuple[Path, ...]
     runtime: str | None = None
-    device: str = "cpu"
+    device: str | None = None
     threads: int | None = None
     batch: tuple[int, ...] = (1,)
     shape: dict[str, tuple[int, ...]] = field(default_factory=dict)

@@ -52,7 +52,7 @@ def bare(text: str) -> str:
 def rows(m: ModelResult) -> dict[str, str]:
     """What the table says of one model, by line."""
     t, out = m.measurement, {}
-    out["latency, median"] = f"{figures(t.median_ms)} ms  [dim]{span(*t.interval_ms)}[/]"
+    out["latency, median"] = f"{figures(t.median_ms)} ms  [dim]({span(*t.interval_ms)})[/]"
     for q, name in ((0.9, "p90"), (0.99, "p99")):
         tail = t.latency(q)
         out[f"latency, {name}"] = f"{figures(tail.value)} ms" if tail else "[dim]too few runs[/]"
@@ -63,7 +63,7 @@ def rows(m: ModelResult) -> dict[str, str]:
     if m.throughput:
         p = m.throughput
         out["throughput"] = (
-            f"{figures(p.images_per_second)} images/s  [dim]{p.concurrency} in flight[/]"
+            f"{figures(p.images_per_second)} images/s  [dim]({p.concurrency} in flight)[/]"
         )
     if m.open_loop:
         o = m.open_loop
@@ -76,7 +76,7 @@ def rows(m: ModelResult) -> dict[str, str]:
     if m.accuracy:
         a = m.accuracy
         low, high = a.top1_interval
-        out["top-1"] = f"{percent(a.top1)}  [dim]{percent(low)} to {percent(high)}[/]"
+        out["top-1"] = f"{percent(a.top1)}  [dim]({percent(low)} to {percent(high)})[/]"
         if a.top5 is not None:
             out["top-5"] = percent(a.top5)
     out["size"] = f"{size(m.artefact.size_bytes)}"
@@ -86,9 +86,9 @@ def rows(m: ModelResult) -> dict[str, str]:
         c = m.cold_start
         out["cold start"] = (
             f"{figures(c.import_ms + c.load_ms + c.first_run_ms)} ms  "
-            f"[dim]load {figures(c.load_ms)}, first run {figures(c.first_run_ms)}[/]"
+            f"[dim](load {figures(c.load_ms)}, first run {figures(c.first_run_ms)})[/]"
         )
-        out["memory"] = f"{size(c.model_memory_bytes)}  [dim]peak {size(c.peak_memory_bytes)}[/]"
+        out["memory"] = f"{size(c.model_memory_bytes)}  [dim](peak {size(c.peak_memory_bytes)})[/]"
     return out
 
 

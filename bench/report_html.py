@@ -124,7 +124,12 @@ def _latency(result: Result) -> str:
         named = ", ".join(result.models[i].artefact.name for i in group)
         figures.append(_figure(f"In the order they ran: {named}", _series(result, group)))
     if result.comparison:
-        figures.append(_figure("Ratio B/A of each ABBA quad, and A/A", _ratios(result.comparison)))
+        figures.append(
+            _figure(
+                "How far each ABBA quad lies from the ratio, and A/A from 1",
+                _ratios(result.comparison),
+            )
+        )
     return "".join(figures)
 
 
@@ -168,17 +173,19 @@ def _series(result: Result, group: list[int], most: int = 3000) -> str:
 
 
 def _ratios(c: Comparison) -> str:
-    pairs, again = c.blocks.ratios(), c.floor_blocks.ratios()
-    everything = np.concatenate([pairs, again, [c.ratio.low, c.ratio.high, 1]])
-    reach = float(everything.max() - everything.min()) or 0.01
+    """Both kinds of quads as a deviation from what they are expected at, on one scale."""
+    pairs = (c.blocks.ratios() / c.ratio.value - 1) * 100
+    again = (c.floor_blocks.ratios() - 1) * 100
+    low, high = ((edge / c.ratio.value - 1) * 100 for edge in (c.ratio.low, c.ratio.high))
+    everything = np.concatenate([pairs, again, [low, high, -c.margin * 100, c.margin * 100]])
+    reach = float(np.abs(everything).max()) * 1.08
     plot = svg.Plot(
-        (0.5, max(len(pairs), len(again)) + 0.5),
-        (float(everything.min()) - 0.05 * reach, float(everything.max()) + 0.05 * reach),
-        "quad", "ratio", "paired ratios",
+        (0.5, max(len(pairs), len(again)) + 0.5), (-reach, reach),
+        f"quad; orange: B/A about {c.ratio.value:.4g}, grey: A/A about 1", "deviation, %",
+        "paired ratios",
     )  # fmt: skip
-    plot.band(c.ratio.low, c.ratio.high, svg.COLOURS[1])
-    plot.across(c.ratio.value, svg.COLOURS[1], "B/A", dashed=False)
-    plot.across(1.0, "#6b7280", "A/A")
+    plot.band(low, high, svg.COLOURS[1])
+    plot.across(0.0, svg.COLOURS[1])
     plot.dots(np.arange(1, len(again) + 1), again, "#6b7280", 3)
     plot.dots(np.arange(1, len(pairs) + 1), pairs, svg.COLOURS[1], 3)
     return plot.text()

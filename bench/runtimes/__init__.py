@@ -1,7 +1,8 @@
 """One file for each runtime; it is found by lying here.
 
 A runtime's file has `SUFFIXES`, the file endings it opens (`""` for a bundle's folder),
-`library()`, which imports it or raises `EnvironmentLacks`, and
+`DEVICES`, the first of which is its default, `library()`, which imports it or raises
+`EnvironmentLacks`, and
 `open_session(path, *, device, threads, **options) -> Session`. It imports its library inside the
 function, so that listing the runtimes needs none of them.
 """
@@ -50,25 +51,38 @@ def suits(path: Path) -> str:
     )
 
 
+def device_of(runtime: str, asked: str | None) -> str:
+    """The device asked for, or the runtime's usual one."""
+    known: tuple[str, ...] = module(runtime).DEVICES
+    if asked is not None and asked not in known:
+        raise UserError(
+            f"{runtime} runs on {', '.join(known)}; got --device {asked}.{nearest(asked, known)}"
+        )
+    return asked or known[0]
+
+
 def open_session(
     path: str | Path,
     *,
     runtime: str | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     threads: int | None = None,
     **options: Any,
 ) -> Session:
     """Open a model in the runtime its file ending calls for, or in the one named.
 
-    `device` never falls back: what cannot run there raises `EnvironmentLacks`. `threads` None
-    leaves the runtime's own default. `options` are the runtime's own.
+    `device` None is the runtime's usual one: the CPU, or the GPU for an engine. A device that is
+    named never falls back: what cannot run there raises `EnvironmentLacks`. `threads` None leaves
+    the runtime's own default. `options` are the runtime's own.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file. Give the path of a model.")
     if threads is not None and threads < 1:
         raise UserError(f"threads = {threads}: it must be 1 or more.")
-    chosen = module(runtime or suits(path))
+    name = runtime or suits(path)
+    chosen = module(name)
+    device = device_of(name, device)
     start = perf_counter_ns()
     session: Session = chosen.open_session(path, device=device, threads=threads, **options)
     session.load_ms = (perf_counter_ns() - start) / 1e6

@@ -25,6 +25,7 @@ PROVIDERS = {
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
+DEVICES = tuple(PROVIDERS)
 DTYPES = {
     "float": "float32", "float16": "float16", "double": "float64", "bool": "bool",
     "string": "str", "bfloat16": "bfloat16",
@@ -79,8 +80,6 @@ def library() -> Any:
 
 
 def _providers(ort: Any, device: str) -> list[str]:
-    if device not in PROVIDERS:
-        raise UserError(f"onnxruntime runs on {', '.join(PROVIDERS)}; got device {device!r}.")
     known = ort.get_available_providers()
     wanted = PROVIDERS[device][0]
     if wanted not in known:
