@@ -8,123 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.onnx.ops import symbolic
 
 from vcompress.bench.errors import UserError
 
+from .deployed import (
+    DeployedActivation,
+    DeployedLayer,
+    DeployedWeight,
+    compute_in_integers,
+)
 from .graph import kind, leaf
 from .placement import placement
 from .quantizers import SMALLEST_SCALE, ActivationQuantizer, WeightQuantizer, weight_of
-
-
-class DeployedActivation(nn.Module):
-    """Rounds one activation. Exported as a QuantizeLinear and a DequantizeLinear."""
-
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
-        super().__init__()
-        zero = int(quantizer.zero_point)
-        self.range = (quantizer.low - zero, quantizer.high - zero)
-        kind = torch.uint8 if quantizer.unsigned else torch.int8
-        self.register_buffer("scale", quantizer.scale().clone())
-        self.register_buffer("zero_point", quantizer.zero_point.detach().to(kind))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            scale = (self.scale.to(x.dtype), self.zero_point)
-            q = symbolic("QuantizeLinear", (x, *scale), dtype=self.zero_point.dtype, shape=x.shape)
-            return symbolic("DequantizeLinear", (q, *scale), dtype=x.dtype, shape=x.shape)
-        return torch.div(x, self.scale).round_().clamp_(*self.range).mul_(self.scale)
-
-
-class DeployedWeight(nn.Module):
-    """A weight as int8 with one step per slice along `axis`. Exported as a DequantizeLinear."""
-
-    integers: Tensor
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(self, integers: Tensor, scale: Tensor, axis: int) -> None:
-        super().__init__()
-        self.axis = axis
-        self.register_buffer("integers", integers.to(torch.int8))
-        self.register_buffer("scale", scale.clone())
-        self.register_buffer("zero_point", torch.zeros_like(scale, dtype=torch.int8))
-
-    def forward(self) -> Tensor:
-        if torch.compiler.is_exporting():
-            return symbolic(
-                "DequantizeLinear", (self.integers, self.scale, self.zero_point),
-                {"axis": self.axis}, dtype=self.scale.dtype, shape=self.integers.shape,
-            )
-        shape = [1] * self.integers.dim()
-        shape[self.axis] = -1
-        return self.integers * self.scale.view(shape)
-
-
-class DeployedBias(nn.Module):
-    """A bias as int32 in steps of input step * weight step, as integer arithmetic adds it."""
-
-    integers: Tensor
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(self, bias: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        rounded = torch.round(bias.double() / scale.double()).clamp_(-(2**31), 2**31 - 1)
-        self.register_buffer("integers", rounded.to(torch.int32))
-        self.register_buffer("scale", scale.clone())
-        self.register_buffer("zero_point", torch.zeros_like(scale, dtype=torch.int32))
-
-    def forward(self) -> Tensor:
-        if torch.compiler.is_exporting():
-            return symbolic(
-                "DequantizeLinear", (self.integers, self.scale, self.zero_point),
-                {"axis": 0}, dtype=self.scale.dtype, shape=self.integers.shape,
-            )
-        return self.integers * self.scale
-
-
-class DeployedLayer(nn.Module):
-    """A convolution or a linear layer with a deployed weight and its BN folded in.
-
-    With the step of its input the bias is stored as integers too (ONNX Runtime); without, it
-    stays in floating point (TensorRT).
-    """
-
-    def __init__(
-        self,
-        layer: nn.Module,
-        weight: DeployedWeight,
-        bias: Tensor | None,
-        input_scale: Tensor | None,
-    ) -> None:
-        super().__init__()
-        self.quantised_weight = weight
-        self.quantised_bias: DeployedBias | None = None
-        if bias is not None and input_scale is not None:
-            self.quantised_bias = DeployedBias(bias, weight.scale * input_scale)
-            bias = None
-        self.register_buffer("bias", bias)
-        self.plain = copy.copy(layer)  # for its stride, padding, ...
-        self.plain._parameters = dict.fromkeys(layer._parameters)
-        self.plain._modules = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        plain, weight, bias = self.plain, self.quantised_weight(), self.bias
-        if self.quantised_bias is not None:
-            bias = self.quantised_bias()
-        if isinstance(plain, nn.Linear):
-            return nn.functional.linear(x, weight, bias)
-        if isinstance(plain, nn.ConvTranspose2d):
-            return nn.functional.conv_transpose2d(
-                x, weight, bias, plain.stride, plain.padding,  # type: ignore[arg-type]
-                plain.output_padding, plain.groups, plain.dilation,  # type: ignore[arg-type]
-            )
-        assert isinstance(plain, nn.Conv2d)
-        return plain._conv_forward(x, weight, bias)
 
 
 def fold_bn(
@@ -227,6 +122,8 @@ def to_export(model: nn.Module) -> nn.Module:
     deployed.graph.lint()
     deployed.recompile()
     deployed.delete_all_unused_submodules()
+    if description["unsigned"]:
+        compute_in_integers(deployed)
     return deployed.eval()
 
 

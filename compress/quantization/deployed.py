@@ -1,0 +1,226 @@
+"""Modules of the network that is exported, and their arithmetic as ONNX Runtime does it.
+
+Rounding makes a whole step of a last-bit difference near a tie, and in a deep network such steps
+multiply until two implementations differ by about the quantisation error. So where ONNX Runtime
+computes in integers, these modules compute the same integers, in the same order: the network in
+torch then equals the file bit for bit, and what differs is a fault.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+from torch.onnx.ops import symbolic
+
+from .graph import kind
+from .quantizers import ActivationQuantizer
+
+
+class DeployedActivation(nn.Module):
+    """Rounds one activation. Exported as a QuantizeLinear and a DequantizeLinear."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        zero = int(quantizer.zero_point)
+        self.range = (quantizer.low - zero, quantizer.high - zero)
+        kind = torch.uint8 if quantizer.unsigned else torch.int8
+        self.register_buffer("scale", quantizer.scale().clone())
+        self.register_buffer("zero_point", quantizer.zero_point.detach().to(kind))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            scale = (self.scale.to(x.dtype), self.zero_point)
+            q = symbolic("QuantizeLinear", (x, *scale), dtype=self.zero_point.dtype, shape=x.shape)
+            return symbolic("DequantizeLinear", (q, *scale), dtype=x.dtype, shape=x.shape)
+        return torch.div(x, self.scale).round_().clamp_(*self.range).mul_(self.scale)
+
+    def stored(self, x: Tensor) -> Tensor:
+        """The stored integers of rounded values, as float32."""
+        return torch.div(x, self.scale).round_().add_(self.zero_point)
+
+    def value(self, stored: Tensor) -> Tensor:
+        """Values of stored integers that are not rounded yet."""
+        return stored.round_().sub_(self.zero_point).mul_(self.scale)
+
+
+class DeployedWeight(nn.Module):
+    """A weight as int8 with one step per slice along `axis`. Exported as a DequantizeLinear."""
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, integers: Tensor, scale: Tensor, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.register_buffer("integers", integers.to(torch.int8))
+        self.register_buffer("scale", scale.clone())
+        self.register_buffer("zero_point", torch.zeros_like(scale, dtype=torch.int8))
+
+    def forward(self) -> Tensor:
+        if torch.compiler.is_exporting():
+            return symbolic(
+                "DequantizeLinear", (self.integers, self.scale, self.zero_point),
+                {"axis": self.axis}, dtype=self.scale.dtype, shape=self.integers.shape,
+            )
+        shape = [1] * self.integers.dim()
+        shape[self.axis] = -1
+        return self.integers * self.scale.view(shape)
+
+
+class DeployedBias(nn.Module):
+    """A bias as int32 in steps of input step * weight step, as integer arithmetic adds it."""
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, bias: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        rounded = torch.round(bias.double() / scale.double()).clamp_(-(2**31), 2**31 - 1)
+        self.register_buffer("integers", rounded.to(torch.int32))
+        self.register_buffer("scale", scale.clone())
+        self.register_buffer("zero_point", torch.zeros_like(scale, dtype=torch.int32))
+
+    def forward(self) -> Tensor:
+        if torch.compiler.is_exporting():
+            return symbolic(
+                "DequantizeLinear", (self.integers, self.scale, self.zero_point),
+                {"axis": 0}, dtype=self.scale.dtype, shape=self.integers.shape,
+            )
+        return self.integers * self.scale
+
+
+class DeployedLayer(nn.Module):
+    """A convolution or a linear layer with a deployed weight and its BN folded in.
+
+    With the step of its input the bias is stored as integers too (ONNX Runtime); without, it
+    stays in floating point (TensorRT).
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        weight: DeployedWeight,
+        bias: Tensor | None,
+        input_scale: Tensor | None,
+    ) -> None:
+        super().__init__()
+        self.steps: tuple[Tensor, Tensor] | None = None
+        self.quantised_weight = weight
+        self.quantised_bias: DeployedBias | None = None
+        if bias is not None and input_scale is not None:
+            self.quantised_bias = DeployedBias(bias, weight.scale * input_scale)
+            bias = None
+        self.register_buffer("bias", bias)
+        self.plain = copy.copy(layer)  # for its stride, padding, ...
+        self.plain._parameters = dict.fromkeys(layer._parameters)
+        self.plain._modules = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.steps is not None and not torch.compiler.is_exporting():
+            return self._in_integers(x, *self.steps)
+        bias = self.bias if self.quantised_bias is None else self.quantised_bias()
+        return self._run(x, self.quantised_weight(), bias)
+
+    def _in_integers(self, x: Tensor, step: Tensor, out_step: Tensor) -> Tensor:
+        """As QLinearConv does it: an exact sum of integers, one multiplication, rounding."""
+        integers = torch.div(x, step).round_()
+        weight = self.quantised_weight.integers.float()
+        total = self._run(integers, weight, None)
+        if float(total.abs().max()) >= 2**24:  # float32 no longer holds every integer
+            total = self._run(integers.double(), weight.double(), None)
+        shape = [1, -1, *[1] * (total.dim() - 2)]
+        if self.quantised_bias is not None:
+            total = total.double() + self.quantised_bias.integers.view(shape)
+        factor = step * self.quantised_weight.scale / out_step
+        return (total.float() * factor.view(shape)).round_().mul_(out_step)
+
+    def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        plain = self.plain
+        if isinstance(plain, nn.Linear):
+            return nn.functional.linear(x, weight, bias)
+        if isinstance(plain, nn.ConvTranspose2d):
+            return nn.functional.conv_transpose2d(
+                x, weight, bias, plain.stride, plain.padding,  # type: ignore[arg-type]
+                plain.output_padding, plain.groups, plain.dilation,  # type: ignore[arg-type]
+            )
+        assert isinstance(plain, nn.Conv2d)
+        return plain._conv_forward(x, weight, bias)
+
+
+class DeployedSum(nn.Module):
+    """QLinearAdd: fused multiply-adds from the second operand to the first."""
+
+    def __init__(self, a: DeployedActivation, b: DeployedActivation, out: DeployedActivation):
+        super().__init__()
+        self.parts = (a, b, out)  # in a tuple: they belong to the graph, not to this module
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return a + b
+        first, second, out = self.parts
+        ratio_a, ratio_b = first.scale / out.scale, second.scale / out.scale
+        zero_a, zero_b, zero = (p.zero_point.float() for p in (first, second, out))
+        start = zero - _fma(zero_a, ratio_a, ratio_b * zero_b)
+        total = _fma(second.stored(b), ratio_b, start)
+        return out.value(_fma(first.stored(a), ratio_a, total))
+
+
+class DeployedProduct(nn.Module):
+    """QLinearMul: the product of the integers, one multiplication, the zero point."""
+
+    def __init__(self, a: DeployedActivation, b: DeployedActivation, out: DeployedActivation):
+        super().__init__()
+        self.parts = (a, b, out)  # in a tuple: they belong to the graph, not to this module
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return a * b
+        first, second, out = self.parts
+        ratio = first.scale * second.scale / out.scale
+        product = torch.div(a, first.scale).round_() * torch.div(b, second.scale).round_()
+        return out.value(product * ratio + out.zero_point.float())
+
+
+def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a * b + c with one rounding, as the processor does it."""
+    return (a.double() * b.double() + c.double()).float()
+
+
+_IN_INTEGERS = {"add": DeployedSum, "mul": DeployedProduct}
+
+
+def compute_in_integers(model: fx.GraphModule) -> None:
+    """Let each operation between rounded tensors compute as ONNX Runtime's int8 operator."""
+    for node in list(model.graph.nodes):
+        rounding = _rounding(model, node)
+        if rounding is None:
+            continue
+        made_by = node.all_input_nodes[0]
+        before = [_rounding(model, n) for n in made_by.all_input_nodes]
+        if len(made_by.users) != 1 or not before or any(b is None for b in before):
+            continue
+        module = model.get_submodule(made_by.target) if made_by.op == "call_module" else None
+        if isinstance(module, DeployedLayer):
+            module.steps = (before[0].scale, rounding.scale)  # type: ignore[union-attr]
+        elif kind(made_by) in _IN_INTEGERS and len(made_by.args) == 2 and len(before) == 2:
+            name = f"{made_by.name}_exact"
+            model.add_submodule(name, _IN_INTEGERS[kind(made_by)](*before, rounding))  # type: ignore[arg-type]
+            with model.graph.inserting_after(made_by):
+                new = model.graph.call_module(name, tuple(made_by.args))
+            made_by.replace_all_uses_with(new)
+            model.graph.erase_node(made_by)
+    model.recompile()
+
+
+def _rounding(model: fx.GraphModule, node: fx.Node) -> DeployedActivation | None:
+    if node.op != "call_module":
+        return None
+    module = model.get_submodule(str(node.target))
+    return module if isinstance(module, DeployedActivation) else None
