@@ -247,11 +247,10 @@ def _configure_logging() -> None:
 
 def _show(bundle: Any, report: Path | None = None) -> None:
     """The table at the end of every command, in the main process alone."""
-    from accelerate import PartialState
-
+    from .processes import process_state
     from .table import print_history
 
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         print_history(bundle)
         print(f"report: {report or bundle.path / 'report.html'}")
 

@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from vcompress.bench import bundle as bundles
 from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess, is_bundle
@@ -28,6 +27,7 @@ from .data import Data
 from .finish import finish, plain
 from .models import ALIASES, ModelSpec, build, check_forward, make_spec, replace_head
 from .options import Options
+from .processes import process_state
 from .progress import log
 from .stage import Context, TrainConfig
 from .store import ARCHITECTURE, WEIGHTS, Network, load_network
@@ -98,7 +98,7 @@ def run_stage(
     history = tuple(stage_entry for role in ways for stage_entry in opened[role].history)
     # Quantisers hide what was pruned before them; in a float network it can still be seen.
     changes = pruned_before if quantization.is_quantized(outcome.model) else None
-    state = PartialState()
+    state = process_state()
     if state.is_main_process:  # the others wait for the bundle
         finish(
             Network(outcome.model, source.spec, changes), target, entry, history,

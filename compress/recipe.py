@@ -92,9 +92,7 @@ def read_recipe(path: Path) -> Recipe:
 def _step(table: dict[str, Any], number: int, before: list[Step], where: str) -> Step:
     method = table.pop("stage", None)
     if not isinstance(method, str):
-        raise UserError(
-            f"{where}: the key 'stage' is missing. Known: {', '.join(stages.names())}."
-        )
+        raise UserError(f"{where}: the key 'stage' is missing. Known: {', '.join(stages.names())}.")
     try:
         stage = stages.load(method)
     except UserError as error:
@@ -128,9 +126,8 @@ def run_recipe(
     Returns:
         The last bundle and the page `out/report.html`.
     """
-    from accelerate import PartialState
-
     from .flow import run_stage
+    from .processes import process_state
     from .side_by_side import write_side_by_side
 
     out = out or recipe.out
@@ -143,6 +140,6 @@ def run_recipe(
         }
         done[step.name] = run_stage(step.stage, step.config, given, out / step.name, options)
     bundles = list(done.values())
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         write_side_by_side(bundles[0], bundles[-1], out / "report.html")
     return bundles[-1], out / "report.html"

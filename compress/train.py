@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vcompress.bench.errors import UserError
+from vcompress.bench.errors import EnvironmentLacks, UserError
 
 from .models import head
+from .processes import process_state
 from .progress import epoch_progress, log
 from .resume import State, load_state, save_state
 from .stage import Context, TrainConfig
@@ -61,14 +62,16 @@ def fit(
         UserError: a loss that is not finite, or a resume with other options than before.
     """
     AcceleratorState._reset_state()  # the precision may differ from an earlier stage's
+    process_state()
+    if config.precision == "fp16" and not torch.accelerator.is_available():
+        raise EnvironmentLacks(
+            "precision fp16 needs a GPU, and there is none here. Give bf16, or no precision."
+        )
     accelerator = Accelerator(
         mixed_precision=config.precision,
         log_with=_trackers(context.track),
         project_dir=str(context.workdir.parent / "tracking"),
     )
-    if context.track:
-        run = context.workdir.name.strip(".").removesuffix(".work")
-        accelerator.init_trackers(f"{run}-{name}", config=_flat(asdict(config)))
     world, rank = accelerator.num_processes, accelerator.process_index
     if config.batch_size % world:
         raise UserError(f"batch_size {config.batch_size} does not divide by {world} processes.")
@@ -97,7 +100,11 @@ def fit(
         model.load_state_dict(best)
         return _result(history, best_epoch, best_accuracy)
 
+    if context.track:
+        run = context.workdir.name.strip(".").removesuffix(".work")
+        accelerator.init_trackers(f"{run}-{name}", config=_flat(asdict(config)))
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    own_attributes = set(vars(model))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     if ema is not None:
         ema.to(accelerator.device)
@@ -160,7 +167,7 @@ def fit(
             if accuracy >= best_accuracy:  # of equals the later one has trained longer
                 best_accuracy, best_epoch = accuracy, epoch + 1
                 best = {k: v.detach().cpu().clone() for k, v in shown.state_dict().items()}
-            stopped = bool(config.patience and epoch + 1 - best_epoch >= config.patience)
+            stopped = bool(config.patience and _without_gain(history) >= config.patience)
             finished = stopped or epoch + 1 == config.epochs
             if accelerator.is_main_process:
                 progress.epoch(epoch, mean_loss, accuracy, peaks[0] * share)
@@ -173,6 +180,10 @@ def fit(
             if finished:
                 break
     accelerator.end_training()
+    # Or autocast would stay in `forward`, and with it in what is exported.
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    for attribute in set(vars(model)) - own_attributes:
+        delattr(model, attribute)
     accelerator.free_memory()
     model.to("cpu")
     model.load_state_dict(best)
@@ -186,6 +197,7 @@ def evaluate(
     accelerator: Accelerator | None = None,
 ) -> float:  # fmt: skip
     """Share of `split` that `model` gets right, over all processes; the mode is restored."""
+    process_state()
     accelerator = accelerator or Accelerator()
     was_training = model.training
     model.eval()
@@ -211,6 +223,12 @@ def _schedule(step: int, steps: int, config: TrainConfig) -> float:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1.0, config.epochs * steps - warmup)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _without_gain(history: Sequence[Mapping[str, float]]) -> int:
+    """Epochs since the validation accuracy was first as high as it has been."""
+    accuracies = [entry["val_accuracy"] for entry in history]
+    return len(accuracies) - 1 - accuracies.index(max(accuracies))
 
 
 def _optimizer(
@@ -255,10 +273,7 @@ def _freeze(model: nn.Module, config: TrainConfig, classes: int) -> list[nn.Modu
 
 def _identity(model: nn.Module, config: TrainConfig, context: Context, name: str) -> dict[str, Any]:
     """What must be the same for a resume to end as the undisturbed run would."""
-    digest = hashlib.sha256()
-    for key, tensor in model.state_dict().items():
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    teacher = context.teacher
     return {
         "name": name,
         "seed": context.seed,
@@ -266,8 +281,17 @@ def _identity(model: nn.Module, config: TrainConfig, context: Context, name: str
         "preprocess": json.loads(json.dumps(asdict(context.data.preprocess))),
         "augment": context.data.augment,
         "config": json.loads(json.dumps(asdict(config))),
-        "initial_weights": digest.hexdigest(),
+        "initial_weights": _digest(model),
+        "teacher": None if teacher is None else _digest(teacher),
     }
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _resumed(file: Path, identity: Mapping[str, Any], resume: bool) -> State | None:
@@ -279,9 +303,8 @@ def _resumed(file: Path, identity: Mapping[str, Any], resume: bool) -> State | N
             continue
         before = state.identity.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
-            key, before, value = next(
-                (f"{key}.{k}", before.get(k), v) for k, v in value.items() if before.get(k) != v
-            )
+            inner = next(k for k in {**value, **before} if value.get(k) != before.get(k))
+            key, before, value = f"{key}.{inner}", before.get(inner), value.get(inner)
         raise UserError(
             f"--resume: {key} was {before!r} and is now {value!r}. Give the same options as "
             f"before, or leave --resume out to start again."
@@ -309,7 +332,7 @@ def _trackers(names: tuple[str, ...]) -> list[str] | None:
     available = [str(tracker.value) for tracker in get_available_trackers()]
     for name in names:
         if name not in available:
-            raise UserError(
+            raise EnvironmentLacks(
                 f"--track {name}: its package is not installed, or accelerate does not know it. "
                 f"Installed: {', '.join(available) or 'none'}; tensorboard comes with "
                 f"pip install 'vision-compress[track]'."
