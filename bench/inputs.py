@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,7 +140,8 @@ def from_file(path: str | Path, inputs: Sequence[TensorSpec]) -> Feed:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
+    # TypeError and AttributeError: a lone .npy is an array and no archive.
+    except (OSError, ValueError, EOFError, BadZipFile, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a readable .npz of plain arrays ({error}). Write it with "
             "numpy.savez(FILE, NAME=array)."

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import stats
+from . import noise, stats
 from .compare import Blocks, Comparison
 from .errors import UserError
 from .measure import Measurement
@@ -88,6 +88,7 @@ def _model(m: ModelResult) -> dict[str, Any]:
         "samples_ns": m.measurement.samples_ns,
         "starts_ns": m.measurement.starts_ns,
         "blocks": m.measurement.blocks,
+        "processes": m.measurement.processes,
         "stopped": m.measurement.stopped,
         "harness_ns": m.harness_ns,
         "throughput": asdict(m.throughput) if m.throughput else None,
@@ -97,6 +98,7 @@ def _model(m: ModelResult) -> dict[str, Any]:
             "robust_variation": stats.robust_variation(m.measurement.samples_ns),
             "drift": stats.slope_share(m.measurement.samples_ns),
             "lag1_correlation": stats.lag1(m.measurement.samples_ns),
+            "outliers": noise.outliers(m.measurement),
             "two_modes": stats.two_modes(m.measurement.samples_ns),
             "warnings": m.warnings,
         },
@@ -110,6 +112,7 @@ def _model(m: ModelResult) -> dict[str, Any]:
 def latency(m: Measurement) -> dict[str, Any]:
     """Percentiles with intervals; null where the samples do not support one."""
     found: dict[str, Any] = {"n": len(m.samples_ns), "includes": m.facts.includes}
+    found["median"] = asdict(m.median)
     for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)):
         interval = m.latency(q)
         found[name] = asdict(interval) if interval else None
