@@ -257,20 +257,20 @@ def _items(path: str, values: Any) -> list[tuple[str, Any]]:
 
 def _checked(path: str, name: str, value: Any, module: nn.Module) -> Any:
     where = f"{path}.{name}" if path else str(name)
-    old = vars(module).get(name)
+    old: Any = vars(module).get(name)
     if not _numeric(name, old):
         raise UserError(f"{where} is not a number of that module: it cannot be set.")
     several = isinstance(old, (tuple, list))
     if several != isinstance(value, list) or not _numeric(name, value):
         raise UserError(f"{where} = {value!r:.80}: expected numbers like {old!r}.")
-    if several and len(value) != len(old):  # type: ignore[arg-type]
-        raise UserError(f"{where} has {len(value)} entries, expected {len(old)}.")  # type: ignore[arg-type]
-    for new, was in zip(value if several else [value], old if several else [old], strict=True):  # type: ignore[arg-type]
+    if several and len(value) != len(old):
+        raise UserError(f"{where} has {len(value)} entries, expected {len(old)}.")
+    for new, was in zip(value if several else [value], old if several else [old], strict=True):
         if isinstance(was, int) and (not isinstance(new, int) or not 0 <= new <= max(was, 0)):
             raise UserError(f"{where} = {new!r}: expected a whole number from 0 to {was}.")
         if not math.isfinite(new):
             raise UserError(f"{where} = {new!r}: expected a finite number.")
-    return type(old)(value)  # type: ignore[call-arg]
+    return type(old)(value)
 
 
 def _checked_shape(name: str, shape: Any, old: tuple[int, ...]) -> tuple[int, ...]:

@@ -76,11 +76,11 @@ def prepare(mirror: nn.Module) -> None:
         if isinstance(module, nn.MultiheadAttention):
             module.forward = _attention(module.forward)  # type: ignore[method-assign]
         elif layout(module) is not None or kind in _OPAQUE or _frozen_norm(module):
-            module.forward = _opaque(module.forward)  # type: ignore[method-assign]
+            module.forward = _opaque(module.forward)
         elif kind in _MERGES:
-            module.forward = _merge(module)  # type: ignore[method-assign]
+            module.forward = _merge(module)
         elif kind in _SHUFFLES:
-            module.forward = _shuffle(module)  # type: ignore[method-assign]
+            module.forward = _shuffle(module)
 
 
 def _opaque(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -129,7 +129,7 @@ def _shuffle(module: Any) -> Callable[[Tensor], Tensor]:
 
 
 def _call(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    return function.apply(*arguments)  # type: ignore[no-untyped-call, no-any-return]
+    return function.apply(*arguments)  # type: ignore[no-any-return]
 
 
 def _frozen_norm(module: nn.Module) -> bool:
@@ -165,8 +165,8 @@ def customized_pruners(mirror: nn.Module) -> dict[Any, Any]:
 def stream_width(module: nn.Module) -> int:
     found = layout(module)
     if found is not None:
-        return int(module.get_submodule(found.proj).weight.shape[0])  # type: ignore[index, union-attr]
-    return int(module.weight.shape[0])  # type: ignore[index, union-attr]
+        return int(module.get_submodule(found.proj).weight.shape[0])  # type: ignore[index]
+    return int(module.weight.shape[0])  # type: ignore[index]
 
 
 def remap(graph: Any) -> None:
@@ -175,6 +175,10 @@ def remap(graph: Any) -> None:
         name = type(node.grad_fn).__name__
         if name == "_TileBackward":
             _set_mappings(node, _tile(node.grad_fn.width), _untile(node.grad_fn.width))
+            for reader in node.outputs:  # the library takes a wider linear layer for a flatten
+                for dependency in (*reader.dependencies, *node.dependencies):
+                    if {dependency.source, dependency.target} == {reader, node}:
+                        dependency.index_mapping[0] = None
         elif name == "_ShuffleBackward":
             _set_mappings(node, _lost, _lost)
 

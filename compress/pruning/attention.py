@@ -8,6 +8,7 @@ tied, and the channels of each are still chosen on their own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -40,9 +41,6 @@ _LAYOUTS = {
     ),
     ("timm.models.swin_transformer", "WindowAttention"): AttentionLayout(
         "qkv.weight", "qkv.bias", "proj", tied=False
-    ),
-    ("timm.models.levit", "Attention"): AttentionLayout(
-        "qkv.linear.weight", "qkv.linear.bias", "proj", tied=False
     ),
 }
 
@@ -77,8 +75,8 @@ def set_attention_width(module: nn.Module, inner: bool, width: int) -> None:
     """Write a new stream or inner width into the numbers that an attention layer keeps."""
     found = layout(module)
     assert found is not None
-    proj = module.get_submodule(found.proj)
-    qkv = None
+    proj: Any = module.get_submodule(found.proj)
+    qkv: Any = None
     if found.qkv_weight != "in_proj_weight":
         qkv = module.get_submodule(found.qkv_weight.rpartition(".")[0])
     if inner:

@@ -78,7 +78,9 @@ def parameter_cost(model: nn.Module, groups: Sequence[Group]) -> CostModel:
 def channel_cost(groups: Sequence[Group]) -> CostModel:
     """Channels, each group counted once."""
     terms = tuple((float(group.width), ((group.name, "group"),)) for group in groups)
-    shares = {(group.name, "group"): ((group.name, 1.0),) for group in groups}
+    shares: dict[SideKey, tuple[tuple[str, float], ...]] = {
+        (group.name, "group"): ((group.name, 1.0),) for group in groups
+    }
     return CostModel(terms, 0.0, shares)
 
 

@@ -107,7 +107,7 @@ def _by_gradient(
     for images, labels in batches:
         images, labels = images.to(device), labels.to(device)
         copy.zero_grad(set_to_none=True)
-        loss(copy(images), images, labels).backward()
+        loss(copy(images), images, labels).backward()  # type: ignore[no-untyped-call]
         tensors = {
             name: (p * p.grad).detach().float() if p.grad is not None else torch.zeros_like(p)
             for name, p in copy.named_parameters()

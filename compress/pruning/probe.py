@@ -8,13 +8,11 @@ from the user's network, and such a group is left alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from types import MethodType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .attention import layout
 from .remove import kept_channels, remove
@@ -26,34 +24,43 @@ _TOLERANCE = 1e-7
 """Relative, in float64: a wrong group differs by far more, a right one by rounding only."""
 
 
+class CutFailsError(Exception):
+    """The network does not run with the channels cut, or its outputs change shape."""
+
+
 def difference(
     model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Tensor], example: Tensor
 ) -> float:
     """Largest difference of the outputs, relative to the largest output, in float64.
 
     `removed` maps group names to masks [units]. The weights are those of `model`, with noise on
-    those that would hide an error (zero heads, fresh norms, tiny layer scales). Raises whatever
-    the forward pass of the cut network raises.
+    those that would hide an error (zero heads, fresh norms, tiny layer scales). Raises
+    CutFailsError where the cut network does not run.
     """
     double = shadow(model, _unhidden)
     double.eval()
+    images = example.double()
+    if images.numel() == 1 or float(images.std()) == 0.0:
+        images = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    _calibrate(double, images)
     cut = shadow(double, lambda tensor: tensor)
     remove(cut, groups, removed)
-    _switch_off(double, groups, removed)
-    images = example.double()
-    if float(images.std()) == 0.0:
-        images = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    _switch_off(double, cut, groups, removed)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
-            wanted, got = tensors_of(double(images)), tensors_of(cut(images))
+            wanted = tensors_of(double(images))
+            try:
+                got = tensors_of(cut(images))
+            except Exception as error:  # whatever a forward pass may raise
+                raise CutFailsError(str(error)) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     worst = 0.0
     for one, other in zip(wanted, got, strict=True):
         if one.shape != other.shape:
-            raise RuntimeError(f"an output changed from {list(one.shape)} to {list(other.shape)}")
+            raise CutFailsError(f"an output changed from {list(one.shape)} to {list(other.shape)}")
         gap = float((one - other).abs().max() / one.abs().max().clamp_min(1e-30))
         worst = max(worst, gap) if math.isfinite(gap) else math.inf
     return worst
@@ -127,53 +134,72 @@ def _unhidden(tensor: Tensor) -> Tensor:
     return tensor.clone()
 
 
-def _switch_off(model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Tensor]) -> None:
+def _calibrate(model: nn.Module, images: Tensor) -> None:
+    """Give batch norms the statistics of `images`: a signal that fades hides an error."""
+
+    def measure(module: Any, inputs: tuple[Tensor, ...]) -> None:
+        dims = [0, *range(2, inputs[0].dim())]
+        variance, mean = torch.var_mean(inputs[0], dims, correction=0)
+        if module.running_var is not None and float(variance.max()) > 0.0:
+            module.running_mean.copy_(mean + 0.1 * variance.sqrt())
+            module.running_var.copy_(variance + 0.01 * variance.mean())
+
+    hooks = [
+        module.register_forward_pre_hook(measure)
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        or type(module).__name__.startswith("FrozenBatchNorm")
+    ]
+    if hooks:
+        with torch.no_grad():
+            model(images)
+    for hook in hooks:
+        hook.remove()
+
+
+def _switch_off(
+    model: nn.Module, cut_model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Tensor]
+) -> None:
     """Zero what reads the removed channels; norms over channels look at the others only."""
     modules = dict(model.named_modules())
     for cut, channels in kept_channels(groups, removed).values():
-        module = modules.get(cut.module)
-        if module is None or cut.dim is not None:
-            continue
+        path = cut.module if cut.dim is None else cut.module.rpartition(".")[0]
+        module = modules[path]
         off = torch.ones(cut.width, dtype=torch.bool)
         off[channels] = False
         gone = torch.nonzero(off).flatten()
-        attention = layout(module)
+        attention = layout(module) if cut.dim is None else None
         if attention is not None:
             for part in slices(module, cut.side):
                 tensor = named_tensor(module, part.tensor)
                 if tensor is not None and (cut.side == "inner" or part.dim == 1):
                     tensor.data.index_fill_(part.dim, part.positions(gone, cut.width), 0.0)
-        elif cut.side == "in" and not is_depthwise(module):
+        elif cut.dim is None and cut.side == "in" and not is_depthwise(module):
             for part in slices(module, "in"):
                 tensor = named_tensor(module, part.tensor)
                 tensor.data.index_fill_(part.dim, part.positions(gone, cut.width), 0.0)
-        elif isinstance(module, nn.LayerNorm):
-            last = not type(module).__name__.endswith("2d")
-            module.forward = MethodType(_layer_norm(channels, last), module)  # type: ignore[method-assign]
-        elif isinstance(module, nn.GroupNorm):
-            module.forward = MethodType(_group_norm(channels), module)  # type: ignore[method-assign]
+        else:
+            dim = _norm_dim(module)
+            if dim is not None:
+                narrow = cut_model.get_submodule(path)
+                module.forward = _on_kept(narrow, channels, dim)
 
 
-def _layer_norm(channels: Tensor, last: bool) -> Any:
-    def forward(self: nn.LayerNorm, images: Tensor) -> Tensor:
-        tokens = images if last else images.movedim(1, -1)
-        weight = self.weight[channels] if self.weight is not None else None
-        bias = self.bias[channels] if self.bias is not None else None
-        normal = F.layer_norm(tokens[..., channels], (len(channels),), weight, bias, self.eps)
-        result = torch.zeros_like(tokens)
-        result[..., channels] = normal
-        return result if last else result.movedim(-1, 1)
-
-    return forward
+def _norm_dim(module: nn.Module) -> int | None:
+    """The dimension of channels of a layer that normalises over them, or None for others."""
+    if isinstance(module, nn.GroupNorm) or type(module).__name__ == "LayerNorm2d":
+        return 1
+    if type(module).__name__ == "GlobalResponseNorm":
+        return int(module.channel_dim)  # type: ignore[arg-type]
+    return -1 if isinstance(module, nn.LayerNorm) else None
 
 
-def _group_norm(channels: Tensor) -> Any:
-    def forward(self: nn.GroupNorm, images: Tensor) -> Tensor:
-        weight = self.weight[channels] if self.affine else None
-        bias = self.bias[channels] if self.affine else None
-        normal = F.group_norm(images[:, channels], self.num_groups, weight, bias, self.eps)
+def _on_kept(narrow: nn.Module, channels: Tensor, dim: int) -> Callable[[Tensor], Tensor]:
+    """The cut norm on the channels that stay; zeros elsewhere, where nobody looks."""
+
+    def forward(images: Tensor) -> Tensor:
         result = torch.zeros_like(images)
-        result[:, channels] = normal
-        return result
+        index = channels.to(images.device)
+        return result.index_copy(dim, index, narrow(images.index_select(dim, index)))
 
     return forward

@@ -46,6 +46,9 @@ class PruneReport:
     """Layers that were not pruned, with the reason."""
     kept: tuple[Kept, ...] = field(repr=False, default=())
     """What stays of each tensor, for `remap_optimizer`."""
+    groups: tuple[Group, ...] = field(repr=False, default=())
+    removed: dict[str, Tensor] = field(repr=False, default_factory=dict)
+    """Which units of each group went, bool [units]; with `groups` for `probe.difference`."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -128,6 +131,8 @@ def prune(
         layers=tuple(LayerWidth(name, *pair) for name, pair in widths.items()),
         left_alone=left_alone,
         kept=tuple(kept),
+        groups=groups,
+        removed=removed,
     )
 
 

@@ -85,7 +85,8 @@ class Slice:
     def positions(self, channels: Tensor, width: int) -> Tensor:
         """Indices along `dim` of `channels`, int64, ascending."""
         if self.modulo:
-            return torch.unique(channels % self.modulo)
+            positions: Tensor = torch.unique(channels % self.modulo)
+            return positions
         offsets = torch.arange(self.blocks) * width
         return torch.sort((channels[None] + offsets[:, None]).flatten()).values
 

@@ -169,7 +169,7 @@ class _Walk:
         self.slots: dict[tuple[Any, Any], dict[int, int]] = {}
         self.paths = {module: path for path, module in mirror.named_modules()}
         self.parameters = {id(p): name for name, p in mirror.named_parameters()}
-        self.broken: set[int] = set()
+        self.broken: dict[int, str] = {}
 
     def spread(self, root: Any) -> None:
         """Follow all output channels of a layer to wherever they reach."""
@@ -197,7 +197,8 @@ class _Walk:
                 onward = []
                 for item in mapped:
                     if item.root_idx is None:
-                        self.broken.update(self.union.find(here[index]) for index in indices)
+                        for index in indices:
+                            self.broken[here[index]] = "its channels are shuffled among others"
                         continue
                     slot = target.get(item.idx)
                     if slot is None:
@@ -285,7 +286,8 @@ class _Walk:
         for index, slot in channels.items():
             self.union.join(places.setdefault(index % (total // count), slot), slot)
         if len(channels) != total:
-            self.broken.update(self.union.find(slot) for slot in channels.values())
+            for slot in channels.values():
+                self.broken[slot] = "a grouped layer has its channels and others"
 
     def _reasons(
         self,
@@ -295,10 +297,7 @@ class _Walk:
     ) -> dict[int, str]:
         from fnmatch import fnmatchcase
 
-        reasons = {
-            self.union.find(u): "its channels are mapped in a way not understood"
-            for u in self.broken
-        }
+        reasons = {self.union.find(slot): why for slot, why in self.broken.items()}
         for (node, function), channels in self.slots.items():
             is_output = node.grad_fn in outputs or type(node.module).__name__ == "_OutputOp"
             if is_output and (self.side(node, function) == "out"):
@@ -366,7 +365,7 @@ class _Walk:
 
 def _shared_tensors(paths: dict[nn.Module, str]) -> set[str]:
     seen: dict[int, str] = {}
-    shared = set()
+    shared: set[str] = set()
     for module, path in paths.items():
         for parameter in module.parameters(recurse=False):
             other = seen.setdefault(id(parameter), path)
@@ -390,7 +389,7 @@ def _with_heads(groups: list[Group], paths: dict[nn.Module, str]) -> list[Group]
             heads = head_count(module)
             if found.tied:
                 multiple = math.lcm(multiple, heads)
-            width = int(module.get_submodule(found.proj).weight.shape[1])  # type: ignore[index, union-attr]
+            width = int(module.get_submodule(found.proj).weight.shape[1])  # type: ignore[index]
             per_head = width // heads
             channels = tuple(range(width))
             places = tuple(channel % per_head for channel in channels)

@@ -31,6 +31,9 @@ class Ladder:
     def above(self, count: int) -> int | None:
         return next((other for other in self.counts if other > count), None)
 
+    def below(self, count: int) -> int | None:
+        return next((other for other in reversed(self.counts) if other < count), None)
+
 
 def ladder(group: Group, round_to: int, max_channel_ratio: float) -> Ladder:
     """Widths that are multiples of `round_to` and of the group's own multiple, or the full one.
@@ -113,17 +116,74 @@ def fit_budget(
     if price(counts) > budget:
         counts = smallest
     wished = ideal(low)
-    open_ladders = list(ladders)
-    while open_ladders:
-        open_ladders.sort(key=lambda item: (counts[item.group] - wished[item.group]) / item.units)
-        for item in open_ladders:
+    counts = _fill(counts, ladders, wished, price, budget)
+    # Where one coarse step is worth more than the slack, another layer may go without it.
+    for _ in ladders:
+        if price(counts) >= budget * (1.0 - _CLOSE):
+            break
+        tries = [
+            _exchange(counts, item, ladders, wished, price, budget)
+            for item in ladders
+            if item.above(counts[item.group]) is not None
+        ]
+        found = max((t for t in tries if t is not None), key=price, default=None)
+        if found is None or price(found) <= price(counts):
+            break
+        counts = found
+    return counts
+
+
+_CLOSE = 0.02
+"""A budget met to this share is met."""
+
+_Price = Callable[[Mapping[str, int]], float]
+
+
+def _fill(
+    counts: dict[str, int],
+    ladders: Sequence[Ladder],
+    wished: Mapping[str, float],
+    price: _Price,
+    budget: float,
+) -> dict[str, int]:
+    """Give groups their next width back, the furthest below its wish first, while it fits."""
+    counts = dict(counts)
+
+    def ahead(item: Ladder) -> float:
+        return (counts[item.group] - wished[item.group]) / item.units
+
+    while True:
+        for item in sorted(ladders, key=ahead):
             wider = item.above(counts[item.group])
             if wider is not None and price({**counts, item.group: wider}) <= budget:
                 counts[item.group] = wider
                 break
         else:
-            break
-    return counts
+            return counts
+
+
+def _exchange(
+    counts: dict[str, int],
+    raised: Ladder,
+    ladders: Sequence[Ladder],
+    wished: Mapping[str, float],
+    price: _Price,
+    budget: float,
+) -> dict[str, int] | None:
+    """`raised` one step wider, others narrower until it fits; None where it cannot."""
+    counts = {**counts, raised.group: raised.above(counts[raised.group]) or raised.units}
+    while price(counts) > budget:
+        narrower = {
+            item.group: below
+            for item in ladders
+            if item is not raised and (below := item.below(counts[item.group])) is not None
+        }
+        if not narrower:
+            return None
+        units = {item.group: item.units for item in ladders}
+        widest = max(narrower, key=lambda name: (counts[name] - wished[name]) / units[name])
+        counts[widest] = narrower[widest]
+    return _fill(counts, ladders, wished, price, budget)
 
 
 class BudgetTooLow(UserError):

@@ -1,0 +1,172 @@
+"""The stage on a real data set of tiny networks: what it reaches, reports and refuses."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vcompress.bench.errors import UserError
+from vcompress.compress.stages.prune import Config, apply, refuse_quantised
+
+
+class FakeData:
+    """Images whose class is their brightest channel, so that little training is enough."""
+
+    classes = ("red", "green", "blue")
+    example = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        result = []
+        for _ in range(4):
+            labels = torch.randint(0, 3, (8,), generator=generator)
+            images = torch.randn(8, 3, 8, 8, generator=generator)
+            images[range(8), labels] += 2.0
+            result.append((images, labels))
+        return result
+
+    def loader(self, split: str, batch_size: int, train: bool = False) -> Any:
+        return self.batches()
+
+
+class FakeContext:
+    data = FakeData()
+    teacher = None
+    seed = 0
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 3),
+    )
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Replaces the training loop by one that records its calls and takes a few SGD steps."""
+    calls: list[dict[str, Any]] = []
+
+    def fit(model: nn.Module, config: Any, context: Any, loss: Any = None, *, name: str) -> Any:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        values = []
+        for images, labels in context.data.batches():
+            optimizer.zero_grad()
+            value = loss(model(images), images, labels)
+            value.backward()
+            optimizer.step()
+            values.append(value.item())
+        calls.append(
+            {
+                "name": name,
+                "epochs": config.epochs,
+                "losses": values,
+                "width": model[0].out_channels,
+            }
+        )
+        return {"epochs": config.epochs}
+
+    monkeypatch.setattr("vcompress.compress.train.fit", fit)
+    return calls
+
+
+def test_pruning_in_steps_reaches_the_budget_and_trains_after_each(fits: Any) -> None:
+    model = network()
+    outcome = apply(
+        model, Config(macs=0.25, steps=3, epochs=5, step_epochs=1, round_to=2), FakeContext()
+    )  # type: ignore[arg-type]
+    assert [call["name"] for call in fits] == ["prune-1of3", "prune-2of3", "prune-3of3"]
+    assert [call["epochs"] for call in fits] == [1, 1, 5]
+    widths = [call["width"] for call in fits]
+    assert 32 > widths[0] >= widths[1] >= widths[2] == model[0].out_channels
+    details = outcome.details
+    assert details["asked"] == {"macs": 0.25}
+    assert details["achieved"]["macs"] == pytest.approx(0.25, abs=0.02)
+    assert ["0", 32, widths[2]] in details["layers"]
+    assert details["left_alone"] == {"8": "it is an output of the network"}
+
+
+def test_the_recovery_loss_is_distillation_from_the_unpruned_network(fits: Any) -> None:
+    model = network()
+    apply(model, Config(macs=0.9, round_to=1, alpha=1.0, epochs=1), FakeContext())  # type: ignore[arg-type]
+    # a network near its teacher has next to no distillation loss, though its labels are guesses
+    assert fits[0]["losses"][0] < 0.2
+
+
+def test_a_named_teacher_is_learned_from(fits: Any) -> None:
+    class Taught(FakeContext):
+        teacher = network()
+
+    with torch.no_grad():
+        Taught.teacher[-1].bias.copy_(torch.tensor([30.0, 0.0, 0.0]))
+    apply(network(), Config(macs=0.9, round_to=1, alpha=1.0, epochs=1), Taught())  # type: ignore[arg-type]
+    assert fits[0]["losses"][0] > 1.0
+
+
+@pytest.mark.parametrize("importance", ["taylor", "hessian", "distillation"])
+def test_criteria_on_gradients_get_training_images(importance: Any, fits: Any) -> None:
+    outcome = apply(network(), Config(macs=0.5, importance=importance), FakeContext())  # type: ignore[arg-type]
+    assert outcome.details["achieved"]["macs"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_running_the_same_steps_again_gives_the_same_weights(fits: Any) -> None:
+    results = [
+        apply(network(), Config(macs=0.5, steps=2), FakeContext()).model.state_dict()  # type: ignore[arg-type]
+        for _ in range(2)
+    ]
+    for name, tensor in results[0].items():
+        assert torch.equal(tensor, results[1][name])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one of macs, params and channels; got none"),
+        ({"macs": 0.5, "channels": 0.5}, "got macs, channels"),
+        ({"macs": 1.0}, "macs = 1.0: expected the share that remains"),
+        ({"params": -0.5}, "params = -0.5: expected the share that remains"),
+        ({"macs": 0.5, "steps": 0}, "steps = 0: it must be 1 or more"),
+        ({"macs": 0.5, "alpha": 2.0}, "alpha = 2.0: it must be from 0 to 1"),
+        ({"macs": 0.5, "temperature": 0.0}, "temperature = 0.0"),
+        ({"macs": 0.5, "max_channel_ratio": 1.0}, "left without channels"),
+        ({"macs": 0.5, "round_to": 0}, "round_to = 0"),
+        ({"macs": 0.5, "lr": -1.0}, "lr = -1.0"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Config(**options)
+
+
+def test_a_quantised_network_is_sent_back() -> None:
+    class Quantiser(nn.Identity):
+        __module__ = "vcompress.compress.quantization.quantizers"
+
+    with pytest.raises(UserError, match="prune first, then quantise"):
+        refuse_quantised(nn.Sequential(nn.Conv2d(3, 4, 1), Quantiser()))
+    refuse_quantised(copy.deepcopy(network()))
+
+
+def test_the_stage_file_loads_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, vcompress.compress.stages.prune; "
+        "print([m for m in ('torch', 'numpy', 'torch_pruning') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd()
+    )
+    assert done.stdout.strip() == "[]"
