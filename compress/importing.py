@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vcompress.bench.errors import UserError
 
 from .checkpoint import load_tensors
+from .progress import log
 
 # Under which key a training script puts the weights; averaged ones come first.
 _KEYS = (
@@ -59,10 +60,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str | None]:
             f"{_reason(error)}. Where it was made, save the weights alone: "
             f"torch.save(model.state_dict(), 'weights.pth')."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: not a checkpoint that torch can read ({str(error).splitlines()[0]})."
-        ) from None
+    except Exception as error:  # a damaged file makes the loader stumble in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not a checkpoint that torch can read ({reason}).") from None
     return _find_weights(content, path)
 
 
@@ -125,11 +125,12 @@ def infer_classes(path: Path, model: nn.Module, head_name: str) -> int:
     return int(weight.shape[0])
 
 
-def load_into(model: nn.Module, path: Path, *, allow_other_head: bool = False) -> Loaded:
+def load_into(model: nn.Module, path: Path, *, head_name: str | None = None) -> Loaded:
     """Load a checkpoint into `model`.
 
     Args:
-        allow_other_head: leave a head with another number of classes as it is.
+        head_name: a layer that may have another number of classes in the file; it is then left as
+            it is.
 
     Raises:
         UserError: names the tensors that are missing, left over, or of another shape.
@@ -144,9 +145,9 @@ def load_into(model: nn.Module, path: Path, *, allow_other_head: bool = False) -
         name for name in own if name not in tensors and not name.endswith("num_batches_tracked")
     ]
     other = [n for n in own if n in tensors and tensors[n].shape != own[n].shape]
-    if allow_other_head and other and len(other) <= 2:  # the weight and the bias of the head
-        log_head = other
-        tensors = {k: v for k, v in tensors.items() if k not in log_head}
+    if head_name is not None and other and {n.rpartition(".")[0] for n in other} == {head_name}:
+        log.info("%s: its head has other classes, so %s starts anew", path, head_name)
+        tensors = {k: v for k, v in tensors.items() if k not in other}
         other = []
     if other:
         name = other[0]

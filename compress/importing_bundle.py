@@ -83,6 +83,11 @@ def _labels(file: Path | None, classes: int, dataset: Dataset | None) -> tuple[s
 
 
 def _reorder_check(labels: tuple[str, ...], dataset: Dataset) -> None:
+    if len(labels) != len(dataset.classes):
+        raise UserError(
+            f"the checkpoint's head has {len(labels)} classes, the data {dataset.source} has "
+            f"{len(dataset.classes)}. Give the data that it was trained with, or leave --data out."
+        )
     if labels != dataset.classes:
         wrong = next((a, b) for a, b in zip(labels, dataset.classes, strict=True) if a != b)
         raise UserError(

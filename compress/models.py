@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from vcompress.bench.config import from_mapping
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
 
+from .progress import log
+
 ALIASES = {
     "r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101",
     "r152": "resnet152", "rx50": "resnext50_32x4d", "wr50": "wide_resnet50_2",
@@ -120,11 +122,11 @@ def build(spec: ModelSpec, weights: str | None = None) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec.name} returned {type(model).__name__}, expected a torch nn.Module.")
     if weights == "default":
-        _load_matching(model, _pretrained(spec.name))
+        _load_matching(model, _pretrained(spec.name), head(model, spec.classes))
     elif weights is not None:
         from .importing import load_into
 
-        load_into(model, Path(weights), allow_other_head=True)
+        load_into(model, Path(weights), head_name=head(model, spec.classes))
     return model
 
 
@@ -245,6 +247,8 @@ def _timm_size(name: str, size: tuple[int, int]) -> dict[str, Any]:
 
 def _own_factory(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise UserError(f"{name}: {module_name!r} is not a module's name. Give module:factory.")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -255,7 +259,7 @@ def _own_factory(name: str) -> Any:
             f"{name}: the module {module_name!r} cannot be imported from {here} ({error})."
         ) from None
     factory = getattr(module, attribute, None)
-    if not callable(factory):
+    if not callable(factory) or inspect.isbuiltin(factory):
         raise UserError(
             f"{name}: {module_name} has no function {attribute!r}.{nearest(attribute, dir(module))}"
         )
@@ -283,7 +287,10 @@ def _pretrained(name: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _load_matching(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _load_matching(model: nn.Module, tensors: Mapping[str, Tensor], head_name: str) -> None:
     own = model.state_dict()
     fits = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(fits, strict=False)
+    random = [k for k in own if k not in fits and not k.startswith(f"{head_name}.")]
+    if random:  # such as the positions of a ViT at another image size
+        log.warning("the pretrained weights do not fit these, which start anew: %s", random)
