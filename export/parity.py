@@ -70,7 +70,8 @@ def run_onnx(
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else str(model), options,
+        model if isinstance(model, bytes) else str(model),
+        options,
         providers=["CPUExecutionProvider"],
     )
     entry = session.get_inputs()[0]
@@ -158,8 +159,13 @@ def check(
     if one_class:
         message += " Warning: the network gives every image the same class; agreement says little."
     return Parity(
-        ok=not failed, message=message, images=len(images), optimised=optimised, plain=plain,
-        one_class=one_class, first_divergence=first,
+        ok=not failed,
+        message=message,
+        images=len(images),
+        optimised=optimised,
+        plain=plain,
+        one_class=one_class,
+        first_divergence=first,
     )
 
 
@@ -176,7 +182,8 @@ def first_divergence(
         return None
     proto = onnx.load(str(path))
     present = {
-        n.output[0] for n in proto.graph.node
+        n.output[0]
+        for n in proto.graph.node
         if n.op_type == "DequantizeLinear" and not _constant(proto, n.input[0])
     }
     steps = _roundings(model)
@@ -203,7 +210,8 @@ def first_divergence(
 def _roundings(model: fx.GraphModule) -> dict[str, str]:
     """Node -> module, of the nodes of a network from `to_export` that round an activation."""
     return {
-        node.name: str(node.target) for node in model.graph.nodes
+        node.name: str(node.target)
+        for node in model.graph.nodes
         if node.op == "call_module" and hasattr(model.get_submodule(str(node.target)), "range")
     }
 

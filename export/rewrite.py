@@ -195,7 +195,11 @@ def global_pools(graph: Graph) -> None:
         pooled = out if keep else f"{out}_pooled"
         new = [helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name)]
         if not keep:
-            new.append(helper.make_node("Flatten", [pooled], [out], name=f"{node.name}_flat"))
+            # Reshape and not Flatten: ONNX Runtime moves Q/DQ past it.
+            shape = graph.store(f"{out}_shape", np.array([0, -1], np.int64))
+            new.append(
+                helper.make_node("Reshape", [pooled, shape], [out], name=f"{node.name}_flat")
+            )
         graph.nodes[place : place + 1] = new
     graph.index()
 

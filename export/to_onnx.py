@@ -66,7 +66,8 @@ class ExportReport:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Keep the exporter's chatter from the terminal; its errors are raised anyway."""
-    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -110,8 +111,13 @@ def _to_proto(
     try:
         with _silence(), torch.no_grad():
             program = torch.onnx.export(
-                _Logits(model).eval(), (example,), dynamo=True, opset_version=opset,
-                input_names=["input"], output_names=["logits"], dynamic_shapes=shapes,
+                _Logits(model).eval(),
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["input"],
+                output_names=["logits"],
+                dynamic_shapes=shapes,
                 verbose=False,
             )
     except Exception as error:
@@ -194,7 +200,8 @@ def export(
         int8_tensors=len(integers),
         int8_bytes=sum(integers),
         float_bytes=sum(
-            s for kind, s in sizes.values()
+            s
+            for kind, s in sizes.values()
             if kind in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
         ),
     )

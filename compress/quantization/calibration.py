@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from vcompress.bench.errors import UserError
 
+from .graph import attribute
 from .observers import Observer, find_range, weight_scale
-from .quantizers import ActivationQuantizer, weight_of
+from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of
 
 
 def activation_quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
@@ -22,13 +23,22 @@ def activation_quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
     }
 
 
+def weight_quantizers(model: nn.Module) -> list[tuple[Tensor, WeightQuantizer]]:
+    """Each weight with its quantiser: in a layer, or in the graph behind a bare parameter."""
+    found = [pair for pair in map(weight_of, model.modules()) if pair is not None]
+    if isinstance(model, fx.GraphModule):
+        for node in model.graph.nodes:
+            if node.op == "call_module":
+                module = model.get_submodule(str(node.target))
+                if isinstance(module, WeightQuantizer):
+                    found.append((attribute(model, str(node.all_input_nodes[0].target)), module))
+    return found
+
+
 def set_weight_scales(model: nn.Module) -> None:
     """Steps of the weights, from the weights themselves."""
-    for module in model.modules():
-        found = weight_of(module)
-        if found is not None:
-            weight, quantizer = found
-            quantizer.set_scale(weight_scale(weight, quantizer.axis, quantizer.high))
+    for weight, quantizer in weight_quantizers(model):
+        quantizer.set_scale(weight_scale(weight, quantizer.axis, quantizer.high))
 
 
 def calibrate(model: nn.Module, batches: Iterable[Tensor], observer: str = "mse") -> None:
@@ -45,7 +55,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], observer: str = "mse"
     quantizers = activation_quantizers(model)
     set_weight_scales(model)
     was_training, before = model.training, {n: q.enabled for n, q in quantizers.items()}
-    weights = [f[1] for f in map(weight_of, model.modules()) if f is not None]
+    weights = [quantizer for _, quantizer in weight_quantizers(model)]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = 0
     model.eval()
@@ -83,9 +93,7 @@ def _scale_and_zero(quantizer: ActivationQuantizer, observer: str) -> tuple[floa
     if not quantizer.observer.samples:
         return 1.0 / quantizer.high, 0  # never reached by the forward pass
     values = quantizer.observer.values()
-    low, high = find_range(
-        values, observer, quantizer.high - quantizer.low, not quantizer.unsigned
-    )
+    low, high = find_range(values, observer, quantizer.high - quantizer.low, not quantizer.unsigned)
     if not quantizer.unsigned:
         reach = max(-low, high)
         return (reach or 1.0) / quantizer.high, 0

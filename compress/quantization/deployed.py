@@ -65,8 +65,11 @@ class DeployedWeight(nn.Module):
     def forward(self) -> Tensor:
         if torch.compiler.is_exporting():
             return symbolic(
-                "DequantizeLinear", (self.integers, self.scale, self.zero_point),
-                {"axis": self.axis}, dtype=self.scale.dtype, shape=self.integers.shape,
+                "DequantizeLinear",
+                (self.integers, self.scale, self.zero_point),
+                {"axis": self.axis},
+                dtype=self.scale.dtype,
+                shape=self.integers.shape,
             )
         shape = [1] * self.integers.dim()
         shape[self.axis] = -1
@@ -90,8 +93,11 @@ class DeployedBias(nn.Module):
     def forward(self) -> Tensor:
         if torch.compiler.is_exporting():
             return symbolic(
-                "DequantizeLinear", (self.integers, self.scale, self.zero_point),
-                {"axis": 0}, dtype=self.scale.dtype, shape=self.integers.shape,
+                "DequantizeLinear",
+                (self.integers, self.scale, self.zero_point),
+                {"axis": 0},
+                dtype=self.scale.dtype,
+                shape=self.integers.shape,
             )
         return self.integers * self.scale
 
@@ -147,8 +153,14 @@ class DeployedLayer(nn.Module):
             return nn.functional.linear(x, weight, bias)
         if isinstance(plain, nn.ConvTranspose2d):
             return nn.functional.conv_transpose2d(
-                x, weight, bias, plain.stride, plain.padding,  # type: ignore[arg-type]
-                plain.output_padding, plain.groups, plain.dilation,  # type: ignore[arg-type]
+                x,
+                weight,
+                bias,
+                plain.stride,
+                plain.padding,  # type: ignore[arg-type]
+                plain.output_padding,
+                plain.groups,
+                plain.dilation,  # type: ignore[arg-type]
             )
         assert isinstance(plain, nn.Conv2d)
         return plain._conv_forward(x, weight, bias)

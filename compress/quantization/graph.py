@@ -30,34 +30,74 @@ _MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] 
     (nn.Upsample, "resize"),
 )
 _FUNCTIONS: dict[Callable[..., Any], str] = {
-    F.conv2d: "conv", torch.conv2d: "conv",
+    F.conv2d: "conv",
+    torch.conv2d: "conv",
     F.linear: "linear",
-    torch.matmul: "matmul", torch.bmm: "matmul", operator.matmul: "matmul",
-    F.relu: "relu", torch.relu: "relu", F.relu6: "relu6",
-    operator.add: "add", torch.add: "add",
-    operator.mul: "mul", torch.mul: "mul",
-    torch.cat: "cat", torch.concat: "cat",
-    F.max_pool2d: "maxpool", F.avg_pool2d: "avgpool",
+    torch.matmul: "matmul",
+    torch.bmm: "matmul",
+    operator.matmul: "matmul",
+    F.relu: "relu",
+    torch.relu: "relu",
+    F.relu6: "relu6",
+    operator.add: "add",
+    torch.add: "add",
+    operator.mul: "mul",
+    torch.mul: "mul",
+    torch.cat: "cat",
+    torch.concat: "cat",
+    F.max_pool2d: "maxpool",
+    F.avg_pool2d: "avgpool",
     F.adaptive_avg_pool2d: "adaptive_avgpool",
     torch.mean: "mean",
-    torch.flatten: "reshape", torch.reshape: "reshape", torch.permute: "reshape",
-    torch.transpose: "reshape", torch.squeeze: "reshape", torch.unsqueeze: "reshape",
-    torch.chunk: "reshape", torch.split: "reshape", operator.getitem: "reshape",
+    torch.flatten: "reshape",
+    torch.reshape: "reshape",
+    torch.permute: "reshape",
+    torch.transpose: "reshape",
+    torch.squeeze: "reshape",
+    torch.unsqueeze: "reshape",
+    torch.chunk: "reshape",
+    torch.split: "reshape",
+    operator.getitem: "reshape",
     F.pixel_shuffle: "reshape",
     F.interpolate: "resize",
-    torch.sigmoid: "gate", F.sigmoid: "gate", F.hardsigmoid: "gate",
-    torch.softmax: "gate", F.softmax: "gate",
-    F.silu: "activation", F.hardswish: "activation", F.gelu: "activation",
-    torch.tanh: "activation", F.leaky_relu: "activation",
-    F.layer_norm: "norm", F.group_norm: "norm",
+    torch.sigmoid: "gate",
+    F.sigmoid: "gate",
+    F.hardsigmoid: "gate",
+    torch.softmax: "gate",
+    F.softmax: "gate",
+    F.silu: "activation",
+    F.hardswish: "activation",
+    F.gelu: "activation",
+    torch.tanh: "activation",
+    F.leaky_relu: "activation",
+    F.layer_norm: "norm",
+    F.group_norm: "norm",
     F.dropout: "identity",
 }
 _METHODS: dict[str, str] = {
-    "add": "add", "mul": "mul", "relu": "relu", "matmul": "matmul", "bmm": "matmul",
-    "mean": "mean", "sigmoid": "gate", "softmax": "gate",
+    "add": "add",
+    "mul": "mul",
+    "relu": "relu",
+    "matmul": "matmul",
+    "bmm": "matmul",
+    "mean": "mean",
+    "sigmoid": "gate",
+    "softmax": "gate",
     **dict.fromkeys(
-        ("flatten", "unflatten", "view", "reshape", "permute", "transpose", "contiguous",
-         "squeeze", "unsqueeze", "chunk", "split", "expand"),
+        (
+            "flatten",
+            "unflatten",
+            "view",
+            "reshape",
+            "permute",
+            "transpose",
+            "contiguous",
+            "squeeze",
+            "unsqueeze",
+            "chunk",
+            "split",
+            "expand",
+        ),
         "reshape",
     ),
 }
@@ -70,6 +110,14 @@ def leaf(node: fx.Node) -> nn.Module | None:
     owner = node.graph.owning_module
     assert owner is not None
     return owner.get_submodule(str(node.target))
+
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """The parameter or buffer that a `get_attr` node reads."""
+    value: Any = root
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def kind(node: fx.Node) -> str:

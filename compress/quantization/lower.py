@@ -17,7 +17,7 @@ from .deployed import (
     DeployedWeight,
     compute_in_integers,
 )
-from .graph import kind, leaf
+from .graph import attribute, kind, leaf
 from .placement import placement
 from .quantizers import SMALLEST_SCALE, ActivationQuantizer, WeightQuantizer, weight_of
 
@@ -99,10 +99,8 @@ def to_export(model: nn.Module) -> nn.Module:
                 root.add_module(name, DeployedActivation(module))
             values[node] = graph.call_module(name, (values[node.all_input_nodes[0]],))
         elif isinstance(module, WeightQuantizer):
-            place: Any = source
-            for part in str(node.all_input_nodes[0].target).split("."):
-                place = getattr(place, part)
-            integers, scale = _integers(place, module)
+            weight = attribute(source, str(node.all_input_nodes[0].target))
+            integers, scale = _integers(weight, module)
             values[node] = call(node, DeployedWeight(integers, scale, module.axis))
         elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             bn, read = _bn_after(node), values[node.all_input_nodes[0]]
@@ -134,9 +132,7 @@ def _carry_over(source: nn.Module, root: nn.Module, node: fx.Node, target: str) 
     if node.op == "call_module":
         root.add_module(name, source.get_submodule(target))
         return
-    value: Any = source
-    for part in target.split("."):
-        value = getattr(value, part)
+    value = attribute(source, target)
     if not hasattr(root, name):
         root.register_buffer(name, value.detach() if isinstance(value, Tensor) else value)
 
@@ -166,8 +162,13 @@ def _deployed(layer: nn.Module, bn: nn.Module | None, input_scale: Tensor | None
         fused = copy.deepcopy(layer)
         assert bn.running_mean is not None and bn.running_var is not None
         fused.weight, fused.bias = fuse_conv_bn_weights(  # type: ignore[assignment]
-            layer.weight, bias, bn.running_mean, bn.running_var, bn.eps,  # type: ignore[arg-type]
-            bn.weight, bn.bias,
+            layer.weight,
+            bias,
+            bn.running_mean,
+            bn.running_var,
+            bn.eps,  # type: ignore[arg-type]
+            bn.weight,
+            bn.bias,
         )
         return fused
     weight, quantizer = found

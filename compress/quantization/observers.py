@@ -78,9 +78,7 @@ def mse(values: Tensor, levels: int, symmetric: bool, tries: int = 60) -> tuple[
     return best[1], best[2]
 
 
-def entropy(
-    values: Tensor, levels: int, symmetric: bool, bins: int = 2048
-) -> tuple[float, float]:
+def entropy(values: Tensor, levels: int, symmetric: bool, bins: int = 2048) -> tuple[float, float]:
     """The range with the least Kullback-Leibler divergence between values and rounded values.
 
     Migacz, "8-bit inference with TensorRT" (2017): a histogram is clipped at a threshold, its
@@ -103,9 +101,7 @@ def entropy(
         inside = histogram[:width]
         group = torch.arange(width) * steps // width
         mass = torch.zeros(steps, dtype=torch.float64).index_add_(0, group, inside)
-        filled = torch.zeros(steps, dtype=torch.float64).index_add_(
-            0, group, (inside > 0).double()
-        )
+        filled = torch.zeros(steps, dtype=torch.float64).index_add_(0, group, (inside > 0).double())
         candidate = torch.where(inside > 0, (mass / filled.clamp_min(1))[group], 0.0)
         p, q = reference / reference.sum(), candidate / candidate.sum().clamp_min(1e-12)
         seen = p > 0

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from vcompress.bench.errors import UserError, nearest
 
 from .calibration import activation_quantizers, set_weight_scales
-from .graph import activations_of, kind, leaf, qualified_name, source
+from .graph import activations_of, attribute, kind, leaf, qualified_name, source
 from .quantizers import (
     ActivationQuantizer,
     WeightQuantizer,
@@ -154,8 +154,11 @@ def _describe(
                 entry["limit"] = 6.0
         activations.append(entry)
     moved = [
-        n for n in nodes
-        if repeat and kind(n) in ("reshape", "maxpool") and source(n) in plan.activations
+        n
+        for n in nodes
+        if repeat
+        and kind(n) in ("reshape", "maxpool")
+        and source(n) in plan.activations
         and shape(n) is not None
     ]
     return {
@@ -165,9 +168,7 @@ def _describe(
         "unsigned": unsigned,
         "activations": activations,
         "weights": [{"node": n.name, "layer": qualified_name(n)} for n in plan.weights],
-        "repeat": [
-            {"node": n.name, "quantizer": plan.activations[source(n)].name} for n in moved
-        ],
+        "repeat": [{"node": n.name, "quantizer": plan.activations[source(n)].name} for n in moved],
         "float": [
             {"name": name, "operation": what, "reason": reason}
             for name, (what, reason) in plan.kept.items()
@@ -227,14 +228,10 @@ def _quantise_weight(graph: fx.GraphModule, node: fx.Node, bits: int) -> None:
     name = f"weight_quantizers.{place.name}"
     if any(str(user.target) == name for user in place.users):
         return
-    weight: Any = graph
-    for part in str(place.target).split("."):
-        weight = getattr(weight, part)
+    weight = attribute(graph, str(place.target))
     graph.add_submodule(name, WeightQuantizer(weight.shape[0], bits=bits).to(weight.device))
     with graph.graph.inserting_after(place):
         rounded = graph.graph.call_module(name, (place,))
     for user in list(place.users):
         if user is not rounded:
             user.replace_input_with(place, rounded)
-
-

@@ -214,12 +214,23 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         padding = self._output_padding(  # type: ignore[attr-defined]
-            input, output_size, list(self.stride), list(self.padding), list(self.kernel_size), 2,
+            input,
+            output_size,
+            list(self.stride),
+            list(self.padding),
+            list(self.kernel_size),
+            2,
             list(self.dilation),
         )
         return nn.functional.conv_transpose2d(
-            input, self.weight_quantizer(self.weight), self.bias, self.stride, self.padding,
-            padding, self.groups, self.dilation,
+            input,
+            self.weight_quantizer(self.weight),
+            self.bias,
+            self.stride,
+            self.padding,
+            padding,
+            self.groups,
+            self.dilation,
         )
 
 

@@ -44,7 +44,7 @@ def _place_between(node: fx.Node, what: str, plan: Plan) -> None:
     """Operations without weights run in int8 where they stand among operations that do."""
     inputs = [source(n) for n in activations_of(node)]
     least = 2 if what in ("add", "mul") else 1
-    four = (shape(node) or ()).__len__() == 4 and all(len(shape(n) or ()) == 4 for n in inputs)
+    four = all(len(shape(n) or ()) == 4 for n in inputs)
     if len(inputs) < least or not four or not all(_in_int8(n, plan) for n in inputs):
         if four:
             plan.keep(node, what, "an input of it is made in floating point")

@@ -30,7 +30,6 @@ class SelfAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, **unused: Any
     ) -> tuple[Tensor, None]:
-        width = self.num_heads * self.head_dim
         q, k, v = nn.functional.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
         heads = (self.num_heads, self.head_dim)
         q = (q * self.head_dim**-0.5).unflatten(-1, heads).transpose(1, 2)
@@ -71,8 +70,14 @@ _IN_PLACE_FUNCTIONS = {
     operator.isub: operator.sub,
 }
 _IN_PLACE_METHODS = {
-    "add_": "add", "mul_": "mul", "sub_": "sub", "div_": "div", "relu_": "relu",
-    "sigmoid_": "sigmoid", "clamp_": "clamp", "tanh_": "tanh",
+    "add_": "add",
+    "mul_": "mul",
+    "sub_": "sub",
+    "div_": "div",
+    "relu_": "relu",
+    "sigmoid_": "sigmoid",
+    "clamp_": "clamp",
+    "tanh_": "tanh",
 }
 
 

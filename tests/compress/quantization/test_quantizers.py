@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vcompress.compress.quantization.quantizers import (
+    ActivationQuantizer,
+    WeightQuantizer,
+    freeze_bn,
+    with_quantised_weight,
+)
+
+
+def activation(scale: float, zero_point: int = 0, **options: object) -> ActivationQuantizer:
+    quantizer = ActivationQuantizer(unsigned=True, **options)  # type: ignore[arg-type]
+    quantizer.set_range(scale, zero_point)
+    return quantizer
+
+
+def test_a_value_is_rounded_to_even_and_clipped_at_both_ends() -> None:
+    x = torch.tensor([-1.0, 0.25, 0.75, 1.25, 127.0, 130.0])
+    y = activation(0.5)(x)
+    assert torch.allclose(y, torch.tensor([0.0, 0.0, 1.0, 1.0, 127.0, 127.5]), atol=1e-4)
+
+
+def test_an_unsigned_range_with_a_zero_point_reaches_below_zero() -> None:
+    y = activation(0.1, 100)(torch.tensor([-20.0, -3.04, 15.4, 99.0]))
+    assert torch.allclose(y, torch.tensor([-10.0, -3.0, 15.4, 15.5]), atol=1e-5)
+
+
+def test_the_gradient_of_a_step_is_that_of_learned_step_size_quantisation() -> None:
+    quantizer = activation(0.1)
+    x = torch.tensor([-1.0, 0.04, 0.26, 30.0], requires_grad=True)
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    (quantizer(x) * weights).sum().backward()
+    assert torch.equal(x.grad, torch.tensor([0.0, 2.0, 3.0, 0.0]))
+    # d y / d s: 0 at the low end, round(x/s) - x/s inside, 255 at the high end.
+    by_step = 2 * (0 - 0.4) + 3 * (3 - 2.6) + 4 * 255
+    share = 1 / math.sqrt(4 * 255)
+    assert quantizer.log_scale.grad.item() == pytest.approx(by_step * 0.1 * share, rel=1e-4)
+
+
+def test_channel_steps_get_the_gradient_of_their_own_channel() -> None:
+    quantizer = WeightQuantizer(2, bits=8)
+    quantizer.set_scale(torch.tensor([0.1, 0.01]))
+    w = torch.tensor([[0.26, 20.0], [0.013, -0.004]], requires_grad=True)
+    quantizer(w).sum().backward()
+    assert torch.equal(w.grad, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    share = 1 / math.sqrt(2 * 127)
+    expected = torch.tensor([(0.4 + 127) * 0.1, (1 - 1.3 + 0 + 0.4) * 0.01]) * share
+    assert torch.allclose(quantizer.log_scale.grad, expected, rtol=1e-3, atol=1e-7)
+
+
+def test_an_absorbed_relu6_never_lets_the_range_pass_six() -> None:
+    quantizer = activation(1.0, relu=True, limit=6.0)
+    y = quantizer(torch.tensor([-5.0, 3.0, 100.0]))
+    assert y[0] == 0
+    assert y[2].item() == pytest.approx(6.0, rel=1e-6)
+
+
+def test_before_calibration_an_absorbed_relu_still_clips() -> None:
+    quantizer = ActivationQuantizer(unsigned=True, relu=True, limit=6.0)
+    quantizer.enabled = False
+    assert torch.equal(quantizer(torch.tensor([-1.0, 0.123, 9.0])), torch.tensor([0.0, 0.123, 6.0]))
+
+
+def test_a_step_that_underflows_float16_is_never_used() -> None:
+    quantizer = activation(0.0)
+    assert quantizer.scale().item() > 0
+    assert torch.isfinite(quantizer(torch.tensor([0.0, 1.0]))).all()
+
+
+def test_a_quantised_layer_keeps_the_keys_of_the_float_one_and_leaves_it_alone() -> None:
+    layer = nn.Conv2d(3, 4, 3)
+    quantised = with_quantised_weight(layer, 8)
+    assert set(quantised.state_dict()) == {"weight", "bias", "weight_quantizer.log_scale"}
+    assert set(layer.state_dict()) == {"weight", "bias"}
+    assert quantised.weight is layer.weight
+
+
+def test_frozen_statistics_do_not_move_in_training() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2)).train()
+    freeze_bn(model)
+    model(torch.randn(4, 2, 3, 3) + 5)
+    assert torch.equal(model[0].running_mean, torch.zeros(2))
