@@ -60,7 +60,7 @@ def run_stage(
     default = f"{_short(given[list(roles)[-1]])}-{method}"
     target = out or (RUNS / default if options.resume else free_name(default))
     opened = {role: Bundle.open(v) for role, v in given.items() if is_bundle(v)}
-    done = _finished(target, method, config, opened, options)
+    done = _finished(target, method, config, given, opened, options)
     if done is not None:
         return done
     if is_bundle(target) and not options.overwrite:
@@ -241,17 +241,27 @@ def _is_same(bundle: Bundle, spec: ModelSpec, data: Data) -> bool:
 
 
 def _finished(
-    target: Path, method: str, config: TrainConfig, opened: Mapping[str, Bundle], options: Options
-) -> Bundle | None:
+    target: Path, method: str, config: TrainConfig, given: Mapping[str, str],
+    opened: Mapping[str, Bundle], options: Options,
+) -> Bundle | None:  # fmt: skip
     """With --resume, a bundle that this very stage has already written."""
     if not options.resume or not is_bundle(target):
         return None
     bundle = Bundle.open(target)
     last = bundle.history[-1] if bundle.history else {}
-    same = last.get("stage") == method and last.get("config") == plain(asdict(config))
-    for role, found in opened.items():
-        recorded = last.get("inputs", {}).get(role, {})
-        same = same and recorded.get("weights_sha256") == found.files[WEIGHTS].sha256
+    inputs = last.get("inputs", {})
+    same = (
+        last.get("stage") == method
+        and last.get("config") == plain(asdict(config))
+        and _of_result(last.get("options", {})) == _of_result(plain(asdict(options)))
+        and inputs.keys() == given.keys()
+    )
+    for role, value in given.items():
+        found, recorded = opened.get(role), inputs.get(role, {})
+        if found is not None:
+            same = same and recorded.get("weights_sha256") == found.files[WEIGHTS].sha256
+        else:
+            same = same and recorded.get("name") == value
     if not same:
         raise UserError(
             f"{target}: there is a bundle already, made with other options or inputs. Give "
@@ -259,6 +269,12 @@ def _finished(
         )
     log.info("%s is already finished", target)
     return bundle
+
+
+def _of_result(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that change what a stage makes."""
+    left_out = ("resume", "overwrite", "track", "trust")
+    return {key: value for key, value in options.items() if key not in left_out}
 
 
 def _check_is_name_or_bundle(value: str) -> None:
@@ -289,9 +305,10 @@ def _short(value: str) -> str:
 
 
 def _input_record(value: str, found: Bundle | None) -> dict[str, Any]:
-    if found is None:
-        return {"name": value}
-    return {"path": str(found.path), "weights_sha256": found.files[WEIGHTS].sha256}
+    record = {} if is_bundle(value) else {"name": value}
+    if found is not None:
+        record |= {"path": str(found.path), "weights_sha256": found.files[WEIGHTS].sha256}
+    return record
 
 
 def _versions() -> dict[str, str]:
