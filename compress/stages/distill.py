@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vcompress.bench.errors import UserError
 
@@ -19,6 +19,8 @@ INPUTS = {"teacher": "trained", "student": "fresh"}
 class Config(TrainConfig):
     """Options of `vcompress distill`."""
 
+    method: Literal["kd", "dkd", "dist", "lskd"] = "kd"
+    """Loss on the teacher's logits: Hinton's, decoupled, by correlation, or standardised."""
     temperature: float = 4.0
     """Softens both distributions."""
     alpha: float = 0.7
@@ -49,7 +51,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             target = teacher(images)
         return distillation(
             logits, target, labels, temperature=config.temperature, alpha=config.alpha,
-            label_smoothing=config.label_smoothing,
+            label_smoothing=config.label_smoothing, method=config.method,
         )  # fmt: skip
 
     return Outcome(model, fit(model, config, context, loss, name="distill"))

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from vcompress.bench.errors import UserError
-from vcompress.compress.losses import distillation, kd
+from vcompress.compress.losses import METHODS, dist, distillation, dkd, kd, lskd
 
 TEACHER = torch.tensor([[math.log(3.0), 0.0]])  # probabilities 3/4 and 1/4 at T = 1
 STUDENT = torch.tensor([[0.0, 0.0]])  # 1/2 and 1/2
@@ -86,3 +86,57 @@ def test_other_numbers_of_classes_are_refused() -> None:
 def test_half_precision_logits_give_a_finite_loss(dtype: torch.dtype) -> None:
     big = torch.tensor([[60.0, -60.0]], dtype=dtype)
     assert math.isfinite(float(kd(big, -big, 1.0)))
+
+
+def test_dkd_is_both_parts_worked_out_by_hand() -> None:
+    # Teacher 1/2, 1/4, 1/4; student 1/4, 1/4, 1/2; the label is class 0.
+    teacher = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    student = torch.tensor([[0.25, 0.25, 0.5]]).log()
+    binary = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    others = 0.5 * math.log(0.5 / (1 / 3)) + 0.5 * math.log(0.5 / (2 / 3))
+    found = dkd(student, teacher, torch.tensor([0]), 1.0, target_weight=2.0, other_weight=3.0)
+    assert float(found) == pytest.approx(2 * binary + 3 * others, rel=1e-5)
+
+
+def test_dkd_with_the_teachers_own_weights_is_kd_again() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        torch.randn(1, 6, generator=generator),
+        torch.randn(1, 6, generator=generator),
+    )
+    others = 1 - float(F.softmax(teacher / 2, 1)[0, 4])
+    found = dkd(student, teacher, torch.tensor([4]), 2.0, target_weight=1.0, other_weight=others)
+    assert float(found) == pytest.approx(float(kd(student, teacher, 2.0)), rel=1e-5)
+
+
+def test_dist_is_one_minus_both_correlations() -> None:
+    # Predictions of two samples; the student has the two samples the wrong way round.
+    teacher = torch.tensor([[0.8, 0.2], [0.4, 0.6]]).log()
+    student = teacher.flip(0)
+    # Each sample's two values correlate with -1; so do each class's over the batch.
+    assert float(dist(student, teacher, 1.0)) == pytest.approx(4.0, abs=1e-5)
+    assert float(dist(teacher, teacher, 3.0)) == pytest.approx(0.0, abs=1e-5)
+    assert float(dist(student, teacher, 1.0, within_weight=0.0)) == pytest.approx(2.0, abs=1e-5)
+
+
+def test_standardised_logits_forget_their_shift_and_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        torch.randn(4, 6, generator=generator),
+        torch.randn(4, 6, generator=generator),
+    )
+    same = float(lskd(student, teacher, 2.0))
+    assert float(lskd(3 * student + 5, 0.1 * teacher - 1, 2.0)) == pytest.approx(same, rel=1e-4)
+    scaled = [x / x.std(1, keepdim=True) for x in (student, teacher)]
+    assert same == pytest.approx(float(kd(scaled[0], scaled[1], 2.0)), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_zero_for_the_teacher_itself_and_trains(method: str) -> None:
+    logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(8) % 5
+    soft = distillation(logits, logits, labels, temperature=2.0, alpha=1.0, method=method)
+    assert abs(float(soft)) < 1e-4
+    leaf = torch.zeros(8, 5).add(torch.arange(5.0)).requires_grad_()
+    distillation(leaf, logits, labels, temperature=2.0, alpha=1.0, method=method).backward()
+    assert leaf.grad is not None and float(leaf.grad.abs().max()) > 1e-3
