@@ -52,20 +52,15 @@ def resolve_shapes(
                 f"--shape {name}=...: the model has no such input. It has {', '.join(names)}."
                 f"{nearest(name, names)}"
             )
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    missing = []
     for spec in inputs:
         if spec.name in given:
             shapes[spec.name] = _fitting(spec, tuple(given[spec.name]))
             continue
         if any(not isinstance(size, int) for size in spec.shape[1:]):
-            example = "x".join(
-                str(size) if isinstance(size, int) else (str(batch) if axis == 0 else f"<{size}>")
-                for axis, size in enumerate(spec.shape)
-            )
-            raise UserError(
-                f"The input {spec} has free dimensions. Say its shape: --shape "
-                f"{spec.name}={example} with a number for each <...>."
-            )
+            missing.append(spec)
+            continue
         first = spec.shape[:1]
         if first and isinstance(first[0], int) and batch not in (1, first[0]):
             raise UserError(
@@ -73,7 +68,20 @@ def resolve_shapes(
                 "fit. Export the model with a free batch, or leave --batch away."
             )
         shapes[spec.name] = tuple(size if isinstance(size, int) else batch for size in spec.shape)
+    if missing:
+        raise UserError(
+            f"The model takes {', '.join(map(str, inputs))}. Say the free dimensions: "
+            f"{' '.join(_example(spec, batch) for spec in missing)} with a number for each <...>."
+        )
     return shapes
+
+
+def _example(spec: TensorSpec, batch: int) -> str:
+    sizes = "x".join(
+        str(size) if isinstance(size, int) else str(batch) if axis == 0 else f"<{size}>"
+        for axis, size in enumerate(spec.shape)
+    )
+    return f"--shape {spec.name}={sizes}"
 
 
 def _fitting(spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -80,7 +80,13 @@ def budget(options: Options) -> Budget:
     found = Budget.publish() if options.publish else Budget()
     if options.seconds is not None:
         most = max(options.seconds, found.most_seconds) if options.publish else options.seconds
-        found = replace(found, seconds=options.seconds, most_seconds=most)
+        found = replace(
+            found, seconds=options.seconds, most_seconds=most,
+            # A short look has a short warm-up, and says where it was not enough.
+            warmup_seconds=min(found.warmup_seconds, options.seconds),
+            most_warmup_seconds=min(found.most_warmup_seconds, max(2 * options.seconds, 0.2))
+            if not options.publish else found.most_warmup_seconds,
+        )  # fmt: skip
     return found
 
 
@@ -211,10 +217,15 @@ def _more(
     found = replace(model, accuracy=scored, harness_ns=harness_ns(session, options))
     if options.concurrency:
         tell(f"throughput, {options.concurrency} in flight")
-        found = replace(found, throughput=load.throughput(session, feed, options.concurrency))
+        found = replace(
+            found,
+            throughput=load.throughput(session, feed, options.concurrency, options.seconds or 3.0),
+        )
     if options.rate:
         tell(f"requests at {options.rate:g} a second")
-        open_loop = load.open_loop(session, feed, options.rate, max(options.concurrency, 1))
+        open_loop = load.open_loop(
+            session, feed, options.rate, max(options.concurrency, 1), options.seconds or 5.0
+        )
         found = replace(found, open_loop=open_loop)
     if options.profile:
         tell("profiling")

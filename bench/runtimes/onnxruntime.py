@@ -181,7 +181,8 @@ class OnnxRuntimeSession(Session):
             fed = ", ".join(f"{n} {list(a.shape)} {a.dtype}" for n, a in inputs.items())
             raise UserError(
                 f"{self.path}: the model does not run on {fed}; it expects "
-                f"{', '.join(map(str, self.inputs))}. onnxruntime says: {_reason(error)[:400]}"
+                f"{', '.join(map(str, self.inputs))}. onnxruntime says: {_reason(error)[:400]} "
+                "Give another --shape, or values that it takes with --inputs FILE.npz."
             ) from None
         return dict(zip(self._names, outputs, strict=True))
 

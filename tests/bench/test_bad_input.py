@@ -1,0 +1,174 @@
+"""Files that are damaged, hostile or of another kind: one message, status 2, and it ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+
+from vcompress.bench import cli, fresh
+from vcompress.bench.errors import UserError
+
+
+def write(path: Path, model: object) -> Path:
+    path.write_bytes(model.SerializeToString())  # type: ignore[attr-defined]
+    return path
+
+
+def identity(operator: str = "Identity", opset: int = 17, domain: str = "") -> object:
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x"], ["y"], domain=domain)], "g",
+        [helper.make_tensor_value_info("x", 1, [1, 4])],
+        [helper.make_tensor_value_info("y", 1, [1, 4])],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", opset)]
+    if domain:
+        opsets.append(helper.make_opsetid(domain, 1))
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def refused(path: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    status = cli.main([str(path), "--seconds", "0.1", "--threads", "1", *flags])
+    out, err = capsys.readouterr()
+    assert status == 2, (out, err)
+    assert "Traceback" not in out + err
+    assert len(err.strip().splitlines()) == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "empty file"), (b"\x00" * 64, "not a whole ONNX file"),
+     (b"%PDF-1.7 and so on", "not a whole ONNX file"), (b"\x80\x04\x95pickle", "not a whole")],
+)  # fmt: skip
+def test_a_file_that_is_no_onnx(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    assert message in refused(tmp_path / "m.onnx", capsys)
+
+
+def test_a_file_that_was_cut(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = (models / "classifier.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(data[: len(data) // 2])
+    assert "not a whole ONNX file" in refused(tmp_path / "m.onnx", capsys)
+
+
+def test_an_unknown_operator_or_opset_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "op.onnx", identity("Frobnicate", domain="my.domain"))
+    assert "Frobnicate" in refused(path, capsys)
+    path = write(tmp_path / "opset.onnx", identity(opset=99))
+    assert "99" in refused(path, capsys)
+
+
+def test_external_data_outside_the_folder_is_refused_before_a_runtime_sees_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from onnx.external_data_helper import set_external_data
+
+    tensor = numpy_helper.from_array(np.ones((1, 4), np.float32), "w")
+    set_external_data(tensor, "../../../etc/hostname")
+    tensor.ClearField("raw_data")
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", 1, [1, 4])],
+        [helper.make_tensor_value_info("y", 1, [1, 4])], [tensor],
+    )  # fmt: skip
+    path = write(tmp_path / "m.onnx", helper.make_model(graph))
+    assert "outside the model's folder" in refused(path, capsys)
+
+
+def test_an_output_that_is_not_finite_is_reported(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = cli.main([str(models / "nan.onnx"), "--seconds", "0.1", "--no-cold-start"])
+    assert status == 0
+    assert "NaN or infinity in the output y" in capsys.readouterr().out
+
+
+def request(path: Path, **changes: object) -> fresh.Request:
+    return fresh.Request(
+        path=path, runtime="onnxruntime", options={}, shape={}, threads=1, **changes
+    )  # type: ignore[arg-type]
+
+
+def test_a_cold_start_has_its_parts(models: Path) -> None:
+    found = fresh.cold_start(request(models / "classifier.onnx"))
+    assert found.load_ms > 0
+    assert found.first_run_ms > 0
+    assert 0 <= found.model_memory_bytes < found.peak_memory_bytes < 1e9
+
+
+def test_a_load_that_hangs_is_ended_and_says_where(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = 'import time; print(\'vbench-worker: {"stage": "loading it"}\', flush=True); '
+    real = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run",
+        lambda argv, **k: real([sys.executable, "-c", script + "time.sleep(60)"], **k),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"did not come back within 1 s while loading it"):
+        fresh.cold_start(request(models / "classifier.onnx", timeout_s=1.0))
+
+
+def test_a_crash_is_one_message(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = subprocess.run
+    kill = f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})"
+    monkeypatch.setattr(
+        subprocess, "run", lambda argv, **k: real([sys.executable, "-c", kill], **k)
+    )
+    with pytest.raises(UserError, match=r"crashed \(SIGSEGV\) while starting"):
+        fresh.cold_start(request(models / "classifier.onnx"))
+
+
+def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """A copy with a few flipped bytes, or cut, or both."""
+    kind = rng.integers(0, 3)
+    changed = bytearray(data)
+    if kind != 1:
+        for at in rng.integers(0, len(changed), size=int(rng.integers(1, 9))):
+            changed[at] ^= int(rng.integers(1, 256))
+    if kind != 0:
+        changed = changed[: int(rng.integers(1, len(changed)))]
+    return bytes(changed)
+
+
+def survive(models: Path, folder: Path, capsys: pytest.CaptureFixture[str], count: int) -> int:
+    data = (models / "classifier.onnx").read_bytes()
+    rng = np.random.default_rng(1)
+    refusals = 0
+    for i in range(count):
+        path = folder / f"m{i}.onnx"
+        path.write_bytes(mutated(data, rng))
+        status = cli.main(
+            [str(path), "--seconds", "0.05", "--threads", "1", "--load-timeout", "30"]
+        )
+        out, err = capsys.readouterr()
+        assert status in (0, 2, 3), (i, status, out, err)
+        assert "Traceback" not in out + err
+        assert (status == 2) == bool(err.strip())
+        refusals += status == 2
+    return refusals
+
+
+def test_a_few_mutated_copies_are_refused_or_measured(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert survive(models, tmp_path, capsys, 8) >= 4
+
+
+@pytest.mark.slow
+def test_two_hundred_mutated_copies_are_refused_or_measured(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert survive(models, tmp_path, capsys, 200) >= 100
