@@ -24,7 +24,8 @@ from . import stages
 from .options import Options
 
 PROG = "vcompress"
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EPERM)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PATH_ERRORS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,10 +214,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted. Run the same command with --resume to go on.", 130)
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno not in (*_DISK_FULL, *_PATH_ERRORS):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror}. Nothing was half-written; make room and retry.", 2)
+        advice = "make room and retry" if error.errno in _DISK_FULL else "give another path"
+        return _fail(f"{where}{error.strerror}. Nothing was half-written; {advice}.", 2)
     return 0
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vcompress.bench.bundle import Bundle
+from vcompress.bench.errors import UserError
 
-from .table import print_history
+from .table import print_history, printable
 
 _SHOWN_DETAILS = 160
 
@@ -17,43 +18,60 @@ def inspect(path: Path) -> None:
     """Print the bundle; every file's hash is checked.
 
     Raises:
-        UserError: no bundle, or a file that was changed.
+        UserError: no bundle, a file that was changed, or a history that vcompress did not write.
     """
     bundle = Bundle.open(path)
     bundle.verify()
+    try:
+        print_history(bundle)
+        lines = list(_lines(bundle))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: its history is not one that vcompress writes ({type(error).__name__}: "
+            f"{error}). Make the bundle again."
+        ) from None
+    for line in lines:
+        print(printable(line))
+
+
+def _lines(bundle: Bundle) -> Iterator[str]:
     size = bundle.preprocess.size
-    print_history(bundle)
-    print(f"\ntask        {bundle.task}, {len(bundle.labels)} classes: {_some(bundle.labels)}")
-    print(f"input       {bundle.input.name} [N, {', '.join(map(str, bundle.input.shape))}] "
-          f"{bundle.input.dtype}")  # fmt: skip
-    print(f"preprocess  {size[0]} x {size[1]} {bundle.preprocess.channels}, resize "
-          f"{bundle.preprocess.resize}, {bundle.preprocess.interpolation}, mean "
-          f"{bundle.preprocess.mean}, std {bundle.preprocess.std}")  # fmt: skip
+    yield ""
+    yield f"task        {bundle.task}, {len(bundle.labels)} classes: {_some(bundle.labels)}"
+    shape = ", ".join(map(str, bundle.input.shape))
+    yield f"input       {bundle.input.name} [N, {shape}] {bundle.input.dtype}"
+    yield (
+        f"preprocess  {size[0]} x {size[1]} {bundle.preprocess.channels}, resize "
+        f"{bundle.preprocess.resize}, {bundle.preprocess.interpolation}, mean "
+        f"{bundle.preprocess.mean}, std {bundle.preprocess.std}"
+    )
     if bundle.data is not None:
         splits = ", ".join(f"{name} {count:,}" for name, count in bundle.data["splits"].items())
-        print(f"data        {bundle.data['source']}, seed {bundle.data['seed']}: {splits}")
-    print("\nhistory")
+        yield f"data        {bundle.data['source']}, seed {bundle.data['seed']}: {splits}"
+    yield ""
+    yield "history"
     for number, entry in enumerate(bundle.history, 1):
-        _print_entry(number, entry)
-    print("\nfiles (hashes checked)")
+        yield from _entry_lines(number, entry)
+    yield ""
+    yield "files (hashes checked)"
     for name, file in sorted(bundle.files.items()):
-        print(f"  {name:22} {file.bytes:>12,} bytes  {file.sha256[:16]}")
+        yield f"  {name:22} {file.bytes:>12,} bytes  {file.sha256[:16]}"
 
 
-def _print_entry(number: int, entry: Mapping[str, Any]) -> None:
-    print(f"  {number}. {entry['stage']} {entry['model']}, {entry.get('started', '')}, "
-          f"{entry.get('seconds', 0):.0f} s, seed {entry.get('seed')}")  # fmt: skip
-    for role, source in entry.get("inputs", {}).items():
-        print(f"     {role}: {source.get('path') or source.get('name')}")
-    config = ", ".join(
-        f"{k} {v}" for k, v in entry.get("config", {}).items() if v not in (None, [])
+def _entry_lines(number: int, entry: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"  {number}. {entry['stage']} {entry['model']}, {entry.get('started', '')}, "
+        f"{entry.get('seconds', 0):.0f} s, seed {entry.get('seed')}"
     )
-    print(f"     {config}")
+    for role, source in entry.get("inputs", {}).items():
+        yield f"     {role}: {source.get('path') or source.get('name')}"
+    config = entry.get("config", {}).items()
+    yield "     " + ", ".join(f"{k} {v}" for k, v in config if v not in (None, []))
     for key, value in entry.get("details", {}).items():
         text = str(value)
-        print(f"     {key}: {text[:_SHOWN_DETAILS]}{' ...' if len(text) > _SHOWN_DETAILS else ''}")
-    versions = entry.get("versions", {})
-    print(f"     {', '.join(f'{name} {version}' for name, version in versions.items())}")
+        yield f"     {key}: {text[:_SHOWN_DETAILS]}{' ...' if len(text) > _SHOWN_DETAILS else ''}"
+    versions = entry.get("versions", {}).items()
+    yield f"     {', '.join(f'{name} {version}' for name, version in versions)}"
 
 
 def _some(labels: tuple[str, ...]) -> str:

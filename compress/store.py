@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from vcompress.bench.bundle import Bundle
@@ -51,7 +52,12 @@ def save_network(network: Network, folder: Path) -> None:
     }
     text = json.dumps(architecture, indent=1, allow_nan=False) + "\n"
     (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
-    checkpoint.save_tensors(model, folder / WEIGHTS)
+    try:
+        checkpoint.save_tensors(model, folder / WEIGHTS)
+    except SafetensorError as error:  # it wraps what the disk says
+        raise UserError(
+            f"{WEIGHTS} could not be written ({error}). Make room and retry."
+        ) from error
 
 
 def load_network(bundle: Bundle, trusted_factory: str | None = None) -> Network:

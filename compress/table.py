@@ -12,17 +12,25 @@ def print_history(bundle: Bundle) -> None:
     """Every stage of the bundle: accuracy, parameters, MACs, file size, median latency."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=str(bundle.path), title_justify="left", title_style="bold")
+    # Text, not str: names from a bundle or a path are no markup.
+    title = Text(printable(str(bundle.path)))
+    table = Table(title=title, title_justify="left", title_style="bold")
     for column in ("stage", "model"):
         table.add_column(column)
     for column in ("top-1 (95 % interval)", "parameters", "MACs", "model.onnx", "median latency"):
         table.add_column(column, justify="right")
     for row in rows(bundle.history):
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     # A pipe or a log has no width of its own; a narrow default would cut the numbers.
     console = Console()
     Console(width=None if console.is_terminal else 120).print(table)
+
+
+def printable(text: str) -> str:
+    """Without control characters: a bundle from elsewhere must not steer the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def rows(history: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
