@@ -91,7 +91,7 @@ def run_torch(model: nn.Module, images: Tensor, batch_size: int = 32) -> Array:
     model.eval()
     try:
         with torch.no_grad():
-            for batch in images.split(batch_size):
+            for batch in torch.split(images, batch_size):
                 out = model(batch.to(device))
                 if isinstance(out, dict):
                     out = out["out"] if "out" in out else next(iter(out.values()))
@@ -239,7 +239,7 @@ class _TeacherForced(fx.Interpreter):
         if theirs.shape != made.shape:
             self.first = self.first or f"{target} (shape {tuple(theirs.shape)})"
             return made
-        scale = float(self.module.get_submodule(target).scale)
+        scale = float(torch.as_tensor(self.module.get_submodule(target).scale))
         off = ((made - theirs).abs() / scale).round()
         share = float((off > 0).float().mean())
         if self.first is None and (share > 1e-3 or float(off.max()) > 1):

@@ -9,13 +9,14 @@ torch then equals the file bit for bit, and what differs is a fault.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
 from torch.onnx.ops import symbolic
 
 from .graph import kind
-from .quantizers import ActivationQuantizer
+from .quantizers import ActivationQuantizer, transposed
 
 
 class DeployedActivation(nn.Module):
@@ -118,6 +119,7 @@ class DeployedLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.steps: tuple[Tensor, Tensor] | None = None
+        self.bias: Tensor | None
         self.quantised_weight = weight
         self.quantised_bias: DeployedBias | None = None
         if bias is not None and input_scale is not None:
@@ -141,29 +143,22 @@ class DeployedLayer(nn.Module):
         total = self._run(integers, weight, None)
         if float(total.abs().max()) >= 2**24:  # float32 no longer holds every integer
             total = self._run(integers.double(), weight.double(), None)
-        shape = [1, -1, *[1] * (total.dim() - 2)]
+        shape = [-1] if isinstance(self.plain, nn.Linear) else [1, -1, 1, 1]
         if self.quantised_bias is not None:
             total = total.double() + self.quantised_bias.integers.view(shape)
         factor = step * self.quantised_weight.scale / out_step
-        return (total.float() * factor.view(shape)).round_().mul_(out_step)
+        rounded: Tensor = (total.float() * factor.view(shape)).round_()
+        return rounded.mul_(out_step)
 
     def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         plain = self.plain
         if isinstance(plain, nn.Linear):
             return nn.functional.linear(x, weight, bias)
         if isinstance(plain, nn.ConvTranspose2d):
-            return nn.functional.conv_transpose2d(
-                x,
-                weight,
-                bias,
-                plain.stride,
-                plain.padding,  # type: ignore[arg-type]
-                plain.output_padding,
-                plain.groups,
-                plain.dilation,  # type: ignore[arg-type]
-            )
+            return transposed(plain, x, weight, bias)
         assert isinstance(plain, nn.Conv2d)
-        return plain._conv_forward(x, weight, bias)
+        out: Tensor = plain._conv_forward(x, weight, bias)
+        return out
 
 
 class DeployedSum(nn.Module):
@@ -205,25 +200,25 @@ def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return (a.double() * b.double() + c.double()).float()
 
 
-_IN_INTEGERS = {"add": DeployedSum, "mul": DeployedProduct}
+_IN_INTEGERS: dict[str, Callable[..., nn.Module]] = {"add": DeployedSum, "mul": DeployedProduct}
 
 
 def compute_in_integers(model: fx.GraphModule) -> None:
     """Let each operation between rounded tensors compute as ONNX Runtime's int8 operator."""
     for node in list(model.graph.nodes):
-        rounding = _rounding(model, node)
-        if rounding is None:
+        out = _rounding(model, node)
+        if out is None:
             continue
         made_by = node.all_input_nodes[0]
-        before = [_rounding(model, n) for n in made_by.all_input_nodes]
-        if len(made_by.users) != 1 or not before or any(b is None for b in before):
+        before = [r for n in made_by.all_input_nodes if (r := _rounding(model, n)) is not None]
+        if len(made_by.users) != 1 or len(before) != len(made_by.all_input_nodes):
             continue
-        module = model.get_submodule(made_by.target) if made_by.op == "call_module" else None
+        module = model.get_submodule(str(made_by.target)) if made_by.op == "call_module" else None
         if isinstance(module, DeployedLayer):
-            module.steps = (before[0].scale, rounding.scale)  # type: ignore[union-attr]
-        elif kind(made_by) in _IN_INTEGERS and len(made_by.args) == 2 and len(before) == 2:
+            module.steps = (before[0].scale, out.scale)
+        elif kind(made_by) in _IN_INTEGERS and len(before) == 2 and not made_by.kwargs:
             name = f"{made_by.name}_exact"
-            model.add_submodule(name, _IN_INTEGERS[kind(made_by)](*before, rounding))  # type: ignore[arg-type]
+            model.add_submodule(name, _IN_INTEGERS[kind(made_by)](*before, out))
             with model.graph.inserting_after(made_by):
                 new = model.graph.call_module(name, tuple(made_by.args))
             made_by.replace_all_uses_with(new)

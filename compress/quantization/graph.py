@@ -51,6 +51,7 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     torch.mean: "mean",
     torch.flatten: "reshape",
     torch.reshape: "reshape",
+    torch.unflatten: "reshape",
     torch.permute: "reshape",
     torch.transpose: "reshape",
     torch.squeeze: "reshape",

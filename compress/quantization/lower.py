@@ -105,7 +105,7 @@ def to_export(model: nn.Module) -> nn.Module:
         elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             bn, read = _bn_after(node), values[node.all_input_nodes[0]]
             step = _step_of(root, read) if description["unsigned"] else None
-            values[node] = call(node, _deployed(module, bn and leaf(bn), step), read)
+            values[node] = call(node, _deployed(module, leaf(bn) if bn else None, step), read)
             if bn is not None:
                 values[bn] = values[node]
         else:
@@ -161,14 +161,9 @@ def _deployed(layer: nn.Module, bn: nn.Module | None, input_scale: Tensor | None
             return layer
         fused = copy.deepcopy(layer)
         assert bn.running_mean is not None and bn.running_var is not None
-        fused.weight, fused.bias = fuse_conv_bn_weights(  # type: ignore[assignment]
-            layer.weight,
-            bias,
-            bn.running_mean,
-            bn.running_var,
-            bn.eps,  # type: ignore[arg-type]
-            bn.weight,
-            bn.bias,
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        fused.weight, fused.bias = fuse_conv_bn_weights(
+            weight, bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
         )
         return fused
     weight, quantizer = found

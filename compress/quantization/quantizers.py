@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vcompress.bench.errors import UserError
+
 from .observers import Observer
 
 SMALLEST_SCALE = 2.0**-24
@@ -112,12 +114,12 @@ class ActivationQuantizer(nn.Module):
     @property
     def low(self) -> int:
         """Smallest integer of the stored type."""
-        return 0 if self.unsigned else -(2 ** (self.bits - 1))
+        return 0 if self.unsigned else -(1 << (self.bits - 1))
 
     @property
     def high(self) -> int:
         """Largest integer of the stored type."""
-        return (2**self.bits if self.unsigned else 2 ** (self.bits - 1)) - 1
+        return (1 << (self.bits if self.unsigned else self.bits - 1)) - 1
 
     def _zero_point(self) -> int:
         """The zero point on the host; read from the buffer again only when that has changed."""
@@ -177,7 +179,7 @@ class WeightQuantizer(nn.Module):
     @property
     def high(self) -> int:
         """Largest integer; the smallest is its negative."""
-        return int(2 ** (self.bits - 1)) - 1
+        return (1 << (self.bits - 1)) - 1
 
     def scale(self) -> Tensor:
         """The steps in use, [channels] float32."""
@@ -204,7 +206,9 @@ class QuantConv2d(nn.Conv2d):
     weight_quantizer: WeightQuantizer
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight_quantizer(self.weight), self.bias)
+        weight: Tensor = self.weight_quantizer(self.weight)
+        out: Tensor = self._conv_forward(input, weight, self.bias)
+        return out
 
 
 class QuantConvTranspose2d(nn.ConvTranspose2d):
@@ -213,25 +217,18 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
     weight_quantizer: WeightQuantizer
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        padding = self._output_padding(  # type: ignore[attr-defined]
-            input,
-            output_size,
-            list(self.stride),
-            list(self.padding),
-            list(self.kernel_size),
-            2,
-            list(self.dilation),
-        )
-        return nn.functional.conv_transpose2d(
-            input,
-            self.weight_quantizer(self.weight),
-            self.bias,
-            self.stride,
-            self.padding,
-            padding,
-            self.groups,
-            self.dilation,
-        )
+        if output_size is not None:
+            raise UserError("a quantised transposed convolution takes no output_size.")
+        return transposed(self, input, self.weight_quantizer(self.weight), self.bias)
+
+
+def transposed(layer: nn.ConvTranspose2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A transposed convolution with the options of `layer` and another weight."""
+    assert not isinstance(layer.padding, str)
+    return nn.functional.conv_transpose2d(
+        x, weight, bias, layer.stride, layer.padding, layer.output_padding, layer.groups,
+        layer.dilation,
+    )  # fmt: skip
 
 
 class QuantLinear(nn.Linear):

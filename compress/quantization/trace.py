@@ -32,9 +32,9 @@ class SelfAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         q, k, v = nn.functional.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
         heads = (self.num_heads, self.head_dim)
-        q = (q * self.head_dim**-0.5).unflatten(-1, heads).transpose(1, 2)
-        k = k.unflatten(-1, heads).permute(0, 2, 3, 1)
-        v = v.unflatten(-1, heads).transpose(1, 2)
+        q = torch.unflatten(q * self.head_dim**-0.5, -1, heads).transpose(1, 2)
+        k = torch.unflatten(k, -1, heads).permute(0, 2, 3, 1)
+        v = torch.unflatten(v, -1, heads).transpose(1, 2)
         weights = self.dropout(torch.matmul(q, k).softmax(-1))
         return self.out_proj(torch.matmul(weights, v).transpose(1, 2).flatten(2, 3)), None
 
@@ -174,4 +174,4 @@ def record_shapes(graph: fx.GraphModule, example: Tensor) -> None:
 def shape(node: fx.Node) -> tuple[int, ...] | None:
     """The shape of the tensor a node makes, where it makes one."""
     found = node.meta.get("tensor_meta")
-    return tuple(found.shape) if hasattr(found, "shape") else None
+    return None if found is None or not hasattr(found, "shape") else tuple(found.shape)

@@ -77,7 +77,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         keep_float=config.keep_float,
     )
     images = context.data.images("train", config.calibration_images)
-    calibrate(quantised, images.split(min(64, len(images))), config.observer)
+    calibrate(quantised, torch.split(images, 64), config.observer)
     where = placement(quantised)
     details = {
         "target": config.target,

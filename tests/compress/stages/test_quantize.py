@@ -1,0 +1,75 @@
+"""Quantisation as a stage: trained on tiny data, the file computes what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vcompress.bench.errors import UserError
+from vcompress.compress import quantization as q
+from vcompress.compress.data import Data
+from vcompress.compress.stage import Context
+from vcompress.compress.stages import finetune, quantize
+
+CONFIG = quantize.Config(epochs=3, batch_size=6, lr=1e-3, calibration_images=24, freeze_bn_epochs=1)
+
+
+@pytest.fixture
+def trained(tiny_data: Callable[..., Data], tiny_nets: Any, tmp_path: Path) -> Any:
+    torch.manual_seed(0)
+    context = Context(tiny_data(), tmp_path)
+    model = tiny_nets.batch()
+    finetune.apply(model, finetune.Config(epochs=6, batch_size=6, lr=0.02), context)
+    return model.eval(), context
+
+
+def accuracy(model: torch.nn.Module, data: Data) -> float:
+    model.eval()
+    with torch.no_grad():
+        right = [(model(x).argmax(1) == y).float() for x, y in data.loader("test", 12)]
+    return float(torch.cat(right).mean())
+
+
+@pytest.mark.parametrize("method", ["ptq", "qat"])
+def test_int8_keeps_the_accuracy_and_says_what_it_did(trained: Any, method: Any) -> None:
+    model, context = trained
+    outcome = quantize.apply(model, replace(CONFIG, method=method), context)
+    assert accuracy(outcome.model, context.data) >= accuracy(model, context.data) - 0.05
+    assert accuracy(q.to_export(outcome.model), context.data) == accuracy(
+        outcome.model, context.data
+    )
+    assert outcome.details["quantised_layers"] == 3
+    assert outcome.details["calibration_images"] == 24
+    assert ("epochs" in outcome.details) == (method == "qat")
+
+
+def test_training_changes_steps_and_weights_and_leaves_the_float_model(trained: Any) -> None:
+    model, context = trained
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    ptq = quantize.apply(model, replace(CONFIG, method="ptq"), context).model.state_dict()
+    qat = quantize.apply(model, CONFIG, context).model.state_dict()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert list(ptq) == list(qat)
+    steps = [k for k in ptq if k.endswith("log_scale")]
+    assert len(steps) == 7
+    assert any(not torch.equal(ptq[k], qat[k]) for k in steps)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight_bits": 9}, "2 to 8"),
+        ({"alpha": 1.5}, "0 to 1"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"calibration_images": 0}, "at least 1"),
+        ({"freeze_bn_epochs": -1}, "0 or more"),
+    ],
+)
+def test_options_out_of_range_are_refused_when_made(options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        quantize.Config(**options)
