@@ -1,0 +1,128 @@
+"""compress -> export -> bench, and nothing against the arrow; bench stays light."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "bench": {"bench"},
+    "export": {"export", "bench"},
+    "compress": {"compress", "export", "bench"},
+}
+# What an edge device does not have; runtimes/torch.py needs torch to open a model in it.
+TRAINING = {
+    "torch", "torchvision", "timm", "accelerate", "torch_pruning", "onnxscript", "safetensors",
+    "torchmetrics",
+}  # fmt: skip
+HEAVY = TRAINING | {
+    "numpy", "scipy", "onnx", "onnxruntime", "sklearn", "tensorrt", "tensorrt_rtx", "PIL", "openvino",
+}  # fmt: skip
+# On the way of `--help`.
+LIGHT = (
+    "bench/__init__.py", "bench/errors.py", "bench/config.py", "bench/bundle.py", "bench/cli.py",
+    "compress/__init__.py", "compress/cli.py", "compress/options.py", "compress/stage.py",
+    "compress/recipe.py", "compress/progress.py", "compress/table.py", "compress/report_html.py",
+    "export/__init__.py",
+    *(p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "compress" / "stages").glob("*.py"))),
+)  # fmt: skip
+
+
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(file: Path, top_level: bool = False) -> Iterator[str]:
+    """Absolute names of what the file imports; with `top_level` only what runs on import."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    package = ["vcompress", *file.relative_to(ROOT).parent.parts]
+    for node in _on_import(tree) if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _on_import(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from _on_import(child)
+
+
+@pytest.mark.parametrize("package", list(MAY_IMPORT))
+def test_a_package_imports_only_along_the_arrow(package: str) -> None:
+    found = files(package)
+    assert len(found) > 3
+    for file in found:
+        for name in imports(file):
+            parts = name.split(".")
+            if parts[0] == "vcompress" and len(parts) > 1:
+                assert parts[1] in MAY_IMPORT[package], f"{file.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("package", list(MAY_IMPORT))
+def test_a_package_imports_itself_relatively_and_others_by_their_full_name(package: str) -> None:
+    for file in files(package):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert not (node.module or "").startswith(f"vcompress.{package}"), file
+                assert (node.module or "").split(".")[0] not in MAY_IMPORT, file
+
+
+def test_bench_needs_nothing_of_the_training_side() -> None:
+    for file in files("bench"):
+        light = {name.split(".")[0] for name in imports(file, top_level=True)}
+        assert not light & (TRAINING | {"sklearn"}), file
+        anywhere = {name.split(".")[0] for name in imports(file)} & TRAINING
+        if file.name == "torch.py" and file.parent.name == "runtimes":
+            continue
+        assert anywhere <= ({"torchvision"} if file.name == "data.py" else set()), file
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_help_needs_imports_nothing_heavy(name: str) -> None:
+    file = ROOT / name
+    assert not {n.split(".")[0] for n in imports(file, top_level=True)} & HEAVY
+
+
+def test_nothing_unpickles_or_runs_data() -> None:
+    for package in MAY_IMPORT:
+        for file in files(package):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                if not isinstance(node, ast.Call):
+                    continue
+                called = ast.unparse(node.func)
+                keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                where = f"{file.relative_to(ROOT)}:{node.lineno}"
+                assert called not in ("eval", "exec", "pickle.load", "pickle.loads"), where
+                if called == "torch.load":
+                    assert keywords.get("weights_only") == "True", where
+                if called in ("np.load", "numpy.load"):
+                    assert keywords.get("allow_pickle") == "False", where
+                assert "shell" not in keywords or keywords["shell"] == "False", where
+
+
+def test_only_the_commands_and_what_they_show_print() -> None:
+    speakers = {
+        "bench/cli.py", "bench/job.py", "bench/report.py", "compress/cli.py", "compress/inspect.py",
+        "compress/table.py", "bench/worker.py",
+    }  # fmt: skip
+    for package in MAY_IMPORT:
+        for file in files(package):
+            calls = [
+                n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+                if isinstance(n, ast.Call) and ast.unparse(n.func) == "print"
+            ]  # fmt: skip
+            assert not calls or file.relative_to(ROOT).as_posix() in speakers, file
