@@ -1,6 +1,7 @@
 """Structured pruning on torch-pruning's dependency graph; the choice of channels is ours."""
 
+from .blocks import drop_blocks
 from .optimizer import remap_optimizer
 from .prune import LayerWidth, PruneReport, prune
 
-__all__ = ["LayerWidth", "PruneReport", "prune", "remap_optimizer"]
+__all__ = ["LayerWidth", "PruneReport", "drop_blocks", "prune", "remap_optimizer"]

@@ -14,10 +14,11 @@ from vcompress.bench.errors import UserError, nearest
 from ..macs import count_macs, count_parameters
 from .cost import CostModel, channel_cost, mac_cost, parameter_cost
 from .importance import Importance, Loss, scores
+from .isolated import trace_within
 from .probe import probe
 from .remove import Kept, remove
 from .structure import Group, Structure
-from .trace import shadow, trace
+from .trace import shadow
 from .widths import BudgetTooLow, Ladder, fit_budget, ladder, ranked, uniform
 
 Scope = Literal["local", "kind", "global"]
@@ -76,6 +77,7 @@ def prune(
     batches: Iterable[tuple[Tensor, Tensor]] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
+    limit_s: float = 120.0,
 ) -> PruneReport:
     """Remove whole channels of `model`, in place, until a share of its cost remains.
 
@@ -85,7 +87,8 @@ def prune(
     widths are shared out: `local` the same share everywhere, `kind` ranked among groups with the
     same sorts of layers, `global` ranked among all. Widths are multiples of `round_to`, no group
     loses more than the share `max_channel_ratio`, and layers whose path matches a pattern of
-    `protect` keep their output. Neither the network's input nor its outputs change shape.
+    `protect` keep their output. Tracing is stopped after `limit_s`. Neither the network's input
+    nor its outputs change shape.
 
     Keeps `requires_grad`, training mode and memory format. Raises UserError, with the network as
     it was, where the budget cannot be met.
@@ -97,7 +100,7 @@ def prune(
     what, share = next(iter(asked.items()))
     check_options(share, what, scope, round_to, max_channel_ratio)
 
-    structure = probe(model, trace(model, example, protect), example)
+    structure = probe(model, trace_within(model, example, protect, limit_s), example)
     groups = structure.groups
     left_alone = dict(structure.left_alone)
     ladders = {g.name: ladder(g, round_to, max_channel_ratio) for g in groups if g.tied_to is None}

@@ -40,6 +40,8 @@ class Config(TrainConfig):
     """Largest share of a layer's channels that may go."""
     protect: tuple[str, ...] = ()
     """Patterns of layers that keep their width, such as 'layer4.*'."""
+    drop_blocks: int = 0
+    """Residual blocks or transformer layers that go whole before any channel does."""
     steps: int = 1
     """Prune in so many steps, each by the same factor, with training in between."""
     step_epochs: int = 2
@@ -60,7 +62,9 @@ class Config(TrainConfig):
             )
             if value is not None
         }
-        if len(given) != 1:
+        if self.drop_blocks < 0:
+            raise UserError(f"drop_blocks = {self.drop_blocks}: it must be 0 or more.")
+        if len(given) != 1 and not (self.drop_blocks and not given):
             got = ", ".join(given) or "none"
             raise UserError(f"Give exactly one of macs, params and channels; got {got}.")
         for name, value in given.items():
@@ -83,6 +87,14 @@ class Config(TrainConfig):
         if not 0 <= self.alpha <= 1:
             raise UserError(f"alpha = {self.alpha}: it must be from 0 to 1.")
 
+    def budget(self) -> tuple[str, float]:
+        """What is limited and the share that remains; an empty name where only blocks go."""
+        for name in ("macs", "params", "channels"):
+            value: float | None = getattr(self, name)
+            if value is not None:
+                return name, value
+        return "", 1.0
+
 
 def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """Prune `model` in place in `config.steps` steps and train it after each."""
@@ -93,7 +105,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     from ..losses import distillation
     from ..macs import count_macs, count_parameters
-    from ..pruning import prune
+    from ..pruning import drop_blocks, prune
     from ..train import fit
 
     refuse_quantised(model)
@@ -109,19 +121,23 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     example = context.data.example
     before = {"macs": count_macs(model, example), "params": count_parameters(model)}
-    what, share = next(
-        (name, value)
-        for name in ("macs", "params", "channels")
-        if (value := getattr(config, name)) is not None
-    )
+    what, share = config.budget()
+    dropped = []
+    if config.drop_blocks:
+        dropped = drop_blocks(
+            model, example, context.data.images("train", 256), config.drop_blocks, config.protect
+        )
     remains = 1.0
+    if what in before:
+        now = count_macs(model, example) if what == "macs" else count_parameters(model)
+        remains = now / before[what]
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     left_alone: dict[str, str] = {}
     steps: list[dict[str, Any]] = []
     for step in range(1, config.steps + 1):
         wanted = share ** (step / config.steps) / remains
-        if wanted < 1.0:
+        if what and wanted < 1.0:
             report = prune(
                 model,
                 example,
@@ -150,7 +166,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             recovery,
             name=f"prune-{step}of{config.steps}",
         )
-        steps.append({"asked": wanted, "remains": remains, "training": training})
+        steps.append({"remains": remains, "training": training})
     after = {"macs": count_macs(model, example), "params": count_parameters(model)}
     achieved = {name: after[name] / before[name] for name in before}
     if what == "channels":
@@ -158,12 +174,13 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     return Outcome(
         model,
         {
-            "asked": {what: share},
+            "asked": {what: share} if what else {},
             "achieved": achieved,
             "before": before,
             "after": after,
             "layers": [[name, first[name], last[name]] for name in first],
             "left_alone": left_alone,
+            "dropped_blocks": [[block.path, block.effect] for block in dropped],
             "steps": steps,
         },
     )

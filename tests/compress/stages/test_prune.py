@@ -120,6 +120,37 @@ def test_criteria_on_gradients_get_training_images(importance: Any, fits: Any) -
     assert outcome.details["achieved"]["macs"] == pytest.approx(0.5, abs=0.1)
 
 
+def test_blocks_can_go_before_channels_or_alone(fits: Any) -> None:
+    from torchvision.models.resnet import BasicBlock
+
+    class Deep(FakeContext):
+        class data(FakeData):
+            def images(self, split: str, count: int) -> torch.Tensor:
+                return self.batches()[0][0]
+
+        data = data()  # type: ignore[assignment]
+
+    def deep() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 16, 1),
+            nn.ReLU(),
+            BasicBlock(16, 16),
+            BasicBlock(16, 16),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(16, 3),
+        )
+
+    outcome = apply(deep(), Config(drop_blocks=1), Deep())  # type: ignore[arg-type]
+    assert outcome.details["asked"] == {} and outcome.details["layers"] == []
+    assert outcome.details["dropped_blocks"][0][0] in ("2", "3")
+    assert outcome.details["achieved"]["macs"] < 0.55
+    outcome = apply(deep(), Config(macs=0.3, drop_blocks=1), Deep())  # type: ignore[arg-type]
+    assert 0.2 < outcome.details["achieved"]["macs"] <= 0.3
+    assert len(outcome.details["dropped_blocks"]) == 1 and outcome.details["layers"]
+
+
 def test_running_the_same_steps_again_gives_the_same_weights(fits: Any) -> None:
     results = [
         apply(network(), Config(macs=0.5, steps=2), FakeContext()).model.state_dict()  # type: ignore[arg-type]
@@ -136,6 +167,7 @@ def test_running_the_same_steps_again_gives_the_same_weights(fits: Any) -> None:
         ({"macs": 0.5, "channels": 0.5}, "got macs, channels"),
         ({"macs": 1.0}, "macs = 1.0: expected the share that remains"),
         ({"params": -0.5}, "params = -0.5: expected the share that remains"),
+        ({"drop_blocks": -1}, "drop_blocks = -1"),
         ({"macs": 0.5, "steps": 0}, "steps = 0: it must be 1 or more"),
         ({"macs": 0.5, "alpha": 2.0}, "alpha = 2.0: it must be from 0 to 1"),
         ({"macs": 0.5, "temperature": 0.0}, "temperature = 0.0"),

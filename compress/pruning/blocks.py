@@ -1,0 +1,128 @@
+"""Depth: residual blocks and transformer layers that can go whole, and which matter least.
+
+A block that adds to its input can be replaced by nothing. Which blocks those are is found by
+running them: with all its weights at zero, a residual block hands on its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vcompress.bench.errors import UserError
+
+from .trace import run, shadow
+
+
+@dataclass(frozen=True)
+class DroppedBlock:
+    path: str
+    effect: float
+    """Mean squared change of the outputs over their variance, when it went."""
+
+
+def droppable(model: nn.Module, example: Tensor) -> list[str]:
+    """Paths of the innermost blocks of `model` that add to their input [1, ...]."""
+    empty = shadow(model, lambda tensor: tensor.clone())
+    empty.eval()
+    found: list[str] = []
+
+    def check(path: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
+            return
+        if output.shape == inputs[0].shape and any(True for _ in module.parameters()):
+            found.append(path)
+
+    hooks = [
+        module.register_forward_hook(
+            lambda module, inputs, output, path=path: check(path, module, inputs, output)
+        )
+        for path, module in empty.named_modules()
+        if path and next(module.children(), None) is not None
+    ]
+    with torch.no_grad():
+        run(empty, example)
+    for hook in hooks:
+        hook.remove()
+    candidates = [path for path in found if _hands_on(empty, path, example)]
+    return [
+        path for path in candidates
+        if not any(other.startswith(path + ".") for other in candidates)
+    ]  # fmt: skip
+
+
+def _hands_on(model: nn.Module, path: str, example: Tensor) -> bool:
+    module = model.get_submodule(path)
+    seen: list[bool] = []
+
+    def compare(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        seen.append(torch.equal(inputs[0], output))
+
+    kept = [(p, p.detach().clone()) for p in module.parameters()]
+    hook = module.register_forward_hook(compare)
+    try:
+        with torch.no_grad():
+            for parameter, _ in kept:
+                parameter.zero_()
+            model(example)
+            for parameter, value in kept:
+                parameter.copy_(value)
+    finally:
+        hook.remove()
+    return bool(seen) and all(seen)
+
+
+def drop_blocks(
+    model: nn.Module, example: Tensor, images: Tensor, count: int, protect: Sequence[str] = ()
+) -> list[DroppedBlock]:
+    """Replace `count` residual blocks of `model` by identities, in place.
+
+    One at a time goes the block whose absence changes the outputs for `images` [N, C, H, W]
+    least; the others are weighed again without it. Raises UserError where there are too few.
+    """
+    from fnmatch import fnmatchcase
+
+    if count < 1:
+        raise UserError(f"drop_blocks = {count}: expected 1 or more.")
+    left = [
+        path for path in droppable(model, example)
+        if not any(fnmatchcase(path, pattern) for pattern in protect)
+    ]  # fmt: skip
+    if count > len(left):
+        raise UserError(
+            f"drop_blocks = {count}: this network has {len(left)} blocks that can go"
+            f"{': ' + ', '.join(left) if left else ''}."
+        )
+    trial = shadow(model, lambda tensor: tensor)
+    trial.eval()
+    with torch.no_grad():
+        wanted = torch.cat([output.flatten() for output in run(trial, images)])
+    dropped: list[DroppedBlock] = []
+    for _ in range(count):
+        effects = {path: _effect(trial, path, images, wanted) for path in left}
+        path = min(effects, key=lambda name: effects[name])
+        for network in (trial, model):
+            _replace(network, path, nn.Identity())
+        left.remove(path)
+        dropped.append(DroppedBlock(path, effects[path]))
+    return dropped
+
+
+def _effect(trial: nn.Module, path: str, images: Tensor, wanted: Tensor) -> float:
+    block = trial.get_submodule(path)
+    _replace(trial, path, nn.Identity())
+    try:
+        with torch.no_grad():
+            got = torch.cat([output.flatten() for output in run(trial, images)])
+    finally:
+        _replace(trial, path, block)
+    return float((got - wanted).square().mean() / wanted.var().clamp_min(1e-30))
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    module.train(model.get_submodule(path).training)
+    setattr(model.get_submodule(parent), child, module)
