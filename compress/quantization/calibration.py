@@ -93,7 +93,7 @@ def _scale_and_zero(quantizer: ActivationQuantizer, observer: str) -> tuple[floa
     if not quantizer.observer.samples:
         return 1.0 / quantizer.high, 0  # never reached by the forward pass
     values = quantizer.observer.values()
-    low, high = find_range(values, observer, quantizer.high - quantizer.low, not quantizer.unsigned)
+    low, high = find_range(values, observer, (1 << quantizer.bits) - 1, not quantizer.unsigned)
     if not quantizer.unsigned:
         reach = max(-low, high)
         return (reach or 1.0) / quantizer.high, 0

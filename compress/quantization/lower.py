@@ -97,7 +97,12 @@ def to_export(model: nn.Module) -> nn.Module:
             if name is None:
                 name = made[id(module)] = str(node.target).rpartition(".")[2] + "_q"
                 root.add_module(name, DeployedActivation(module))
-            values[node] = graph.call_module(name, (values[node.all_input_nodes[0]],))
+            read = values[node.all_input_nodes[0]]
+            if module.relu and not module.unsigned:  # a signed range does not clip at zero
+                clip = nn.ReLU() if module.limit is None else nn.ReLU6()
+                root.add_module(f"{name}_relu", clip)
+                read = graph.call_module(f"{name}_relu", (read,))
+            values[node] = graph.call_module(name, (read,))
         elif isinstance(module, WeightQuantizer):
             weight = attribute(source, str(node.all_input_nodes[0].target))
             integers, scale = _integers(weight, module)

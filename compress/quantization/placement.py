@@ -148,7 +148,8 @@ def _describe(
         if node not in plan.activations:
             continue
         entry: dict[str, Any] = {"node": node.name, "quantizer": plan.activations[node].name}
-        if unsigned and kind(node) in ("relu", "relu6") and plan.activations[node] is node:
+        alone = list(plan.activations.values()).count(plan.activations[node]) == 1
+        if kind(node) in ("relu", "relu6") and alone:
             entry["relu"] = True
             if kind(node) == "relu6":
                 entry["limit"] = 6.0

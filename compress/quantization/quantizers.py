@@ -93,8 +93,8 @@ class _FakeQuantChannels(torch.autograd.Function):
 class ActivationQuantizer(nn.Module):
     """Rounds an activation to 8 bits, one step for the tensor.
 
-    With `relu` it also does the work of the ReLU (or ReLU6, with `limit`) that stood before it:
-    an unsigned range that starts at zero clips there anyway.
+    With `relu` it also does the work of the ReLU (or ReLU6, with `limit`) that stood before it,
+    in the same pass.
     """
 
     log_scale: nn.Parameter
@@ -113,8 +113,8 @@ class ActivationQuantizer(nn.Module):
 
     @property
     def low(self) -> int:
-        """Smallest integer of the stored type."""
-        return 0 if self.unsigned else -(1 << (self.bits - 1))
+        """Smallest integer in use."""
+        return 0 if self.unsigned or self.relu else -(1 << (self.bits - 1))
 
     @property
     def high(self) -> int:
