@@ -39,6 +39,7 @@ def library() -> Any:
             found = ctypes.CDLL(name)
         except OSError:
             continue
+        found.cudaGetErrorString.restype = ctypes.c_char_p
         return found
     raise EnvironmentLacks(
         f"The CUDA runtime (libcudart) was not found; tried {', '.join(tried)}. Install it: pip "
@@ -51,8 +52,6 @@ class Cuda:
 
     def __init__(self, lib: Any | None = None) -> None:
         self.lib = library() if lib is None else lib
-        if hasattr(self.lib, "cudaGetErrorString"):
-            self.lib.cudaGetErrorString.restype = ctypes.c_char_p
         count = ctypes.c_int()
         self.check("cudaGetDeviceCount", self.lib.cudaGetDeviceCount(ctypes.byref(count)))
         if count.value == 0:
