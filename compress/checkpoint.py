@@ -191,7 +191,8 @@ def save_tensors(model: nn.Module, path: Path) -> None:
             first[memory] = name
             # clone: views of one storage are allowed in a network, not in the file
             tensors[name] = tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
-    save_file(tensors, str(path), metadata={"format": "pt", "aliases": json.dumps(aliases)})
+    # One key alone: several would be written in a random order, and the file's hash with them.
+    save_file(tensors, str(path), metadata={"aliases": json.dumps(aliases)})
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -82,5 +82,7 @@ def load_network(bundle: Bundle, trusted_factory: str | None = None) -> Network:
     base = checkpoint.reshape(build(spec), changes)
     if placement is None:
         return Network(checkpoint.load(base, tensors, changes.get("versions")).eval(), spec)
+    if not isinstance(placement, dict):
+        raise UserError(f"{file}: quantization is a {type(placement).__name__}, expected a table.")
     model = quantization.restore(base, placement)
     return Network(checkpoint.load(model, tensors).eval(), spec, changes)
