@@ -92,3 +92,54 @@ def tiny_data() -> Callable[..., Any]:
         return Data(dataset, dataset.default_preprocess, augment, seed)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working folder with the user's `tiny_nets.py`, `images/` and the bundle `runs/net`, made
+    once by `vcompress finetune`. Do not write into the bundle: copy it."""
+    from vcompress.compress import finish
+    from vcompress.compress.cli import main
+
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "tiny_nets.py").write_text(TINY_NETS)
+    for kind, name in enumerate(("red", "green", "blue")):
+        (folder / "images" / name).mkdir(parents=True)
+        for number in range(20):
+            pattern(kind, number).save(folder / "images" / name / f"{number:03}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        patch.setattr(finish, "LATENCY_SECONDS", 0.2)
+        assert main(["finetune", *MADE_WITH, "--out", "runs/net"]) == 0
+        sys.modules.pop("tiny_nets", None)
+    yield folder
+
+
+MADE_WITH = [
+    "--model", "tiny_nets:batch", "--data", "images", "--image-size", "16", "--epochs", "3",
+    "--batch-size", "8", "--lr", "0.02",
+]  # fmt: skip
+
+
+@pytest.fixture
+def made_with() -> list[str]:
+    """The options of the bundle in `made`."""
+    return list(MADE_WITH)
+
+
+@pytest.fixture
+def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder of its own with a copy of what `made` holds; latency is measured briefly."""
+    import shutil
+
+    from vcompress.compress import finish
+
+    folder = tmp_path / "work"
+    shutil.copytree(made, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(finish, "LATENCY_SECONDS", 0.2)
+    sys.modules.pop("tiny_nets", None)
+    yield folder
+    sys.modules.pop("tiny_nets", None)

@@ -20,7 +20,8 @@ TRAINING = {
     "torchmetrics",
 }  # fmt: skip
 HEAVY = TRAINING | {
-    "numpy", "scipy", "onnx", "onnxruntime", "sklearn", "tensorrt", "tensorrt_rtx", "PIL", "openvino",
+    "numpy", "scipy", "onnx", "onnxruntime", "sklearn", "tensorrt", "tensorrt_rtx", "PIL",
+    "openvino",
 }  # fmt: skip
 # On the way of `--help`.
 LIGHT = (
