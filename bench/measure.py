@@ -35,13 +35,13 @@ class Budget:
 
     seconds: float = 2.0
     """At least so long, the warm-up apart."""
-    most_seconds: float = 4.0
+    most_seconds: float = 3.0
     """At most so long, where the interval stays wide."""
     precision: float = 0.01
     """Half the 95 % interval of the median, as a share of it, that ends the run."""
     warmup_seconds: float = 1.0
     warmup_runs: int = 20
-    most_warmup_seconds: float = 3.0
+    most_warmup_seconds: float = 2.0
 
     @classmethod
     def quick(cls, seconds: float) -> Budget:
