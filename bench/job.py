@@ -79,9 +79,8 @@ def budget(options: Options) -> Budget:
     """The protocol in full for `--publish`, else a few seconds."""
     found = Budget.publish() if options.publish else Budget()
     if options.seconds is not None:
-        most = max(options.seconds, found.most_seconds) if options.publish else options.seconds
         found = replace(
-            found, seconds=options.seconds, most_seconds=most,
+            found, seconds=options.seconds, most_seconds=options.seconds,
             # A short look has a short warm-up, and says where it was not enough.
             warmup_seconds=min(found.warmup_seconds, options.seconds),
             most_warmup_seconds=min(found.most_warmup_seconds, max(2 * options.seconds, 0.2))
@@ -142,8 +141,11 @@ def _one(
             feed = feed_for(session, subject, images, prepared, options, batch)
             tell(f"measuring, batch {batch}" if len(options.batch) > 1 else "measuring")
             before = counters()
-            measurement = measure(session, feed, budget(options))
-            if options.publish and batch == options.batch[0]:
+            apart = options.publish and batch == options.batch[0]
+            # What is measured in processes of its own is only looked at here.
+            limits = Budget.quick(0.5) if apart else budget(options)
+            measurement = measure(session, feed, limits)
+            if apart:
                 tell(f"measuring in {options.publish} fresh processes")
                 request = _request(options, subject)
                 measurement = fresh.processes(
