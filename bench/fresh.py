@@ -85,7 +85,7 @@ def _ask(request: Request, budget: Budget | None) -> dict[str, Any]:
         "inputs": str(request.inputs) if request.inputs else None,
         "measure": asdict(budget) if budget else None,
         # On a GPU the driver maps far more addresses than there is memory.
-        "memory_limit": _physical() if request.device == "cpu" else 0,
+        "memory_limit": _most_addresses() if request.device == "cpu" else 0,
     }
     try:
         done = subprocess.run(
@@ -114,8 +114,9 @@ def _ask(request: Request, budget: Budget | None) -> dict[str, Any]:
     return last
 
 
-def _physical() -> int:
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+def _most_addresses() -> int:
+    """Address space that is plenty for a model and stops one that asks for terabytes."""
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) + 8 * 2**30
 
 
 def _lines(output: str) -> list[dict[str, Any]]:

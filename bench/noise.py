@@ -12,6 +12,8 @@ MOST_VARIATION = 0.025
 MOST_DRIFT = 0.01
 MOST_STEAL = 0.01
 MOST_OTHERS = 0.1
+BUSY_OTHERS = 0.5
+BUSY_STEAL = 0.05
 TAIL = {"cpu": 2.0, "gpu": 1.5}
 HARNESS_SHARE = 0.01
 
@@ -26,7 +28,7 @@ def warnings(
     m: Measurement, environment: Environment | None = None, disturbed: Disturbance | None = None
 ) -> tuple[str, ...]:
     """One sentence for each sign of noise."""
-    found = []
+    found = _disturbances(disturbed) if disturbed else []
     if not m.warmup.steady:
         found.append(
             f"not steady after {m.warmup.seconds:.1f} s of warm-up: windows of "
@@ -44,8 +46,6 @@ def warnings(
     most = TAIL["cpu" if m.facts.device == "cpu" else "gpu"]
     if tail and tail.value / m.median_ms > most:
         found.append(f"p99 is {tail.value / m.median_ms:.1f} times the median")
-    if disturbed:
-        found += _disturbances(disturbed)
     if environment:
         found += _limits(m, environment)
     if m.nonfinite:
@@ -58,12 +58,23 @@ def warnings(
     return tuple(found)
 
 
+def is_busy(d: Disturbance) -> bool:
+    """Whether so much else ran that the scheduler's slices are in the samples.
+
+    A long run is interrupted more often than a short one, so even a ratio is distorted then.
+    """
+    return d.others > BUSY_OTHERS or d.steal > BUSY_STEAL
+
+
 def _disturbances(d: Disturbance) -> list[str]:
     found = []
     if d.steal > MOST_STEAL:
         found.append(f"the hypervisor took {d.steal:.1%} of the CPU time (steal)")
     if d.others > MOST_OTHERS:
-        found.append(f"other processes kept {d.others:.1f} CPUs busy")
+        found.append(
+            f"other processes kept {d.others:.1f} CPUs busy"
+            + (": the times are not the model's alone" if is_busy(d) else "")
+        )
     if d.throttled:
         found.append(f"the CPU was throttled {d.throttled} times")
     return found

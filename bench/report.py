@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from . import noise
 from .accuracy import AccuracyChange
 from .result import ModelResult, Result
 from .selftest import SelfTest
@@ -94,15 +95,18 @@ def rows(m: ModelResult) -> dict[str, str]:
 
 def versus_line(result: Result) -> Text | None:
     """One sentence on B against A, or on the model against the saved one."""
+    busy = any(noise.is_busy(m.disturbance) for m in result.models)
+    after = "; the machine was busy with other work, measure again on a quiet one" if busy else ""
     if result.comparison:
         a, b = (m.artefact.name for m in result.models)
         c = result.comparison
-        return _sentence(c.verdict, c.ratio, a, b, c.margin, f"A/A noise floor {percent(c.floor)}")
+        floor = f"A/A noise floor {percent(c.floor)}{after}"
+        return _sentence(c.verdict, c.ratio, a, b, c.margin, floor)
     if result.against:
         v = result.against
         return _sentence(
             v.verdict, v.ratio, f"the saved {v.name}", result.models[-1].artefact.name, v.floor,
-            f"not interleaved: less than {v.floor:.0%} is not told apart",
+            f"not interleaved: less than {v.floor:.0%} is not told apart{after}",
         )  # fmt: skip
     return None
 

@@ -17,7 +17,7 @@ from vcompress.bench.compare import CompareBudget
 from vcompress.bench.data import open_dataset
 from vcompress.bench.measure import Budget
 
-QUICK = ["--threads", "1", "--seconds", "0.2", "--no-cold-start"]
+QUICK = ["--threads", "1", "--seconds", "0.1", "--no-cold-start"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str, str]:
