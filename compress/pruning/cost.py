@@ -43,7 +43,8 @@ class CostModel:
         return total
 
 
-def _shares(groups: Sequence[Group]) -> dict[SideKey, tuple[tuple[str, float], ...]]:
+def side_shares(groups: Sequence[Group]) -> dict[SideKey, tuple[tuple[str, float], ...]]:
+    """Per side of a layer, the groups on it and the share of its channels that each has."""
     shares: dict[SideKey, list[tuple[str, float]]] = {}
     for group in groups:
         for cut in group.cuts:
@@ -55,7 +56,7 @@ def _shares(groups: Sequence[Group]) -> dict[SideKey, tuple[tuple[str, float], .
 
 def parameter_cost(model: nn.Module, groups: Sequence[Group]) -> CostModel:
     """Number of parameters."""
-    shares = _shares(groups)
+    shares = side_shares(groups)
     modules = dict(model.named_modules())
     sides: dict[int, list[SideKey]] = {}
     for path, side in shares:
@@ -130,4 +131,4 @@ def mac_cost(model: nn.Module, example: Tensor, groups: Sequence[Group]) -> Cost
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     total = count_macs(model, example)
-    return CostModel(tuple(terms), total - sum(amount for amount, _ in terms), _shares(groups))
+    return CostModel(tuple(terms), total - sum(amount for amount, _ in terms), side_shares(groups))

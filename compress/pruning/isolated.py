@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vcompress.bench.errors import UserError
 
 from .structure import Cut, Group, Structure
-from .trace import shadow, trace
+from .trace import refuse_unsupported, shadow, trace
 
 Tracer = Callable[[nn.Module, Tensor, tuple[str, ...]], Structure]
 
@@ -34,6 +34,7 @@ def trace_within(
     The structure comes back as JSON. Where processes cannot be forked safely (not Linux) the
     trace runs here and has no limit. Raises UserError after the limit, or what the trace raises.
     """
+    refuse_unsupported(model)
     if not sys.platform.startswith("linux"):
         return tracer(model, example, protect)
     # The child must not touch a GPU that this process has opened.

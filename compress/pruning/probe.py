@@ -173,16 +173,20 @@ def _switch_off(
             for part in slices(module, cut.side):
                 tensor = named_tensor(module, part.tensor)
                 if tensor is not None and (cut.side == "inner" or part.dim == 1):
-                    tensor.data.index_fill_(part.dim, part.positions(gone, cut.width), 0.0)
+                    _zero(tensor, part.dim, part.positions(gone, cut.width))
         elif cut.dim is None and cut.side == "in" and not is_depthwise(module):
             for part in slices(module, "in"):
                 tensor = named_tensor(module, part.tensor)
-                tensor.data.index_fill_(part.dim, part.positions(gone, cut.width), 0.0)
+                _zero(tensor, part.dim, part.positions(gone, cut.width))
         else:
             dim = _norm_dim(module)
             if dim is not None:
                 narrow = cut_model.get_submodule(path)
                 module.forward = _on_kept(narrow, channels, dim)
+
+
+def _zero(tensor: Tensor, dim: int, positions: Tensor) -> None:
+    tensor.data.index_fill_(dim, positions.to(tensor.device), 0.0)
 
 
 def _norm_dim(module: nn.Module) -> int | None:

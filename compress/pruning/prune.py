@@ -17,7 +17,7 @@ from .importance import Importance, Loss, scores
 from .isolated import trace_within
 from .probe import probe
 from .remove import Kept, remove
-from .structure import Group, Structure
+from .structure import Group
 from .trace import shadow
 from .widths import BudgetTooLow, Ladder, fit_budget, ladder, ranked, uniform
 
@@ -100,6 +100,50 @@ def prune(
     what, share = next(iter(asked.items()))
     check_options(share, what, scope, round_to, max_channel_ratio)
 
+    found = analyse(
+        model,
+        example,
+        importance=importance,
+        round_to=round_to,
+        max_channel_ratio=max_channel_ratio,
+        protect=protect,
+        batches=batches,
+        loss=loss,
+        seed=seed,
+        limit_s=limit_s,
+    )
+    before = count_macs(model, example), count_parameters(model)
+    cost, whole = _cost(what, model, example, found.groups, before)
+    counts = _choose(model, example, what, share * whole, whole, found, scope, cost)
+    return carry_out(model, example, found, counts, asked)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All that is known before widths are chosen."""
+
+    groups: tuple[Group, ...]
+    left_alone: dict[str, str]
+    ladders: dict[str, Ladder]
+    """The widths that each group may take; groups that are tied to others have none."""
+    ranking: dict[str, Tensor]
+    """Scores of each group's units."""
+
+
+def analyse(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    importance: Importance,
+    round_to: int,
+    max_channel_ratio: float,
+    protect: tuple[str, ...],
+    batches: Iterable[tuple[Tensor, Tensor]] | None,
+    loss: Loss | None,
+    seed: int,
+    limit_s: float,
+) -> Analysis:
+    """Trace, probe and score; `prune` explains the options. Nothing is changed."""
     structure = probe(model, trace_within(model, example, protect, limit_s), example)
     groups = structure.groups
     left_alone = dict(structure.left_alone)
@@ -111,13 +155,20 @@ def prune(
         reasons = "; ".join(f"{name}: {why}" for name, why in list(left_alone.items())[:3])
         raise UserError(f"Nothing in this network can be pruned. {reasons}")
     ranking = scores(model, groups, importance, batches, loss, seed)
+    return Analysis(groups, left_alone, ladders, ranking)
 
+
+def carry_out(
+    model: nn.Module,
+    example: Tensor,
+    found: Analysis,
+    counts: Mapping[str, int],
+    asked: dict[str, float],
+) -> PruneReport:
+    """Cut `model` in place to `counts`, the units that each free group keeps."""
+    groups = found.groups
     before = count_macs(model, example), count_parameters(model)
-    cost, whole = _cost(what, model, example, groups, before)
-    counts = _choose(
-        model, example, what, share * whole, whole, structure, ladders, ranking, scope, cost
-    )
-    removed = _masks(groups, counts, ranking)
+    removed = _masks(groups, counts, found.ranking)
     widths = _widths(groups, counts)
     kept = remove(model, groups, removed)
     after = count_macs(model, example), count_parameters(model)
@@ -132,7 +183,7 @@ def prune(
         macs=(before[0], after[0]),
         params=(before[1], after[1]),
         layers=tuple(LayerWidth(name, *pair) for name, pair in widths.items()),
-        left_alone=left_alone,
+        left_alone=found.left_alone,
         kept=tuple(kept),
         groups=groups,
         removed=removed,
@@ -176,14 +227,12 @@ def _choose(
     what: str,
     budget: float,
     whole: float,
-    structure: Structure,
-    ladders: Mapping[str, Ladder],
-    ranking: Mapping[str, Tensor],
+    found: Analysis,
     scope: Scope,
     cost: CostModel,
 ) -> dict[str, int]:
-    """Unit counts of all groups; the prediction is corrected by what the cut network costs."""
-    groups = structure.groups
+    """Unit counts of the free groups; the prediction is corrected by what the cut costs."""
+    groups, ladders, ranking = found.groups, found.ladders, found.ranking
     free = [group for group in groups if group.tied_to is None]
     if scope == "local":
         ideal = uniform(list(ladders.values()))
@@ -235,9 +284,19 @@ def _real_macs(
     counts: Mapping[str, int],
     ranking: Mapping[str, Tensor],
 ) -> int:
-    trial = shadow(model, lambda tensor: tensor)
+    return count_macs(trial_cut(model, groups, counts, ranking), example)
+
+
+def trial_cut(
+    model: nn.Module,
+    groups: Sequence[Group],
+    counts: Mapping[str, int],
+    ranking: Mapping[str, Tensor],
+) -> nn.Module:
+    """A cut copy; `model` stays whole and shares the tensors that were not cut."""
+    trial: nn.Module = shadow(model, lambda tensor: tensor)
     remove(trial, groups, _masks(groups, counts, ranking))
-    return count_macs(trial, example)
+    return trial
 
 
 def _widths(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, tuple[int, int]]:

@@ -48,7 +48,7 @@ def sparse_layers(model: nn.Module) -> list[str]:
     return [
         path
         for path, module in model.named_modules()
-        if isinstance(getattr(module, "weight", None), Tensor) and is_2_4(module.weight)  # type: ignore[arg-type]
+        if isinstance(getattr(module, "weight", None), Tensor) and is_2_4(module.weight)
     ]
 
 
@@ -93,9 +93,10 @@ def held_sparse(model: nn.Module) -> Iterator[list[str]]:
         assert isinstance(weight, Tensor)
         if weight.requires_grad:
             alive = weight.detach() != 0
-            hooks.append(
-                weight.register_hook(lambda grad, alive=alive: grad * alive.to(grad.device))
+            hook = weight.register_hook(  # type: ignore[no-untyped-call]
+                lambda grad, alive=alive: grad * alive.to(grad.device)
             )
+            hooks.append(hook)
     try:
         yield paths
     finally:

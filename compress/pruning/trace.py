@@ -68,7 +68,7 @@ def trace(model: nn.Module, example: Tensor, protect: Iterable[str] = ()) -> Str
     `protect` are glob patterns of module paths whose output width stays. The model is not
     changed; the work is done on a copy that shares its weights.
     """
-    _refuse_unsupported(model)
+    refuse_unsupported(model)
     mirror = shadow(model, lambda tensor: tensor.cpu())
     mirror.eval()
     graph, outputs = _dependency_graph(mirror, example.detach().cpu())
@@ -79,7 +79,7 @@ def trace(model: nn.Module, example: Tensor, protect: Iterable[str] = ()) -> Str
     return walk.structure(outputs, tuple(protect))
 
 
-def _refuse_unsupported(model: nn.Module) -> None:
+def refuse_unsupported(model: nn.Module) -> None:
     from torch.nn.utils import parametrize
 
     for path, module in model.named_modules():

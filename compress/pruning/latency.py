@@ -1,0 +1,250 @@
+"""Widths for a latency: the least lost importance that the measured time allows.
+
+Latencies of layers are measured at the widths in question (`latency_table`). The sum over layers
+is not separable (a layer's time depends on two widths), so the budget comes down in steps, and in
+each step widths within reach are chosen exactly, by dynamic programming over a knapsack, with
+each layer's other width held (compare HALP, Shen et al., NeurIPS 2022).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vcompress.bench.errors import UserError
+
+from .cost import side_shares
+from .importance import Importance, Loss
+from .latency_table import LatencyTable, LayerCall, layer_calls
+from .prune import PruneReport, analyse, carry_out, check_options, trial_cut
+from .widths import Ladder
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    prune: PruneReport
+    before_ms: float
+    predicted_ms: float
+    measured_ms: float
+    """Of the exported pruned network, by the same loop."""
+
+
+def knapsack(
+    losses: Sequence[Floats], costs: Sequence[Floats], budget: float, bins: int = 4000
+) -> list[int] | None:
+    """One choice for each item with the least sum of losses and a sum of costs within `budget`.
+
+    `losses[i]` and `costs[i]` are [choices of i]. Costs are rounded up to `bins` parts of the
+    budget, so the result always fits and is exact up to that rounding. None where nothing fits.
+    """
+    least = [float(cost.min()) for cost in costs]
+    slack = budget - sum(least)
+    if slack < 0:
+        return None
+    unit = max(slack / bins, 1e-12)
+    best = np.zeros(bins + 1)
+    choices: list[NDArray[np.int64]] = []
+    for loss, cost, low in zip(losses, costs, least, strict=True):
+        steps = np.ceil((cost - low) / unit - 1e-9).astype(np.int64)
+        options = np.full((len(cost), bins + 1), np.inf)
+        for index, step in enumerate(steps):
+            if step <= bins:
+                options[index, step:] = best[: bins + 1 - step] + loss[index]
+        choices.append(options.argmin(0))
+        best = options.min(0)
+    picked: list[int] = []
+    room = int(best.argmin())
+    for position in range(len(costs) - 1, -1, -1):
+        choice = int(choices[position][room])
+        picked.append(choice)
+        taken = float(costs[position][choice]) - least[position]
+        room -= int(np.ceil(taken / unit - 1e-9))
+    return picked[::-1]
+
+
+def losses(ladder: Ladder, ranking: Tensor) -> Floats:
+    """Minus the logarithm of the share of importance that each width of a ladder keeps.
+
+    Summed over groups that is the product of the shares: no layer may be emptied for the others.
+    """
+    ordered = ranking.double().sort(descending=True).values.cumsum(0)
+    whole = ordered[-1].clamp_min(1e-30)
+    shares = [float((ordered[count - 1] / whole).clamp_min(1e-12)) for count in ladder.counts]
+    return np.asarray(-np.log(np.array(shares)), np.float64)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Predicted latency of a choice of widths: the sum over layers, each at its two widths."""
+
+    calls: Sequence[LayerCall]
+    shares: Mapping[tuple[str, str], tuple[tuple[str, float], ...]]
+    table: LatencyTable
+    units: Mapping[str, int]
+
+    def width(self, call: LayerCall, side: str, counts: Mapping[str, int]) -> int:
+        full = call.inputs if side == "in" else call.outputs
+        parts = self.shares.get((call.path, side), ())
+        left = 1.0 - sum(share * (1.0 - counts[name] / self.units[name]) for name, share in parts)
+        return max(1, round(full * left))
+
+    def layer_ms(self, call: LayerCall, counts: Mapping[str, int]) -> float:
+        outputs = self.width(call, "out", counts)
+        if call.kind == "depthwise":
+            return self.table.at(call, outputs, outputs)
+        return self.table.at(call, self.width(call, "in", counts), outputs)
+
+    def total_ms(self, counts: Mapping[str, int]) -> float:
+        return sum(self.layer_ms(call, counts) for call in self.calls)
+
+    def touching(self, group: str) -> list[LayerCall]:
+        return [
+            call for call in self.calls
+            if any(
+                name == group
+                for side in ("in", "out")
+                for name, _ in self.shares.get((call.path, side), ())
+            )
+        ]  # fmt: skip
+
+
+def choose(
+    layers: _Layers,
+    ladders: Sequence[Ladder],
+    lost: Mapping[str, Floats],
+    budget_ms: float,
+    steps: int = 8,
+) -> dict[str, int]:
+    """Unit counts by group whose predicted latency is at most `budget_ms`, at the least loss."""
+    counts = {ladder.group: ladder.units for ladder in ladders}
+    start = layers.total_ms(counts)
+    best: tuple[float, dict[str, int]] | None = None
+    touching = {ladder.group: layers.touching(ladder.group) for ladder in ladders}
+    for step in range(1, steps * 3 + 1):
+        share = min(1.0, step / steps)
+        budget = start * (budget_ms / start) ** share if start > budget_ms else budget_ms
+        now = layers.total_ms(counts)
+        reach, costs, values = [], [], []
+        for ladder in ladders:
+            near = _reach(ladder, counts[ladder.group])
+            without = sum(layers.layer_ms(call, counts) for call in touching[ladder.group])
+            costs.append(np.array([
+                sum(
+                    layers.layer_ms(call, {**counts, ladder.group: ladder.counts[i]})
+                    for call in touching[ladder.group]
+                ) - without
+                for i in near
+            ]))  # fmt: skip
+            values.append(lost[ladder.group][list(near)])
+            reach.append(near)
+        picked = knapsack(values, costs, budget - now)
+        if picked is None:  # not yet in reach: go down as far as one may
+            picked = [int(cost.argmin()) for cost in costs]
+        counts = {
+            ladder.group: ladder.counts[near[choice]]
+            for ladder, near, choice in zip(ladders, reach, picked, strict=True)
+        }
+        if layers.total_ms(counts) <= budget_ms:
+            loss = sum(
+                float(lost[item.group][item.counts.index(counts[item.group])]) for item in ladders
+            )
+            if best is None or loss < best[0]:
+                best = loss, counts
+    if best is None:
+        raise UserError(
+            f"A latency of {budget_ms:.3g} ms cannot be met: with these options the least is about "
+            f"{layers.total_ms({item.group: item.counts[0] for item in ladders}):.3g} ms."
+        )
+    return best[1]
+
+
+def _reach(ladder: Ladder, count: int) -> list[int]:
+    """Rungs near the present one: the others' widths are held only in thought."""
+    here = ladder.counts.index(count)
+    low, high = 0.7 * count, 1.4 * count
+    return [
+        index for index, other in enumerate(ladder.counts)
+        if abs(index - here) <= 1 or low <= other <= high
+    ]  # fmt: skip
+
+
+def thinned(ladder: Ladder, rungs: int = 12) -> Ladder:
+    """At most about so many widths, evenly spread: each has to be measured."""
+    stride = -(-len(ladder.counts) // rungs)
+    return Ladder(ladder.group, ladder.counts[::-1][::stride][::-1])
+
+
+Export = Callable[[nn.Module, Path], None]
+
+
+def prune_to_latency(
+    model: nn.Module,
+    example: Tensor,
+    table: LatencyTable,
+    export: Export,
+    *,
+    latency: float | None = None,
+    latency_ms: float | None = None,
+    importance: Importance = "l2",
+    round_to: int = 16,
+    max_channel_ratio: float = 0.95,
+    protect: tuple[str, ...] = (),
+    batches: Sequence[tuple[Tensor, Tensor]] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    limit_s: float = 120.0,
+) -> LatencyReport:
+    """Prune `model` in place to a share of its latency, or to so many ms, for one image.
+
+    `export(model, path)` writes the ONNX file that is measured by `table.measure`, as the layers
+    are. What the whole costs beyond the sum of its layers is measured on the unpruned network,
+    then corrected by measuring the chosen one, twice at most. The other options are `prune`'s.
+    """
+    if (latency is None) == (latency_ms is None):
+        raise UserError("Give exactly one of latency (a share) and latency_ms.")
+    check_options(latency if latency is not None else 0.5, "latency", "local", round_to,
+                  max_channel_ratio)  # fmt: skip
+    found = analyse(
+        model, example, importance=importance, round_to=round_to,
+        max_channel_ratio=max_channel_ratio, protect=protect, batches=batches, loss=loss,
+        seed=seed, limit_s=limit_s,
+    )  # fmt: skip
+    ladders = [thinned(item) for item in found.ladders.values()]
+    layers = _Layers(
+        layer_calls(model, example), side_shares(found.groups), table,
+        {group.name: group.units for group in found.groups},
+    )  # fmt: skip
+    lost = {item.group: losses(item, found.ranking[item.group]) for item in ladders}
+    before_ms = _measured(model, table, export)
+    budget_ms = latency_ms if latency_ms is not None else before_ms * (latency or 1.0)
+    if budget_ms >= before_ms:
+        raise UserError(f"latency_ms = {budget_ms:.3g}: the network takes {before_ms:.3g} already.")
+    full = {item.group: item.units for item in ladders}
+    factor = before_ms / max(layers.total_ms(full), 1e-9)
+    for attempt in range(3):
+        counts = choose(layers, ladders, lost, budget_ms / factor)
+        predicted_ms = factor * layers.total_ms(counts)
+        trial = trial_cut(model, found.groups, counts, found.ranking)
+        measured_ms = _measured(trial, table, export)
+        if attempt == 2 or abs(measured_ms / budget_ms - 1.0) <= 0.05:
+            break
+        factor *= measured_ms / predicted_ms
+    table.save()
+    asked = {"latency_ms": budget_ms} if latency is None else {"latency": latency}
+    report = carry_out(model, example, found, counts, asked)
+    return LatencyReport(report, before_ms, predicted_ms, measured_ms)
+
+
+def _measured(model: nn.Module, table: LatencyTable, export: Export) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export(model, path)
+        return table.measure(path)
