@@ -187,7 +187,7 @@ def _val_from_train(
     where: npt.NDArray[Any],
 ) -> dict[str, npt.NDArray[np.int64]]:  # fmt: skip
     train = np.flatnonzero(where == 0)
-    inner = split_by_seed([keys[i] for i in train], labels[train], classes, seed, test=0)
+    inner = split_by_seed([keys[int(i)] for i in train], labels[train], classes, seed, test=0)
     return {
         "train": train[inner["train"]],
         "val": train[inner["val"]],

@@ -36,11 +36,11 @@ def crop(preprocess: Preprocess, image: Image.Image) -> Image.Image:
         return image.resize((width, height), resample)
     # The longer side is cut, not rounded, and the offsets are rounded: torchvision's arithmetic.
     short = min(image.size)
-    scaled = tuple(
+    scaled = [
         preprocess.resize if side == short else int(preprocess.resize * side / short)
         for side in image.size
-    )
-    image = image.resize(scaled, resample)
+    ]
+    image = image.resize((scaled[0], scaled[1]), resample)
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
     return image.crop((left, top, left + width, top + height))
 

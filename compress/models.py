@@ -154,7 +154,7 @@ def check_forward(model: nn.Module, example: Tensor, classes: int) -> None:
 
 def head(model: nn.Module, classes: int) -> str:
     """The dotted name of the layer that gives the logits: the last with `classes` outputs."""
-    found = [
+    found: list[str] = [
         name
         for name, module in model.named_modules()
         if getattr(module, "out_features", getattr(module, "out_channels", None)) == classes
@@ -176,12 +176,8 @@ def replace_head(model: nn.Module, classes: int, new_classes: int) -> None:
     if isinstance(old, nn.Linear):
         fresh = nn.Linear(old.in_features, new_classes, bias=old.bias is not None)
     elif isinstance(old, nn.Conv2d):
-        fresh = nn.Conv2d(
-            old.in_channels,
-            new_classes,
-            old.kernel_size,
-            bias=old.bias is not None,  # type: ignore[arg-type]
-        )
+        side = (old.kernel_size[0], old.kernel_size[1])
+        fresh = nn.Conv2d(old.in_channels, new_classes, side, bias=old.bias is not None)
     else:
         raise UserError(f"The head {name} is a {type(old).__name__}; it cannot be replaced.")
     parent, _, child = name.rpartition(".")

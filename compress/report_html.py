@@ -133,7 +133,8 @@ def _scatter(entries: Sequence[Entry], value: Callable[[Any], float], axis: str)
     lows = [100 * e["metrics"]["test"]["interval"][0] for e in entries]
     highs = [100 * e["metrics"]["test"]["interval"][1] for e in entries]
     x_low, x_high = math.log10(min(xs)) - 0.15, math.log10(max(xs)) + 0.15
-    y_low, y_high = max(0.0, min(lows) - 0.5), min(100.5, max(highs) + 0.5)
+    y_low: float = max(0.0, min(lows) - 0.5)
+    y_high: float = min(100.5, max(highs) + 0.5)
 
     def x_at(x: float) -> float:
         return LEFT + (math.log10(x) - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)

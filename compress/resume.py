@@ -84,11 +84,11 @@ def load_state(file: Path) -> State:
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "best": {}, "moments": {}}
     try:
         with safe_open(file, framework="pt") as stream:
-            facts = json.loads(stream.metadata()["vcompress"])
+            facts: dict[str, Any] = json.loads(stream.metadata()["vcompress"])
             for key in stream.keys():  # noqa: SIM118 (safe_open is no dict)
                 prefix, _, name = key.partition("/")
                 groups[prefix][name] = stream.get_tensor(key)
-        return State(**facts, **groups)
+        return State(**{**facts, **groups})
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{file}: the saved training state cannot be read ({error}). Leave --resume out to "

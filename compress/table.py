@@ -35,7 +35,7 @@ def printable(text: str) -> str:
 
 def rows(history: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """The cells of `print_history`, as text."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for entry in history:
         metrics = entry.get("metrics")
         if not metrics:

@@ -87,9 +87,8 @@ def fit(
     optimizer = _optimizer(model, config, extra_groups or [])
     ema = None
     if config.ema_decay:
-        ema = AveragedModel(
-            model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
-        )
+        average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+        ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     best = {k: v.clone() for k, v in model.state_dict().items()}
     if state is not None:
         state.restore(model, ema, optimizer, accelerator.scaler)
@@ -103,7 +102,7 @@ def fit(
     if context.track:
         run = context.workdir.name.strip(".").removesuffix(".work")
         accelerator.init_trackers(f"{run}-{name}", config=_flat(asdict(config)))
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.channels_last)
     own_attributes = set(vars(model))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     if ema is not None:
@@ -235,7 +234,8 @@ def _optimizer(
     model: nn.Module, config: TrainConfig, extra: list[dict[str, Any]]
 ) -> torch.optim.Optimizer:
     special = {id(p) for group in extra for p in group["params"]}
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad and id(parameter) not in special:
             (decayed if parameter.ndim > 1 else plain).append(parameter)  # norms, biases: 1-d
@@ -259,7 +259,7 @@ def _freeze(model: nn.Module, config: TrainConfig, classes: int) -> list[nn.Modu
     if config.freeze == "none":
         return []
     name = head(model, classes)
-    modules = []
+    modules: list[nn.Module] = []
     for module_name, module in model.named_modules():
         in_head = module_name == name
         own = list(module.parameters(recurse=False))
