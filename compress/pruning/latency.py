@@ -8,8 +8,9 @@ each layer's other width held (compare HALP, Shen et al., NeurIPS 2022).
 
 from __future__ import annotations
 
+import gc
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from vcompress.bench.errors import UserError
 from .cost import side_shares
 from .importance import Importance, Loss
 from .latency_table import LatencyTable, LayerCall, layer_calls
-from .prune import PruneReport, analyse, carry_out, check_options, trial_cut
+from .prune import Analysis, PruneReport, analyse, carry_out, check_options, trial_cut
 from .widths import Ladder
 
 Floats = NDArray[np.float64]
@@ -182,7 +183,7 @@ def thinned(ladder: Ladder, rungs: int = 12) -> Ladder:
     return Ladder(ladder.group, ladder.counts[::-1][::stride][::-1])
 
 
-Export = Callable[[nn.Module, Path], None]
+Export = Callable[[nn.Module, Path], object]
 
 
 def prune_to_latency(
@@ -197,7 +198,7 @@ def prune_to_latency(
     round_to: int = 16,
     max_channel_ratio: float = 0.95,
     protect: tuple[str, ...] = (),
-    batches: Sequence[tuple[Tensor, Tensor]] | None = None,
+    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
     limit_s: float = 120.0,
@@ -217,6 +218,28 @@ def prune_to_latency(
         max_channel_ratio=max_channel_ratio, protect=protect, batches=batches, loss=loss,
         seed=seed, limit_s=limit_s,
     )  # fmt: skip
+    gc.freeze()  # the loop collects before it starts, and networks hold many objects
+    try:
+        timed = _meet(model, example, found, table, export, latency, latency_ms)
+    finally:
+        gc.unfreeze()
+        table.save()
+    counts, before_ms, predicted_ms, measured_ms = timed
+    asked = {"latency_ms": latency_ms or 0.0} if latency is None else {"latency": latency}
+    report = carry_out(model, example, found, counts, asked)
+    return LatencyReport(report, before_ms, predicted_ms, measured_ms)
+
+
+def _meet(
+    model: nn.Module,
+    example: Tensor,
+    found: Analysis,
+    table: LatencyTable,
+    export: Export,
+    latency: float | None,
+    latency_ms: float | None,
+) -> tuple[dict[str, int], float, float, float]:
+    """Unit counts; ms before, predicted and measured."""
     ladders = [thinned(item) for item in found.ladders.values()]
     layers = _Layers(
         layer_calls(model, example), side_shares(found.groups), table,
@@ -237,10 +260,7 @@ def prune_to_latency(
         if attempt == 2 or abs(measured_ms / budget_ms - 1.0) <= 0.05:
             break
         factor *= measured_ms / predicted_ms
-    table.save()
-    asked = {"latency_ms": budget_ms} if latency is None else {"latency": latency}
-    report = carry_out(model, example, found, counts, asked)
-    return LatencyReport(report, before_ms, predicted_ms, measured_ms)
+    return counts, before_ms, predicted_ms, measured_ms
 
 
 def _measured(model: nn.Module, table: LatencyTable, export: Export) -> float:

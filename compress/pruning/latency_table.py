@@ -182,9 +182,18 @@ def vbench_measure(seconds: float, device: str | None, threads: int | None) -> M
     """Median by vbench's own loop in the runtime that the file's ending calls for."""
 
     def measure(path: Path) -> float:
-        from vcompress.bench.measure import measure_file
+        from vcompress.bench.inputs import Feed, resolve_shapes
+        from vcompress.bench.measure import Budget, measure
+        from vcompress.bench.runtimes import open_session
 
-        found = measure_file(path, seconds=seconds, device=device, threads=threads)
-        return float(found.median_ms)
+        random = np.random.default_rng(0)
+        with open_session(path, device=device, threads=threads) as session:
+            shapes = resolve_shapes(session.inputs, 1)
+            ring = tuple(
+                {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+                for _ in range(4)
+            )
+            feed = Feed(ring, "random N(0, 1), seed 0")
+            return float(measure(session, feed, Budget.quick(seconds)).median_ms)
 
     return measure

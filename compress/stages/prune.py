@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vcompress.bench.errors import UserError
@@ -14,12 +15,19 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from ..pruning.importance import Loss
+    from ..pruning.latency import LatencyReport
+
 INPUTS = {"teacher": "optional", "model": "trained"}
+
+
+_BUDGETS = "macs, params, channels, latency and latency_ms"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainConfig):
-    """Options of `vcompress prune`. Give exactly one of macs, params and channels."""
+    """Options of `vcompress prune`. Give exactly one of macs, params, channels, latency and
+    latency_ms; drop_blocks may stand alone."""
 
     macs: float | None = None
     """Share of the multiply-accumulates that remains: 0.5 is half."""
@@ -27,6 +35,15 @@ class Config(TrainConfig):
     """Share of the parameters that remains."""
     channels: float | None = None
     """Share of the channels that remains."""
+    latency: float | None = None
+    """Share of the latency at batch 1 in ONNX Runtime on this machine that remains. Takes one
+    step; widths are chosen by measured times, and scope is not used."""
+    latency_ms: float | None = None
+    """The same, in milliseconds."""
+    threads: int | None = None
+    """Threads that latency is measured with; by default the runtime's own choice."""
+    latency_table: str = ""
+    """File that keeps the latencies of layers for other runs; by default in the work folder."""
     importance: Literal["l1", "l2", "bn", "lamp", "taylor", "hessian", "distillation", "random"] = (
         "l2"
     )
@@ -59,6 +76,8 @@ class Config(TrainConfig):
                 ("macs", self.macs),
                 ("params", self.params),
                 ("channels", self.channels),
+                ("latency", self.latency),
+                ("latency_ms", self.latency_ms),
             )
             if value is not None
         }
@@ -66,8 +85,10 @@ class Config(TrainConfig):
             raise UserError(f"drop_blocks = {self.drop_blocks}: it must be 0 or more.")
         if len(given) != 1 and not (self.drop_blocks and not given):
             got = ", ".join(given) or "none"
-            raise UserError(f"Give exactly one of macs, params and channels; got {got}.")
+            raise UserError(f"Give exactly one of {_BUDGETS}; got {got}.")
         for name, value in given.items():
+            if name == "latency_ms" and value > 0:
+                continue
             if not 0 < value < 1:
                 raise UserError(
                     f"{name} = {value}: expected the share that remains, between 0 and 1."
@@ -79,6 +100,8 @@ class Config(TrainConfig):
                 f"max_channel_ratio = {self.max_channel_ratio}: it must be between "
                 "0 and 1, or a layer would be left without channels."
             )
+        if self.steps > 1 and (self.latency is not None or self.latency_ms is not None):
+            raise UserError(f"steps = {self.steps}: pruning to a latency takes one step.")
         for name, least in (("steps", 1), ("step_epochs", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} = {getattr(self, name)}: it must be {least} or more.")
@@ -89,7 +112,7 @@ class Config(TrainConfig):
 
     def budget(self) -> tuple[str, float]:
         """What is limited and the share that remains; an empty name where only blocks go."""
-        for name in ("macs", "params", "channels"):
+        for name in ("macs", "params", "channels", "latency", "latency_ms"):
             value: float | None = getattr(self, name)
             if value is not None:
                 return name, value
@@ -135,9 +158,21 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     last: dict[str, int] = {}
     left_alone: dict[str, str] = {}
     steps: list[dict[str, Any]] = []
+    measured: dict[str, float] = {}
+    if what.startswith("latency"):
+        timed = _to_latency(model, config, context, recovery)
+        first = {layer.name: layer.before for layer in timed.prune.layers}
+        last = {layer.name: layer.after for layer in timed.prune.layers}
+        left_alone = timed.prune.left_alone
+        remains = timed.measured_ms / timed.before_ms
+        measured = {
+            "latency_before_ms": timed.before_ms,
+            "latency_predicted_ms": timed.predicted_ms,
+            "latency_measured_ms": timed.measured_ms,
+        }
     for step in range(1, config.steps + 1):
         wanted = share ** (step / config.steps) / remains
-        if what and wanted < 1.0:
+        if what in ("macs", "params", "channels") and wanted < 1.0:
             report = prune(
                 model,
                 example,
@@ -169,8 +204,8 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         steps.append({"remains": remains, "training": training})
     after = {"macs": count_macs(model, example), "params": count_parameters(model)}
     achieved = {name: after[name] / before[name] for name in before}
-    if what == "channels":
-        achieved["channels"] = remains
+    if what == "channels" or measured:
+        achieved["latency" if measured else what] = remains
     return Outcome(
         model,
         {
@@ -180,9 +215,47 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             "after": after,
             "layers": [[name, first[name], last[name]] for name in first],
             "left_alone": left_alone,
+            **measured,
             "dropped_blocks": [[block.path, block.effect] for block in dropped],
             "steps": steps,
         },
+    )
+
+
+def _to_latency(
+    model: nn.Module, config: Config, context: Context, recovery: Loss
+) -> LatencyReport:
+    """Prune by measured latencies of the float network in ONNX Runtime on this machine."""
+    from vcompress.bench.environment import preflight
+    from vcompress.export.to_onnx import export
+
+    from ..pruning.latency import prune_to_latency
+    from ..pruning.latency_table import LatencyTable, vbench_measure
+
+    example = context.data.example
+    shape = tuple(example.shape[1:])
+    environment = {
+        "runtime": "onnxruntime", "device": "cpu", "threads": config.threads,
+        **preflight().comparable(),
+    }  # fmt: skip
+    file = (
+        Path(config.latency_table) if config.latency_table else (context.workdir / "latencies.json")
+    )
+    table = LatencyTable.open(file, vbench_measure(0.3, "cpu", config.threads), environment)
+    return prune_to_latency(
+        model,
+        example,
+        table,
+        lambda network, path: export(network, path, ("input", shape), metadata={}),
+        latency=config.latency,
+        latency_ms=config.latency_ms,
+        importance="taylor" if config.importance == "distillation" else config.importance,
+        round_to=config.round_to,
+        max_channel_ratio=config.max_channel_ratio,
+        protect=config.protect,
+        batches=_batches(config, context),
+        loss=recovery if config.importance == "distillation" else None,
+        seed=context.seed,
     )
 
 

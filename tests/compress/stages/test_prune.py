@@ -163,11 +163,14 @@ def test_running_the_same_steps_again_gives_the_same_weights(fits: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "exactly one of macs, params and channels; got none"),
+        ({}, "exactly one of macs, params, channels, latency and latency_ms; got none"),
         ({"macs": 0.5, "channels": 0.5}, "got macs, channels"),
         ({"macs": 1.0}, "macs = 1.0: expected the share that remains"),
         ({"params": -0.5}, "params = -0.5: expected the share that remains"),
         ({"drop_blocks": -1}, "drop_blocks = -1"),
+        ({"latency": 1.2}, "latency = 1.2: expected the share"),
+        ({"latency_ms": -1.0}, "latency_ms = -1.0"),
+        ({"latency": 0.5, "steps": 2}, "latency takes one step"),
         ({"macs": 0.5, "steps": 0}, "steps = 0: it must be 1 or more"),
         ({"macs": 0.5, "alpha": 2.0}, "alpha = 2.0: it must be from 0 to 1"),
         ({"macs": 0.5, "temperature": 0.0}, "temperature = 0.0"),
