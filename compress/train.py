@@ -178,7 +178,8 @@ def fit(
                 accelerator.log({"loss": mean_loss, "val_accuracy": accuracy}, step=epoch)
             if finished:
                 break
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()  # not end_training: it dissolves the group that later stages need
     # Or autocast would stay in `forward`, and with it in what is exported.
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     for attribute in set(vars(model)) - own_attributes:

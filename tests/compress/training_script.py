@@ -70,6 +70,7 @@ def main() -> None:
 
     out, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     weights, found = train(out, **options)
+    PartialState().wait_for_everyone()  # a later stage needs the group of processes still
     if PartialState().is_main_process:
         save_file({k: v.contiguous() for k, v in weights.items()}, out / "weights.safetensors")
         found["processes"] = PartialState().num_processes
