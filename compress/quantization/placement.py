@@ -54,6 +54,12 @@ def prepare(
         raise UserError(f"weight_bits = {weight_bits}: expected 2 to 8.")
     if is_quantized(model):
         raise UserError("the network is quantised already; start from the float network.")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype is not torch.float32:
+            raise UserError(
+                f"{name} is {str(parameter.dtype).removeprefix('torch.')}: quantisation starts "
+                "from float32. Call model.float() first, and cast what is left afterwards."
+            )
     graph = trace(model)
     record_shapes(graph, example)
     nodes = list(graph.graph.nodes)

@@ -157,10 +157,11 @@ class ActivationQuantizer(nn.Module):
         if not self.enabled:
             return self.clip(x)
         zero = self._zero_point()
+        # Under autocast x may be bfloat16, whose 8 digits are too few to round with.
         y: Tensor = _FakeQuantTensor.apply(
-            x, self.effective_log_scale(), self.low - zero, self.high - zero
+            x.float(), self.effective_log_scale(), self.low - zero, self.high - zero
         )
-        return y
+        return y.to(x.dtype)
 
     def extra_repr(self) -> str:
         kind = "uint" if self.unsigned else "int"

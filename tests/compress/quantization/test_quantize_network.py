@@ -344,3 +344,17 @@ def test_a_forward_pass_that_branches_on_values_names_the_line() -> None:
 
     with pytest.raises(UserError, match=r"Branching cannot be traced: at .*\.py:\d+ in forward"):
         q.prepare(Branching(), images(1), target="onnxruntime")
+
+
+def test_a_float16_network_is_refused_with_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"stem.0.weight is float16.*model.float\(\)"):
+        q.prepare(Tiny().half(), images(1).half(), target="onnxruntime")
+
+
+def test_mixed_precision_rounds_in_float32(tiny: nn.Module) -> None:
+    prepared = quantised(tiny)
+    with torch.no_grad():
+        plain = prepared(images())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = prepared(images())
+    assert sqnr_db(plain, mixed.float()) > 20

@@ -1,0 +1,192 @@
+"""Which torchvision networks go through PTQ, one QAT step, export and ONNX Runtime.
+
+    python tests/benchmarks/quantize_coverage.py --target onnxruntime --out docs/coverage.md
+
+Random weights, batch statistics from the images, calibrated steps. Each network runs in a process
+of its own, so that one that is killed does not end the sweep. Without names: all classification
+and segmentation networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+LEAST_PX = {"inception_v3": 128, "maxvit_t": 224, "googlenet": 96, "alexnet": 96}
+OF_FULL_SIZE = ("vit_", "swin")
+
+
+def names() -> list[str]:
+    """All classification and segmentation networks of torchvision."""
+    from torchvision import models
+
+    found = [*models.list_models(module=models), *models.list_models(module=models.segmentation)]
+    return list(dict.fromkeys(found))
+
+
+def images_like(count: int, size: int) -> Any:
+    """Noise whose mean, contrast and scale differ from image to image, [N, 3, size, size]."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(count, 3, 8, 8, generator=generator)
+    fine = torch.randn(count, 3, size, size, generator=generator)
+    contrast = torch.rand(count, 1, 1, 1, generator=generator) * 2 + 0.1
+    mean = torch.randn(count, 3, 1, 1, generator=generator)
+    return (interpolate(coarse, size=size, mode="bilinear") + 0.3 * fine) * contrast + mean
+
+
+def build(name: str, size: int) -> Any:
+    """A network with random weights; parts that start at zero get small random values."""
+    import torch
+    from torch import nn
+    from torchvision import models
+
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"weights": None}
+    if name.startswith("vit_"):
+        options["image_size"] = size
+    if name in dir(models.segmentation):
+        options["weights_backbone"] = None
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    model = models.get_model(name, **options)
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not bool(parameter.any()):
+            nn.init.normal_(parameter, 0, 0.02)
+    return model
+
+
+def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
+    """The whole way of one network."""
+    import onnx
+    import onnxruntime
+    import torch
+    from torch import nn
+
+    from vcompress.compress import quantization as q
+    from vcompress.export import parity, to_onnx
+
+    size = max(size, LEAST_PX.get(name, 0))
+    size = 256 if name.startswith("swin_v2") and size > 224 else size
+    model = build(name, size)
+    images = images_like(count, size)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    batches = torch.split(images[: min(count, 32)], 16)
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    model.eval()
+    started = time.perf_counter()
+    prepared = q.prepare(model, images[:1], target=target)
+    q.calibrate(prepared, batches)
+    prepared.train()
+    q.freeze_bn(prepared)
+    optimizer = torch.optim.SGD(prepared.parameters(), 1e-6)
+    out = prepared(images[:4])
+    (out["out"] if isinstance(out, dict) else out).square().mean().backward()
+    without = [n for n, p in prepared.named_parameters() if p.grad is None]
+    optimizer.step()
+    where = q.placement(prepared)
+    deployed = q.to_export(prepared.eval())
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "m.onnx"
+        report = to_onnx.export(deployed, file, ("input", (3, size, size)), metadata={})
+        found = parity.check(deployed, file, images)
+        session_options = onnxruntime.SessionOptions()
+        session_options.optimized_model_filepath = str(Path(folder) / "o.onnx")
+        session_options.log_severity_level = 3
+        onnxruntime.InferenceSession(str(file), session_options, ["CPUExecutionProvider"])
+        optimised = onnx.load(str(Path(folder) / "o.onnx"))
+        operators = Counter(n.op_type for n in optimised.graph.node)
+    fused = (
+        "QLinearConv",
+        "QGemm",
+        "MatMulIntegerToFloat",
+        "QLinearMatMul",
+        "DynamicQuantizeMatMul",
+    )
+    compute = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
+    return {
+        "layers": len(where["weights"]),
+        "float": len(where["float"]),
+        "int8_operators": sum(operators[k] for k in fused),
+        "float_operators": sum(operators[k] for k in compute),
+        "agreement": found.optimised.top1_agreement,
+        "sqnr_db": found.optimised.sqnr_db,
+        "plain_agreement": found.plain.top1_agreement,
+        "plain_sqnr_db": found.plain.sqnr_db,
+        "ok": found.ok,
+        "first": found.first_divergence,
+        "size_mb": report.size_bytes / 1e6,
+        "no_gradient": without,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--target", default="onnxruntime")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--timeout-s", type=float, default=1800)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(one(options.names[0], options.target, options.size, options.images)))
+        return
+    lines = [
+        "| network | layers int8 | kept float | int8 / float compute nodes in ONNX Runtime | top-1 "
+        "agreement | SQNR dB | optimisations off | MB | verdict | s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|---|--:|",
+    ]
+    print("\n".join(lines), flush=True)
+    for name in options.names or names():
+        command = [
+            sys.executable, __file__, name, "--one", "--target", options.target,
+            "--size", str(options.size), "--images", str(options.images),
+        ]  # fmt: skip
+        try:
+            run = subprocess.run(
+                command, capture_output=True, text=True, timeout=options.timeout_s, check=False
+            )
+            r = json.loads(run.stdout.splitlines()[-1]) if run.returncode == 0 else None
+            why = "" if r else (run.stderr.strip().splitlines() or ["killed"])[-1][:160]
+        except subprocess.TimeoutExpired:
+            r, why = None, "timed out"
+        if r is None:
+            line = f"| {name} | | | | | | | | FAILED: {why} | |"
+        else:
+            verdict = "ok" if r["ok"] else f"differs at {r['first']}"
+            if r["no_gradient"]:
+                verdict += f"; no gradient: {r['no_gradient'][0]}"
+            line = (
+                f"| {name} | {r['layers']} | {r['float']} | {r['int8_operators']} / "
+                f"{r['float_operators']} | {r['agreement']:.2%} | {r['sqnr_db']:.1f} | "
+                f"{r['plain_agreement']:.2%}, {r['plain_sqnr_db']:.1f} dB | {r['size_mb']:.1f} | "
+                f"{verdict} | {r['seconds']:.0f} |"
+            )
+        print(line, flush=True)
+        lines.append(line)
+        if options.out:
+            options.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
