@@ -110,6 +110,54 @@ def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(
 
 
 @pytest.mark.parametrize(
+    ("stage", "argv", "stop"),
+    [
+        ("distill", ["--teacher", "runs/net", "--student", "tiny_nets:batch"], ("distill", 1, 2)),
+        ("prune", ["--model", "runs/net", "--macs", "0.5", "--steps", "2", "--step-epochs", "2",
+                   "--round-to", "1"], ("prune-2of2", 1, 2)),
+        ("quantize", ["--model", "runs/net", "--freeze-bn-epochs", "1"], ("quantize", 2, 1)),
+    ],
+)  # fmt: skip
+def test_any_stage_that_is_killed_resumes_to_the_same_weights(
+    work: Path, monkeypatch: pytest.MonkeyPatch, stage: str, argv: list[str],
+    stop: tuple[str, int, int],
+) -> None:  # fmt: skip
+    """Export and measurement are left out: they come after the training and change nothing."""
+    from vcompress.bench.bundle import create
+    from vcompress.compress import progress
+    from vcompress.compress.finish import input_spec
+    from vcompress.compress.store import save_network
+
+    def short(network: Any, out: Path, entry: Any, history: Any, **facts: Any) -> None:
+        preprocess, dataset = facts["preprocess"], facts["dataset"]
+        with create(
+            out, input=input_spec(preprocess), preprocess=preprocess, labels=facts["labels"],
+            data=dataset.record(), history=(*history, entry),
+        ) as folder:  # fmt: skip
+            save_network(network, folder)
+
+    original = progress.EpochProgress.step
+
+    def killed(self: Any, epoch: int, step: int, loss: float) -> None:
+        if (self.name, epoch, step) == stop:
+            raise KeyboardInterrupt
+        original(self, epoch, step, loss)
+
+    monkeypatch.setattr(flow, "finish", short)
+    monkeypatch.setattr("vcompress.compress.cli._show", lambda *_: None)
+    command = [stage, *argv, "--epochs", "3", "--batch-size", "8", "--trust", OWN, "--out"]
+    assert main([*command, "runs/whole"]) == 0
+    monkeypatch.setattr(progress.EpochProgress, "step", killed)
+    assert main([*command, "runs/cut"]) == 130
+    assert names_in(Path("runs")) == [".cut.work", "net", "whole"]
+    monkeypatch.setattr(progress.EpochProgress, "step", original)
+    assert main([*command, "runs/cut", "--resume"]) == 0
+    whole, cut = Bundle.open("runs/whole"), Bundle.open("runs/cut")
+    assert cut.files == whole.files
+    assert cut.history[-1]["details"] == whole.history[-1]["details"]
+
+
+@pytest.mark.parametrize(
     ("change", "options", "config"),
     [
         ("another net", OPTIONS, CONFIG),
