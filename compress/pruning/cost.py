@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..macs import count_macs
 from .attention import layout
 from .structure import Group, is_depthwise, named_tensor, slices
 from .trace import run, shadow
@@ -85,8 +84,8 @@ def channel_cost(groups: Sequence[Group]) -> CostModel:
     return CostModel(terms, 0.0, shares)
 
 
-def mac_cost(model: nn.Module, example: Tensor, groups: Sequence[Group]) -> CostModel:
-    """Multiply-accumulates of one image; `example` is [1, C, H, W]."""
+def mac_cost(model: nn.Module, example: Tensor, groups: Sequence[Group], total: int) -> CostModel:
+    """Multiply-accumulates of one image like `example` [1, C, H, W]; `total` was counted."""
     terms: list[tuple[float, tuple[SideKey, ...]]] = []
 
     def remember(path: str, module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
@@ -130,5 +129,4 @@ def mac_cost(model: nn.Module, example: Tensor, groups: Sequence[Group]) -> Cost
             run(copy, example)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    total = count_macs(model, example)
     return CostModel(tuple(terms), total - sum(amount for amount, _ in terms), side_shares(groups))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
+from ..macs import count_macs, count_parameters
 from .cost import side_shares
 from .importance import Importance, Loss
 from .latency_table import LatencyTable, LayerCall, layer_calls
@@ -226,7 +227,8 @@ def prune_to_latency(
         table.save()
     counts, before_ms, predicted_ms, measured_ms = timed
     asked = {"latency_ms": latency_ms or 0.0} if latency is None else {"latency": latency}
-    report = carry_out(model, example, found, counts, asked)
+    before = count_macs(model, example), count_parameters(model)
+    report = carry_out(model, example, found, counts, asked, before)
     return LatencyReport(report, before_ms, predicted_ms, measured_ms)
 
 

@@ -115,7 +115,7 @@ def prune(
     before = count_macs(model, example), count_parameters(model)
     cost, whole = _cost(what, model, example, found.groups, before)
     counts = _choose(model, example, what, share * whole, whole, found, scope, cost)
-    return carry_out(model, example, found, counts, asked)
+    return carry_out(model, example, found, counts, asked, before)
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,13 @@ def carry_out(
     found: Analysis,
     counts: Mapping[str, int],
     asked: dict[str, float],
+    before: tuple[int, int],
 ) -> PruneReport:
-    """Cut `model` in place to `counts`, the units that each free group keeps."""
+    """Cut `model` in place to `counts`, the units that each free group keeps.
+
+    `before` is its multiply-accumulates and parameters.
+    """
     groups = found.groups
-    before = count_macs(model, example), count_parameters(model)
     removed = _masks(groups, counts, found.ranking)
     widths = _widths(groups, counts)
     kept = remove(model, groups, removed)
@@ -214,7 +217,7 @@ def _cost(
     what: str, model: nn.Module, example: Tensor, groups: Sequence[Group], before: tuple[int, int]
 ) -> tuple[CostModel, float]:
     if what == "macs":
-        return mac_cost(model, example, groups), float(before[0])
+        return mac_cost(model, example, groups, before[0]), float(before[0])
     if what == "params":
         return parameter_cost(model, groups), float(before[1])
     cost = channel_cost([group for group in groups if group.tied_to is None])
