@@ -61,8 +61,8 @@ class Blocks:
     first_runs: tuple[Block, ...]
     second_runs: tuple[Block, ...]
 
-    def ratio(self) -> stats.Interval:
-        return stats.ratio_interval(self.first, self.second)
+    def ratio(self, confidence: float = 0.95) -> stats.Interval:
+        return stats.ratio_interval(self.first, self.second, confidence)
 
     def ratios(self) -> NDArray[np.float64]:
         """[Q] ratio of each quad."""
@@ -81,6 +81,8 @@ class Comparison:
     b: Measurement
     """Of the interleaved runs."""
     ratio: stats.Interval
+    ratio_99: stats.Interval
+    """At 99 %: what FASTER and SLOWER must be clear of."""
     floor_blocks: Blocks
     floor_ratio: stats.Interval
     """A against a second session of A, measured in the same way."""
@@ -157,14 +159,15 @@ def compare(
             block_runs=budget.block_runs,
         )  # fmt: skip
     origin = int(min(blocks.first_runs[0].starts_ns[0], blocks.second_runs[0].starts_ns[0]))
-    ratio, floor_ratio = blocks.ratio(), floor_blocks.ratio()
+    ratio, ratio_99, floor_ratio = blocks.ratio(), blocks.ratio(0.99), floor_blocks.ratio()
     floor = noise_floor(floor_ratio)
     return Comparison(
         blocks=blocks,
         a=_measurement(a, feed_a, blocks.first_runs, firsts[0], warmups[0], origin),
         b=_measurement(b, feed_b, blocks.second_runs, firsts[1], warmups[1], origin),
-        ratio=ratio, floor_blocks=floor_blocks, floor_ratio=floor_ratio, floor=floor,
-        verdict=stats.verdict(ratio, floor, budget.margin), margin=budget.margin,
+        ratio=ratio, ratio_99=ratio_99, floor_blocks=floor_blocks, floor_ratio=floor_ratio,
+        floor=floor,
+        verdict=stats.verdict(ratio, floor, budget.margin, ratio_99), margin=budget.margin,
         seconds=(perf_counter_ns() - begin) / 1e9,
     )  # fmt: skip
 

@@ -41,8 +41,9 @@ def resolve_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """A whole shape for each input.
 
-    A free first axis is the batch; every other free axis must be given. Raises `UserError` that
-    says which `--shape NAME=...` is missing.
+    A free first axis is the batch, and so is an axis of another input with the same symbol; the
+    shapes that are given bind their symbols too. Every other free axis must be given. Raises
+    `UserError` that says which `--shape NAME=...` is missing.
     """
     given = dict(given or {})
     names = [spec.name for spec in inputs]
@@ -53,12 +54,22 @@ def resolve_shapes(
                 f"{nearest(name, names)}"
             )
     shapes: dict[str, tuple[int, ...]] = {}
-    missing = []
+    # Only of inputs with every symbol once: [n, n] says nothing about a batch.
+    known: dict[int | str, int] = {
+        s.shape[0]: batch
+        for s in inputs
+        if s.free[:1] == s.shape[:1] and len(set(s.free)) == len(s.free)
+    }
     for spec in inputs:
         if spec.name in given:
             shapes[spec.name] = _fitting(spec, tuple(given[spec.name]))
+            known |= dict(zip(spec.shape, shapes[spec.name], strict=True))
+    missing = []
+    for spec in inputs:
+        if spec.name in given:
             continue
-        if any(not isinstance(size, int) for size in spec.shape[1:]):
+        sizes = [size if isinstance(size, int) else known.get(size) for size in spec.shape]
+        if None in sizes:
             missing.append(spec)
             continue
         first = spec.shape[:1]
@@ -67,7 +78,7 @@ def resolve_shapes(
                 f"The input {spec} has a fixed first dimension, so a batch of {batch} does not "
                 "fit. Export the model with a free batch, or leave --batch away."
             )
-        shapes[spec.name] = tuple(size if isinstance(size, int) else batch for size in spec.shape)
+        shapes[spec.name] = tuple(size for size in sizes if size is not None)
     if missing:
         raise UserError(
             f"The model takes {', '.join(map(str, inputs))}. Say the free dimensions: "

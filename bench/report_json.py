@@ -131,6 +131,7 @@ def _comparison(c: Comparison) -> dict[str, Any]:
     return {
         "verdict": c.verdict,
         "ratio": asdict(c.ratio),
+        "ratio_99": asdict(c.ratio_99),
         "margin": c.margin,
         "floor": c.floor,
         "floor_ratio": asdict(c.floor_ratio),

@@ -206,20 +206,24 @@ def ratio_interval(a_blocks: Floats, b_blocks: Floats, confidence: float = 0.95)
 Verdict = Literal["FASTER", "SLOWER", "EQUIVALENT", "INCONCLUSIVE"]
 
 
-def verdict(ratio: Interval, floor: float, margin: float = 0.01) -> Verdict:
+def verdict(
+    ratio: Interval, floor: float, margin: float = 0.01, strict: Interval | None = None
+) -> Verdict:
     """What a latency ratio B/A says about B.
 
     FASTER and SLOWER need an interval clear of 1 and an effect above both the margin and the
     noise floor, the largest |log ratio| that an A/A run's interval holds. EQUIVALENT needs the
-    whole interval within the margin.
+    whole interval within the margin. `strict` is a wider interval that a difference must be clear
+    of as well: a false alarm costs more than an INCONCLUSIVE.
     """
+    wide = strict or ratio
     least = max(log(1 + margin), floor)
     effect = log(ratio.value)
     if max(abs(log(ratio.low)), abs(log(ratio.high))) <= log(1 + margin):
         return "EQUIVALENT"
-    if ratio.high < 1 and -effect > least:
+    if max(ratio.high, wide.high) < 1 and -effect > least:
         return "FASTER"
-    if ratio.low > 1 and effect > least:
+    if min(ratio.low, wide.low) > 1 and effect > least:
         return "SLOWER"
     return "INCONCLUSIVE"
 

@@ -57,8 +57,14 @@ def subjects(paths: Sequence[Path], runtime: str | None) -> tuple[Subject, ...]:
         if path.is_dir():
             if not is_bundle(path):
                 raise UserError(f"{path} is a folder and no bundle. Give a model's file.")
-            bundle: Bundle | None = Bundle.open(path)
+            opened = Bundle.open(path)
+            bundle: Bundle | None = opened
             file = path if runtime == "torch" else path / "model.onnx"
+            if not file.exists():
+                raise UserError(
+                    f"{path}: the bundle has no model.onnx; it has "
+                    f"{', '.join(sorted(opened.files))}. Export it, or give --runtime torch."
+                )
         else:
             bundle, file = find_bundle(path), path
         if bundle and file.is_file():

@@ -87,7 +87,7 @@ def simulate(seed: int, effect: float) -> stats.Verdict:
     a, b = Simulated(machine, 1.0), Simulated(machine, 1.0 + effect)
     floor = subject.interleave(a, a, quads=10, seconds=0, **settings)  # type: ignore[arg-type]
     blocks = subject.interleave(a, b, quads=20, seconds=0, **settings)  # type: ignore[arg-type]
-    return stats.verdict(blocks.ratio(), noise_floor(floor.ratio()))
+    return stats.verdict(blocks.ratio(), noise_floor(floor.ratio()), strict=blocks.ratio(0.99))
 
 
 def test_at_most_five_in_a_hundred_simulated_a_a_runs_cry_wolf() -> None:

@@ -20,6 +20,16 @@ def test_a_free_first_axis_is_the_batch_and_others_must_be_given() -> None:
     assert inputs.resolve_shapes([IMAGE], 2, {"x": (1, 3, 64, 32)}) == {"x": (1, 3, 64, 32)}
 
 
+def test_a_symbol_means_the_same_size_in_every_input() -> None:
+    sound = TensorSpec("sound", ("batch", "length"), "float32")
+    state = TensorSpec("state", (2, "batch", 128), "float32")
+    mask = TensorSpec("mask", ("batch", "length"), "bool")
+    found = inputs.resolve_shapes([sound, state, mask], 1, {"sound": (3, 512)})
+    assert found == {"sound": (3, 512), "state": (2, 3, 128), "mask": (3, 512)}
+    with pytest.raises(UserError, match=r"--shape square=1x<n> with"):
+        inputs.resolve_shapes([TensorSpec("square", ("n", "n"), "float32")])
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [({"y": (1,)}, "no such input. It has x"), ({"x": (1, 4, 8, 8)}, "does not fit"),
@@ -44,9 +54,10 @@ def test_the_ring_holds_different_values_and_never_zeros() -> None:
     assert abs(feed.ring[0]["x"].std() - 1) < 0.2
 
 
-def test_a_large_ring_is_kept_within_memory() -> None:
-    feed = inputs.synthetic([TensorSpec("x", (), "float32")], {"x": (64, 3, 224, 224)})
-    assert len(feed.ring) == 6
+def test_a_large_ring_is_kept_within_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "MOST_BYTES", 10 * 3 * 32 * 32 * 4)
+    feed = inputs.synthetic([TensorSpec("x", (), "float32")], {"x": (1, 3, 32, 32)})
+    assert len(feed.ring) == 10
     assert feed.ring_bytes <= inputs.MOST_BYTES
 
 

@@ -149,3 +149,9 @@ def test_drift_is_the_change_over_the_whole_run() -> None:
     x = np.linspace(1, 1.1, 4000) * rng.normal(1, 0.02, 4000)
     assert stats.slope_share(x) == pytest.approx(0.095, abs=0.01)
     assert abs(stats.slope_share(rng.normal(1, 0.02, 4000))) < 0.01
+
+
+def test_a_difference_must_be_clear_of_the_wider_interval_too() -> None:
+    ratio = stats.Interval(1.05, 1.01, 1.09, "")
+    assert stats.verdict(ratio, 0.0) == "SLOWER"
+    assert stats.verdict(ratio, 0.0, strict=stats.Interval(1.05, 0.99, 1.11, "")) == "INCONCLUSIVE"
