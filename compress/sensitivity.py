@@ -81,7 +81,7 @@ def choose_keep_float(
     weight_bits: int = 8,
     keep_float: tuple[str, ...] = (),
 ) -> KeepFloat:
-    """The fewest layers of the ranking to keep in float so that PTQ loses at most `max_drop` points.
+    """The fewest layers of the ranking to keep in float, so that PTQ loses at most `max_drop`.
 
     The worst layers are kept, 1, 2, 4, ... of them until the budget holds, then bisected. `batches`
     should be the validation split, never the test split.

@@ -4,7 +4,8 @@
 
 Run it on a machine that does nothing else. Both files hold the same network with random weights:
 one from `prepare`, `calibrate` and `export`, the other from `quantize_static` (QDQ, per channel,
-uint8 activations, pre-processed as its manual says) of the exported float file. Printed are medians of one image at
+uint8 activations, pre-processed as its manual says) of the exported float file. Printed are
+medians of one image at
 a time, the median of the ratios, and the compute nodes that ONNX Runtime does not run in int8.
 """
 
