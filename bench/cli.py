@@ -141,7 +141,8 @@ def _run(asked: Options) -> int:
     if asked.restate:
         for model in result.models:
             console.print(f"\n{model.artefact.name} as {asked.restate} says it:", markup=False)
-            console.print(restate.restate(model, asked.restate), highlight=False, markup=False)
+            said = restate.restate(model, asked.restate)
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
     if asked.json:
         report_json.write(result, asked.json)
     for path, text in (
