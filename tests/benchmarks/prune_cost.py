@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from itertools import pairwise
 
 import torch
 import torchvision.models as tv
@@ -38,7 +39,7 @@ def main() -> None:
         marks.append(time.perf_counter())
         prune(model, example, macs=0.5, limit_s=600.0)
         marks.append(time.perf_counter())
-        spans = [f"{b - a:.1f}" for a, b in zip(marks, marks[1:], strict=False)]
+        spans = [f"{b - a:.1f}" for a, b in pairwise(marks)]
         print(f"| {name} | {' | '.join(spans)} | {AIMS_S.get(name, '')} |", flush=True)
 
 

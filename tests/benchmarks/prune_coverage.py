@@ -31,12 +31,14 @@ from vcompress.compress.pruning.probe import difference
 from vcompress.compress.pruning.trace import tensors_of
 
 TIMM = (
-    "resnet50 resnet50d resnext50_32x4d resnetv2_50 regnety_016 efficientnet_b0 "
-    "tf_efficientnetv2_s mobilenetv3_large_100 mobilenetv4_conv_small mobilenetv2_100 ghostnet_100 "
-    "densenet121 convnext_tiny convnextv2_tiny vgg16_bn hrnet_w18 repvgg_a2 res2net50_26w_4s "
-    "vit_small_patch16_224 deit_small_patch16_224 swin_tiny_patch4_window7_224 mixer_s16_224 "
-    "levit_192 efficientformer_l1 fastvit_t8 edgenext_small"
-).split()
+    "resnet50", "resnet50d", "resnext50_32x4d", "resnetv2_50", "regnety_016",
+    "efficientnet_b0", "tf_efficientnetv2_s", "mobilenetv3_large_100",
+    "mobilenetv4_conv_small", "mobilenetv2_100", "ghostnet_100", "densenet121",
+    "convnext_tiny", "convnextv2_tiny", "vgg16_bn", "hrnet_w18", "repvgg_a2",
+    "res2net50_26w_4s", "vit_small_patch16_224", "deit_small_patch16_224",
+    "swin_tiny_patch4_window7_224", "mixer_s16_224", "levit_192", "efficientformer_l1",
+    "fastvit_t8", "edgenext_small",
+)  # fmt: skip
 
 
 def networks(chosen: list[str], which: str) -> list[str]:
@@ -125,7 +127,8 @@ def row(name: str, macs: float, with_onnx: bool, scope: str) -> list[str]:
             )
         )
     alone = [
-        f"{layer} ({why})" for layer, why in report.left_alone.items()
+        f"{layer} ({why})"
+        for layer, why in report.left_alone.items()
         if "output" not in why and "narrower" not in why
     ]
     return [
@@ -143,8 +146,12 @@ def row(name: str, macs: float, with_onnx: bool, scope: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--set", default="classification", dest="which",
-                        choices=["classification", "segmentation", "detection", "timm"])
+    parser.add_argument(
+        "--set",
+        default="classification",
+        dest="which",
+        choices=["classification", "segmentation", "detection", "timm"],
+    )
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--scope", default="local")
     parser.add_argument("--no-onnx", action="store_true")
@@ -157,8 +164,10 @@ def main() -> None:
             cells = row(name, args.macs, not args.no_onnx, args.scope)
         except Exception as error:  # the table goes on; the network's row says what happened
             cells = [name, f"{type(error).__name__}: {str(error)[:160]}"]
-        print("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |",
-              flush=True)
+        print(
+            "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def main() -> None:
                 found.setdefault((criterion, scope), []).append((*results, share))
     print(f"{args.network}, {args.size} px, macs={args.macs}, {args.seeds} seeds; unpruned "
           f"{statistics.mean(whole):.2f} %\n")  # fmt: skip
-    print("| criterion | scope | at once % | recovered % | params |\n| --- | --- | --- | --- | --- |")
+    print("| criterion | scope | at once % | recovered % | params |")
+    print("| --- | --- | --- | --- | --- |")
     for (criterion, scope), rows in found.items():
         once, after, share = (statistics.mean(column) for column in zip(*rows, strict=True))
         print(f"| {criterion} | {scope} | {once:.2f} | {after:.2f} | {share:.3f} |")
