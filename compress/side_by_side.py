@@ -7,10 +7,11 @@ from pathlib import Path
 
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.compare import compare
-from vcompress.bench.inputs import resolve_shapes, synthetic
+from vcompress.bench.inputs import from_images
 from vcompress.bench.runtimes import open_session
 
-from .finish import MODEL
+from .finish import MODEL, parity_images
+from .flow import open_recorded
 from .progress import log
 from .report_html import summary, write_report
 
@@ -24,12 +25,16 @@ def write_side_by_side(first: Bundle, last: Bundle, report: Path) -> None:
     if first.path != last.path:
         log.info("measuring %s and %s side by side", first.path, last.path)
         files = first.file(MODEL), last.file(MODEL)
+        dataset = open_recorded(last)
         with (
             open_session(files[0], threads=1) as a,
             open_session(files[1], threads=1) as b,
             open_session(files[0], threads=1) as again,
         ):
-            feeds = [synthetic(s.inputs, resolve_shapes(s.inputs, 1)) for s in (a, b)]
+            feeds = [
+                from_images(session.inputs[0], parity_images(dataset, p).numpy(), 1, "images")
+                for session, p in ((a, first.preprocess), (b, last.preprocess))
+            ]
             found = compare(a, feeds[0], b, feeds[1], again)
         comparison = {
             "first": str(files[0]),
