@@ -148,6 +148,20 @@ def test_the_latency_is_met_and_predicted(options: dict[str, float], tmp_path: P
     assert all(layer.after % 16 == 0 for layer in report.prune.layers)
     assert model(torch.randn(1, 16, 8, 8)).shape == (1, 16, 8, 8)
 
+    def never(path: Path) -> float:
+        raise AssertionError("measured again")
+
+    # a resumed run finds all it measured in the file, and chooses the same
+    again = prune_to_latency(
+        network(),
+        torch.randn(1, 16, 8, 8),
+        LatencyTable.open(tmp_path / "t.json", never, {"cpu": "formula"}),
+        export,
+        round_to=8,
+        **options,  # type: ignore[arg-type]
+    )
+    assert again.prune.layers == report.prune.layers
+
 
 def test_the_table_is_reused_where_it_was_taken_and_nowhere_else(tmp_path: Path) -> None:
     file = tmp_path / "t.json"
