@@ -133,6 +133,7 @@ def test_a_full_disk_is_one_message_and_keeps_the_old_bundle(
     assert [p.name for p in (work / "runs").iterdir() if ".writing" in p.name] == []
 
 
+@pytest.mark.slow
 def test_files_that_cannot_grow_end_a_real_run_with_one_message(work: Path) -> None:
     """The system refuses every file above 20 kB, as a full disk would."""
     done = subprocess.run(

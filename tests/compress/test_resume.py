@@ -44,11 +44,11 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("kind", list(VARIANTS))
-@pytest.mark.parametrize("step", [0, 3])
 def test_a_run_stopped_in_its_third_epoch_ends_as_an_undisturbed_one(
-    tiny_data: Callable[..., Data], tiny_nets: Any, tmp_path: Path, kind: str, step: int
+    tiny_data: Callable[..., Data], tiny_nets: Any, tmp_path: Path, kind: str
 ) -> None:
     config, data = VARIANTS[kind], tiny_data(augment="affine")
+    step = 0 if kind in ("sgd", "accumulate") else 3  # between two epochs, or within one
 
     def run(work: str, resume: bool = False, stop_at: int = 0) -> tuple[Any, Any]:
         torch.manual_seed(5)
