@@ -25,6 +25,8 @@ test: $(VENV)/installed-dev
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf build/types && mkdir -p build/types/vcompress
+	ln -s $(CURDIR)/bench $(CURDIR)/compress $(CURDIR)/export build/types/vcompress/
 	$(BIN)/mypy
 
 slow: $(VENV)/installed-dev
