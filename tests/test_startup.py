@@ -1,4 +1,4 @@
-"""`--help` answers at once: nothing heavy is loaded. tests/benchmarks/help_startup.py takes the time."""
+"""`--help` answers at once and loads nothing heavy; tests/benchmarks/startup.py takes the time."""
 
 from __future__ import annotations
 
