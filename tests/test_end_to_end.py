@@ -122,8 +122,10 @@ def test_a_backbone_becomes_a_small_int8_bundle_with_its_proofs(
     # vbench measures both side by side, and finds the accuracy that the bundle says.
     argv = ["runs/teacher/model.onnx", "runs/int8/model.onnx", "--data", "images", "--seconds",
             "0.3", "--threads", "1", "--no-cold-start", "--json", "both.json"]  # fmt: skip
-    assert vbench(argv) in (0, 3)  # 3: too short to be sure on a busy machine
-    assert "int8" in capsys.readouterr().out
+    status = vbench(argv)
+    said = capsys.readouterr()
+    assert status in (0, 3), said.err  # 3: too short to be sure on a busy machine
+    assert "int8" in said.out
     written = json.dumps(json.loads(Path("both.json").read_text()))
     for number in (0, 3):
         assert f'"correct": {metrics[number]["test"]["correct"]}' in written
