@@ -7,11 +7,13 @@ a SHA-256 for every file) beside `weights.safetensors`, `architecture.json`, `mo
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -23,6 +25,7 @@ from .errors import UserError
 FORMAT = "vcompress-bundle"
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+_STALE_SECONDS = 24 * 3600
 _MANIFEST_LIMIT_BYTES = 32 * 2**20
 
 
@@ -222,6 +225,7 @@ def create(
     path = Path(path)
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".writing", dir=path.parent))
     try:
         yield staging
@@ -293,6 +297,14 @@ def _check_name(name: str, where: str) -> None:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts:
         raise UserError(f"{where}: the file name {name!r} points outside the bundle; refused.")
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a killed run left half-written; a living one is younger than a day."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.writing"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _previous(path: Path) -> Path:

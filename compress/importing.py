@@ -9,7 +9,9 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,8 +53,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str | None]:
     if path.suffix == ".safetensors":
         return load_tensors(path), None
     try:
-        # torchvision's and timm's training put their parsed arguments beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -64,6 +65,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str | None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a checkpoint that torch can read ({reason}).") from None
     return _find_weights(content, path)
+
+
+def _harmless() -> list[Any]:
+    """Plain data that training scripts put beside the weights: parsed arguments (torchvision,
+    timm), and numpy's numbers for a best accuracy."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = (np.float64, np.float32, np.int64, np.int32, np.bool_)
+    return [argparse.Namespace, scalar, np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
 
 
 def _reason(error: Exception) -> str:

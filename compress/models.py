@@ -31,6 +31,7 @@ ALIASES = {
 
 # The names under which factories take the image size and the number of channels.
 _SIZE_KEYS = ("image_size", "img_size", "input_size")
+_MOST_PIXELS = 4096
 _SAFE_KWARGS = {*_SIZE_KEYS, "aux_logits", "init_weights", "in_chans", "num_classes"}
 
 
@@ -68,9 +69,18 @@ def spec_from_json(data: Any, where: str, trusted_factory: str | None = None) ->
         )
     if odd := set(spec.kwargs) - _SAFE_KWARGS:
         raise UserError(f"{where}: the argument {sorted(odd)[0]!r} is not allowed in a bundle.")
+    sizes = [spec.kwargs.get(key, 1) for key in _SIZE_KEYS]
+    if any(not 1 <= side <= _MOST_PIXELS for side in _numbers(sizes)):
+        raise UserError(f"{where}: an image size of {sizes}; expected 1 to {_MOST_PIXELS:,}.")
     if not 1 <= spec.classes <= 1_000_000:
         raise UserError(f"{where}: classes = {spec.classes}; expected 1 to 1,000,000.")
     return ModelSpec(spec.name, spec.classes, spec.kwargs)
+
+
+def _numbers(sizes: list[Any]) -> list[float]:
+    """Sides of an image, alone or in pairs; what is no number becomes nought."""
+    flat = [x for size in sizes for x in (size if isinstance(size, (list, tuple)) else [size])]
+    return [x if isinstance(x, int) else 0 for x in flat]
 
 
 def make_spec(name: str, classes: int, size: tuple[int, int]) -> ModelSpec:

@@ -79,6 +79,11 @@ def read_recipe(path: Path) -> Recipe:
     file = from_mapping(_File, body, str(path))
     if not file.stages:
         raise UserError(f"{path}: a recipe needs at least one [[stages]].")
+    for key in ("resume", "overwrite"):
+        if key in (file.options or {}):
+            raise UserError(
+                f"{path}, [options]: {key} is said with --{key} when the recipe is run, not in it."
+            )
     steps: list[Step] = []
     for number, table in enumerate(file.stages, 1):
         steps.append(_step(dict(table), number, steps, f"{path}, stage {number}"))

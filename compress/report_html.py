@@ -97,11 +97,18 @@ def summary(entries: Sequence[Entry], comparison: Mapping[str, Any] | None = Non
     if comparison is not None:
         speed = 1 / comparison["ratio"]
     size = first["onnx_bytes"] / last["onnx_bytes"]
-    text = f"{speed:.1f} times lower median latency and {size:.1f} times smaller than stage 1"
+    text = (
+        f"{_times(speed, 'lower median latency', 'higher median latency')} and "
+        f"{_times(size, 'smaller', 'larger')} than stage 1"
+    )
     if first["test"] and last["test"]:
         points = 100 * (last["test"]["top1"] - first["test"]["top1"])
         text += f", with {points:+.2f} points of top-1 accuracy"
     return text + "."
+
+
+def _times(ratio: float, better: str, worse: str) -> str:
+    return f"{ratio:.1f} times {better}" if ratio >= 1 else f"{1 / ratio:.1f} times {worse}"
 
 
 def _figures(entries: Sequence[Entry]) -> str:

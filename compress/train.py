@@ -75,6 +75,11 @@ def fit(
     world, rank = accelerator.num_processes, accelerator.process_index
     if config.batch_size % world:
         raise UserError(f"batch_size {config.batch_size} does not divide by {world} processes.")
+    if len(context.data.dataset.splits["train"]) < world:
+        raise UserError(
+            f"{len(context.data.dataset.splits['train'])} training images do not reach for {world} "
+            f"processes. Start fewer."
+        )
     file = context.workdir / name / "state.safetensors"
     identity = _identity(model, config, context, name)
     state = _resumed(file, identity, context.resume)

@@ -139,8 +139,9 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         with torch.no_grad():
             target = teacher.to(images.device)(images)
         return distillation(
-            logits, target, labels, temperature=config.temperature, alpha=config.alpha
-        )
+            logits, target, labels, temperature=config.temperature, alpha=config.alpha,
+            label_smoothing=config.label_smoothing,
+        )  # fmt: skip
 
     example = context.data.example
     before = {"macs": count_macs(model, example), "params": count_parameters(model)}

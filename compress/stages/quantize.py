@@ -97,8 +97,9 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         with torch.no_grad():
             target = teacher.to(images.device)(images)
         return distillation(
-            logits, target, labels, temperature=config.temperature, alpha=config.alpha
-        )
+            logits, target, labels, temperature=config.temperature, alpha=config.alpha,
+            label_smoothing=config.label_smoothing,
+        )  # fmt: skip
 
     def on_epoch(epoch: int, trained: nn.Module) -> None:
         if epoch >= config.epochs - config.freeze_bn_epochs:

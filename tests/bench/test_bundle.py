@@ -283,3 +283,17 @@ def test_the_hash_is_that_of_the_whole_file(tmp_path: Path) -> None:
     assert bundles.sha256(file) == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
+
+
+def test_what_a_killed_run_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    import os
+
+    from vcompress.bench import bundle
+
+    old, young = tmp_path / ".b.aaa.writing", tmp_path / ".b.bbb.writing"
+    old.mkdir()
+    young.mkdir()
+    os.utime(old, (0, 0))
+    bundle._sweep(tmp_path / "b")
+    assert not old.exists()
+    assert young.exists()

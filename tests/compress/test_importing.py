@@ -232,3 +232,13 @@ def test_the_shortest_prefix_that_fits_best_is_taken_off() -> None:
     assert set(found) == names | {"loss.weight"}
     model = {"model.0.weight": torch.ones(1)}
     assert strip_prefix(model, {"model.0.weight"})[1] == ""
+
+
+def test_numpys_numbers_beside_the_weights_are_read(tmp_path: Path) -> None:
+    import numpy as np
+
+    content = {"state_dict": {"w": torch.ones(2)}, "best": np.float64(0.5), "epoch": np.int64(3)}
+    torch.save(content, tmp_path / "numbers.pth")
+    tensors, key = read_checkpoint(tmp_path / "numbers.pth")
+    assert key == "state_dict"
+    assert tensors["w"].tolist() == [1.0, 1.0]

@@ -176,6 +176,8 @@ def test_an_image_size_that_does_not_fit_is_named() -> None:
         ({"name": "resnet18", "classes": 0, "kwargs": {}}, "classes = 0; expected 1 to 1,000,000"),
         ({"name": "resnet18", "classes": 10**9, "kwargs": {}}, "expected 1 to 1,000,000"),
         ({"name": "resnet18", "classes": "3", "kwargs": {}}, "classes = '3'"),
+        ({"name": "vit_b_16", "classes": 3, "kwargs": {"image_size": 10**6}}, "an image size of"),
+        ({"name": "vit_b_16", "classes": 3, "kwargs": {"image_size": "x"}}, "an image size of"),
         ({"name": "resnet18", "classes": 3, "kwargs": []}, "kwargs"),
         ({"name": "resnet18", "classes": 3, "kwargs": {}, "x": 1}, "unknown key 'x'"),
         ({"name": "resnet18", "classes": 3}, "is missing"),

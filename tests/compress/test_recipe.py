@@ -166,3 +166,11 @@ def test_steps_get_the_bundles_of_those_before(
     assert all(c[2].resume and not c[2].overwrite for c in calls)
     assert (last.path, report) == (top / "3-prune", top / "report.html")
     assert [part.path for part in compared[0][:2]] == [top / "1-finetune", top / "3-prune"]
+
+
+@pytest.mark.parametrize("key", ["resume", "overwrite"])
+def test_what_is_said_when_a_recipe_is_run_does_not_stand_in_it(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(f'[options]\n{key} = true\n[[stages]]\nstage = "finetune"\nmodel = "r18"\n')
+    with pytest.raises(UserError, match=f"--{key} when the recipe is run"):
+        read_recipe(path)

@@ -154,3 +154,11 @@ def test_the_page_is_written_as_utf8(tmp_path: Path) -> None:
     write_report(tmp_path / "r.html", FOUR, DATA)
     text = (tmp_path / "r.html").read_bytes().decode("utf-8")
     assert text.startswith("<!doctype html>") and "→" in text
+
+
+def test_a_slower_and_larger_end_is_not_called_faster_and_smaller() -> None:
+    first, last = entry("finetune", 0.9, 1.0, 1000), entry("quantize", 0.9, 1.0, 1000)
+    last["metrics"]["latency"]["median_ms"] = 2 * first["metrics"]["latency"]["median_ms"]
+    last["metrics"]["onnx_bytes"] = 4 * first["metrics"]["onnx_bytes"]
+    text = summary([first, last])
+    assert "2.0 times higher median latency and 4.0 times larger than stage 1" in text
