@@ -143,8 +143,26 @@ class Inspect:
         inspect(self.bundle)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """What quantising each layer alone costs, the most sensitive first."""
+
+    bundle: Annotated[Path, tyro.conf.Positional]
+    """A float bundle with data."""
+    target: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
+    """Where the network will run."""
+    trust: str | None = None
+    """Your own module:factory that the bundle may run."""
+
+    def run(self) -> None:
+        from .rank import print_ranking, rank_layers
+
+        print_ranking(rank_layers(self.bundle, self.target, self.trust))
+
+
 _AROUND: dict[str, type[Any]] = {
     "import": Import, "export": Export, "run": Run, "demo": Demo, "inspect": Inspect,
+    "sensitivity": Sensitivity,
 }  # fmt: skip
 _NAMES = "alias (r18, mnv2, vitb16, ...), torchvision name, timm:NAME, module:factory, or a bundle"
 _KIND_HELP = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from vcompress.bench.errors import UserError
 
@@ -28,7 +28,10 @@ class Config(TrainConfig):
     calibration_images: int = 256
     """Training images that set the ranges."""
     keep_float: tuple[str, ...] = ()
-    """Modules, or patterns such as layer4.*, that stay in floating point."""
+    """Modules, or patterns such as layer4.*, that stay in floating point; auto keeps the fewest of
+    the most sensitive ones with which calibration alone loses at most max_drop."""
+    max_drop: float = 0.5
+    """Points of validation accuracy that --keep-float auto may lose: 0.5 is from 90 % to 89.5 %."""
     weight_bits: int = 8
     """7 for x86 machines without VNNI, whose int8 products saturate; 4 to experiment."""
     temperature: float = 2.0
@@ -52,6 +55,8 @@ class Config(TrainConfig):
             raise UserError(f"weight_bits = {self.weight_bits}: it must be from 2 to 8.")
         if self.calibration_images < 1:
             raise UserError(f"calibration_images = {self.calibration_images}: at least 1.")
+        if not self.max_drop >= 0:
+            raise UserError(f"max_drop = {self.max_drop}: it must be 0 or more.")
         if self.freeze_bn_epochs < 0:
             raise UserError(f"freeze_bn_epochs = {self.freeze_bn_epochs}: it must be 0 or more.")
 
@@ -67,17 +72,29 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     from ..losses import distillation
     from ..quantization import calibrate, freeze_bn, placement, prepare
+    from ..sensitivity import choose_keep_float
     from ..train import fit
 
+    images = context.data.images("train", config.calibration_images)
+    calibration = torch.split(images, 64)
+    keep_float = tuple(name for name in config.keep_float if name != "auto")
+    chosen: dict[str, Any] = {}
+    if "auto" in config.keep_float:
+        found = choose_keep_float(
+            model, context.data.example, calibration, list(context.data.loader("val", 64)),
+            target=config.target, max_drop=config.max_drop, observer=config.observer,
+            weight_bits=config.weight_bits, keep_float=keep_float,
+        )  # fmt: skip
+        keep_float += found.layers
+        chosen = {"keep_float_auto": asdict(found)}
     quantised = prepare(
         model,
         context.data.example,
         target=config.target,
         weight_bits=config.weight_bits,
-        keep_float=config.keep_float,
+        keep_float=keep_float,
     )
-    images = context.data.images("train", config.calibration_images)
-    calibrate(quantised, torch.split(images, 64), config.observer)
+    calibrate(quantised, calibration, config.observer)
     where = placement(quantised)
     details = {
         "target": config.target,
@@ -86,6 +103,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         "quantised_layers": len(where["weights"]),
         "quantised_tensors": len(where["activations"]),
         "kept_float": where["float"],
+        **chosen,
     }
     if config.method == "ptq" or config.epochs == 0:
         return Outcome(quantised, details)

@@ -73,3 +73,19 @@ def test_training_changes_steps_and_weights_and_leaves_the_float_model(trained: 
 def test_options_out_of_range_are_refused_when_made(options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         quantize.Config(**options)
+
+
+def test_auto_keeps_layers_in_float_only_as_far_as_the_budget_asks(trained: Any) -> None:
+    model, context = trained
+    ptq = replace(CONFIG, method="ptq", keep_float=("auto",))
+    free = quantize.apply(model, replace(ptq, max_drop=100.0), context).details
+    assert free["keep_float_auto"]["layers"] == ()
+    assert free["quantised_layers"] == 3
+    tight = quantize.apply(model, replace(ptq, max_drop=0.0), context).details
+    assert tight["quantised_layers"] == 3 - len(tight["keep_float_auto"]["layers"])
+    assert tight["keep_float_auto"]["drop"] <= tight["keep_float_auto"]["drop_of_all"]
+
+
+def test_a_negative_budget_is_refused() -> None:
+    with pytest.raises(UserError, match=r"max_drop = -1.*0 or more"):
+        quantize.Config(max_drop=-1.0)

@@ -1,0 +1,48 @@
+"""`vcompress sensitivity`: which layers of a bundle suffer most from int8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vcompress.bench.bundle import Bundle
+from vcompress.bench.errors import UserError
+
+from . import quantization
+from .data import Data
+from .flow import open_recorded
+from .sensitivity import LayerSensitivity, sensitivity
+from .store import load_network
+
+CALIBRATION_IMAGES = 256
+
+
+def rank_layers(
+    path: Path, target: str, trusted_factory: str | None = None
+) -> list[LayerSensitivity]:
+    """Calibrate the bundle's network and rank its layers on the validation split.
+
+    Raises:
+        UserError: a bundle that is quantised already or records no data.
+    """
+    bundle = Bundle.open(path)
+    dataset = open_recorded(bundle)
+    if dataset is None:
+        raise UserError(f"{path}: the bundle records no data to calibrate and score with.")
+    model = load_network(bundle, trusted_factory).model
+    if quantization.is_quantized(model):
+        raise UserError(f"{path} is quantised already; give the float bundle it was made from.")
+    data = Data(dataset, bundle.preprocess)
+    prepared = quantization.prepare(model, data.example, target=target)
+    quantization.calibrate(prepared, torch.split(data.images("train", CALIBRATION_IMAGES), 64))
+    return sensitivity(prepared, list(data.loader("val", 64)))
+
+
+def print_ranking(layers: Sequence[LayerSensitivity]) -> None:
+    """A table, the most sensitive layer first."""
+    width = max(len(layer.layer) for layer in layers)
+    print(f"{'layer':{width}}  SQNR, dB  lost accuracy, points")
+    for layer in layers:
+        print(f"{layer.layer:{width}}  {layer.sqnr_db:8.1f}  {layer.lost_accuracy:+21.2f}")
