@@ -204,6 +204,7 @@ def _table(entries: Sequence[Entry]) -> str:
         times = base["latency"]["median_ms"] / metrics["latency"]["median_ms"]
         smaller = f"{base['onnx_bytes'] / metrics['onnx_bytes']:.1f}× smaller" if number > 1 else ""
         spread = f"{metrics['latency']['low_ms']:.3g} to {metrics['latency']['high_ms']:.3g}"
+        spread += "" if metrics["latency"]["steady"] else ", unsteady"
         cells = [
             f'<td class="left">{number}</td>',
             f'<td class="left">{escape(entry["stage"])}<small>{escape(entry["model"])}</small>',
