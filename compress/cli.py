@@ -155,7 +155,8 @@ class Sensitivity:
     """Your own module:factory that the bundle may run."""
 
     def run(self) -> None:
-        from .rank import print_ranking, rank_layers
+        from .rank import rank_layers
+        from .table import print_ranking
 
         print_ranking(rank_layers(self.bundle, self.target, self.trust))
 

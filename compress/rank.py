@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,11 +37,3 @@ def rank_layers(
     prepared = quantization.prepare(model, data.example, target=target)
     quantization.calibrate(prepared, torch.split(data.images("train", CALIBRATION_IMAGES), 64))
     return sensitivity(prepared, list(data.loader("val", 64)))
-
-
-def print_ranking(layers: Sequence[LayerSensitivity]) -> None:
-    """A table, the most sensitive layer first."""
-    width = max(len(layer.layer) for layer in layers)
-    print(f"{'layer':{width}}  SQNR, dB  lost accuracy, points")
-    for layer in layers:
-        print(f"{layer.layer:{width}}  {layer.sqnr_db:8.1f}  {layer.lost_accuracy:+21.2f}")

@@ -74,6 +74,27 @@ class TrainConfig:
                 raise UserError(f"{name} = {share}: it must be at least 0 and below 1.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaughtConfig(TrainConfig):
+    """How to train under a teacher."""
+
+    temperature: float = 4.0
+    """Softens the outputs of student and teacher."""
+    alpha: float = 0.7
+    """Weight of the teacher (the network as it came, unless one is named) against the labels."""
+
+    def __post_init__(self) -> None:
+        from vcompress.bench.errors import UserError
+
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise UserError(
+                f"temperature = {self.temperature}: it must be above 0 (2 to 4 is usual)."
+            )
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"alpha = {self.alpha}: it must be from 0 to 1.")
+
+
 @dataclass(frozen=True)
 class Context:
     """What a stage is given besides the model and its own options."""

@@ -1,11 +1,14 @@
-"""The one table that every command prints at its end."""
+"""Tables of the command line: the one at every command's end, and the ranking of layers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vcompress.bench.bundle import Bundle
+
+if TYPE_CHECKING:
+    from .sensitivity import LayerSensitivity
 
 
 def print_history(bundle: Bundle) -> None:
@@ -57,3 +60,11 @@ def accuracy_text(test: Mapping[str, Any] | None) -> str:
         return "not measured"
     low, high = (100 * x for x in test["interval"])
     return f"{100 * test['top1']:.2f} % ({low:.1f} to {high:.1f})"
+
+
+def print_ranking(layers: Sequence[LayerSensitivity]) -> None:
+    """A table, the most sensitive layer first."""
+    width = max(len(layer.layer) for layer in layers)
+    print(f"{'layer':{width}}  SQNR, dB  lost accuracy, points")
+    for layer in layers:
+        print(f"{layer.layer:{width}}  {layer.sqnr_db:8.1f}  {layer.lost_accuracy:+21.2f}")

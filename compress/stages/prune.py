@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vcompress.bench.errors import UserError
 
-from ..stage import Context, Outcome, TrainConfig
+from ..stage import Context, Outcome, TaughtConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +25,7 @@ _BUDGETS = "macs, params, channels, latency and latency_ms"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainConfig):
+class Config(TaughtConfig):
     """Options of `vcompress prune`. Give exactly one of macs, params, channels, latency and
     latency_ms; drop_blocks may stand alone."""
 
@@ -63,10 +63,6 @@ class Config(TrainConfig):
     """Prune in so many steps, each by the same factor, with training in between."""
     step_epochs: int = 2
     """Passes over the images after each step but the last, which gets `epochs`."""
-    temperature: float = 4.0
-    """Softens the outputs of student and teacher."""
-    alpha: float = 0.7
-    """Weight of the teacher (the unpruned network, unless one is named) against the labels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,10 +101,6 @@ class Config(TrainConfig):
         for name, least in (("steps", 1), ("step_epochs", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} = {getattr(self, name)}: it must be {least} or more.")
-        if not self.temperature > 0:
-            raise UserError(f"temperature = {self.temperature}: it must be above 0 (4 is usual).")
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"alpha = {self.alpha}: it must be from 0 to 1.")
 
     def budget(self) -> tuple[str, float]:
         """What is limited and the share that remains; an empty name where only blocks go."""
@@ -124,24 +116,14 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     import copy
     from dataclasses import replace
 
-    import torch
-
-    from ..losses import distillation
+    from ..losses import from_teacher
     from ..macs import count_macs, count_parameters
     from ..pruning import drop_blocks, prune
     from ..train import fit
 
     refuse_quantised(model)
     teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
-    teacher.eval()
-
-    def recovery(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            target = teacher.to(images.device)(images)
-        return distillation(
-            logits, target, labels, temperature=config.temperature, alpha=config.alpha,
-            label_smoothing=config.label_smoothing,
-        )  # fmt: skip
+    recovery = from_teacher(teacher, config)
 
     example = context.data.example
     before = {"macs": count_macs(model, example), "params": count_parameters(model)}

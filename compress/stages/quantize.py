@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vcompress.bench.errors import UserError
 
-from ..stage import Context, Outcome, TrainConfig
+from ..stage import Context, Outcome, TaughtConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 INPUTS = {"teacher": "optional", "model": "trained"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainConfig):
+class Config(TaughtConfig):
     """Options of `vcompress quantize`."""
 
     method: Literal["ptq", "qat"] = "qat"
@@ -47,10 +47,6 @@ class Config(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.temperature > 0:
-            raise UserError(f"temperature = {self.temperature}: it must be above 0 (2 is usual).")
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"alpha = {self.alpha}: it must be from 0 to 1.")
         if not 2 <= self.weight_bits <= 8:
             raise UserError(f"weight_bits = {self.weight_bits}: it must be from 2 to 8.")
         if self.calibration_images < 1:
@@ -70,7 +66,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     import torch
 
-    from ..losses import distillation
+    from ..losses import from_teacher
     from ..quantization import calibrate, freeze_bn, placement, prepare
     from ..sensitivity import choose_keep_float
     from ..train import fit
@@ -109,15 +105,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         return Outcome(quantised, details)
 
     teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
-    teacher.eval()
-
-    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            target = teacher.to(images.device)(images)
-        return distillation(
-            logits, target, labels, temperature=config.temperature, alpha=config.alpha,
-            label_smoothing=config.label_smoothing,
-        )  # fmt: skip
+    loss = from_teacher(teacher, config)
 
     def on_epoch(epoch: int, trained: nn.Module) -> None:
         if epoch >= config.epochs - config.freeze_bn_epochs:

@@ -9,8 +9,9 @@ import pytest
 
 from vcompress.bench.errors import UserError
 from vcompress.compress.cli import main
-from vcompress.compress.rank import print_ranking, rank_layers
+from vcompress.compress.rank import rank_layers
 from vcompress.compress.sensitivity import LayerSensitivity
+from vcompress.compress.table import print_ranking
 
 
 def test_every_layer_is_ranked_and_no_number_is_missing(work: Path) -> None:
