@@ -22,6 +22,7 @@ from .trace import shadow
 from .widths import BudgetTooLow, Ladder, fit_budget, ladder, ranked, uniform
 
 Scope = Literal["local", "kind", "global"]
+_MOST_TRIALS = 10
 
 
 @dataclass(frozen=True)
@@ -250,32 +251,47 @@ def _choose(
     def price(kept: Mapping[str, float]) -> float:
         return cost.at({**kept, **{g.name: kept[g.tied_to] for g in groups if g.tied_to}})
 
-    aim = budget
+    def cannot(least: float) -> UserError:
+        return UserError(
+            f"{what} = {budget / whole:.3g} cannot be met: with these options at least "
+            f"{least / whole:.3g} of the {what} remains. Ask for that or more, lower "
+            "round_to, raise max_channel_ratio or protect less."
+        )
+
+    aim, least_tried = budget, False
+    low, high = 0.0, whole  # what was aimed for when the cut was within the budget, or above it
     best: tuple[float, dict[str, int]] | None = None
-    for _ in range(5):
+    for _ in range(_MOST_TRIALS):
         try:
             counts = fit_budget(list(ladders.values()), ideal, price, aim)
         except BudgetTooLow as error:
-            if best is not None:
+            if what != "macs":
+                raise cannot(error.least) from error
+            if least_tried:
                 break
-            raise UserError(
-                f"{what} = {budget / whole:.3g} cannot be met: with these options at least "
-                f"{error.least / whole:.3g} of the {what} remains. Ask for that or more, lower "
-                "round_to, raise max_channel_ratio or protect less."
-            ) from error
+            # The prediction may be too high (padded windows): look at what the least really costs.
+            aim, least_tried = error.least * (1 + 1e-9), True
+            continue
         if what != "macs":
             return counts
         real = _real_macs(model, example, groups, counts, ranking)
         predicted = price({name: n / ladders[name].units for name, n in counts.items()})
         over = real / budget - 1.0
+        if over > 0.02 and least_tried and best is None:
+            raise cannot(real)
         # at most the budget, and as near to it as possible; a little over beats far under
         rank = -over if over <= 0 else 10.0 * over
         if best is None or rank < best[0]:
             best = (rank, counts)
-        corrected = budget - (real - predicted)
-        if abs(corrected - aim) <= 0.002 * budget or 0.0 <= -over <= 0.005:
+        if 0.0 <= -over <= 0.005:
             break
-        aim = corrected
+        low, high = (low, min(high, aim)) if over > 0 else (max(low, aim), high)
+        corrected = budget - (real - predicted)
+        # Where the correction leaves the bracket the prediction is far off: halve it instead.
+        following = corrected if low < corrected < high else (low + high) / 2
+        if abs(following - aim) <= 0.002 * budget:
+            break
+        aim = following
     assert best is not None
     return best[1]
 
