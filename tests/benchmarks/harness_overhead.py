@@ -23,7 +23,7 @@ from vcompress.bench.runtimes import open_session
 
 LIMIT = 0.01
 # Side and length of chains of matrix products, from about 0.1 to about 50 ms on one thread.
-CHAINS = ((64, 4), (96, 6), (192, 4), (256, 8), (512, 8), (768, 9))
+CHAINS = ((64, 4), (96, 6), (192, 4), (256, 8), (512, 8), (640, 8))
 
 
 def bare_block(session: object, name: str, arrays: list[np.ndarray], turns: int) -> list[int]:

@@ -35,7 +35,9 @@ SLOW = (
 
 def make(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return tv.get_model(name, weights=None, num_classes=10)
+    # As vcompress builds it: without the heads that are only for training.
+    kwargs = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    return tv.get_model(name, weights=None, num_classes=10, **kwargs)
 
 
 def mobile() -> nn.Module:
