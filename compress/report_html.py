@@ -89,8 +89,9 @@ def _title(entries: Sequence[Entry]) -> str:
 
 
 def summary(entries: Sequence[Entry], comparison: Mapping[str, Any] | None = None) -> str:
-    """The last stage against the first one in a sentence."""
-    first, last = entries[0]["metrics"], entries[-1]["metrics"]
+    """The last stage against the first one, or the one it was measured beside, in a sentence."""
+    stage = comparison.get("stage", 1) if comparison is not None else 1
+    first, last = entries[stage - 1]["metrics"], entries[-1]["metrics"]
     if len(entries) == 1:
         return f"{entries[0]['model']}, one stage so far: {entries[0]['stage']}."
     speed = first["latency"]["median_ms"] / last["latency"]["median_ms"]
@@ -99,7 +100,7 @@ def summary(entries: Sequence[Entry], comparison: Mapping[str, Any] | None = Non
     size = first["onnx_bytes"] / last["onnx_bytes"]
     text = (
         f"{_times(speed, 'lower median latency', 'higher median latency')} and "
-        f"{_times(size, 'smaller', 'larger')} than stage 1"
+        f"{_times(size, 'smaller', 'larger')} than stage {stage}"
     )
     if first["test"] and last["test"]:
         points = 100 * (last["test"]["top1"] - first["test"]["top1"])
@@ -252,7 +253,8 @@ def _comparison(comparison: Mapping[str, Any]) -> str:
     low, high = 1 / comparison["ratio_high"], 1 / comparison["ratio_low"]
     text = (
         f"Interleaved in one process, the last stage is {1 / comparison['ratio']:.1f} times faster "
-        f"than the first (95 % interval {low:.1f} to {high:.1f}): {comparison['verdict']}."
+        f"than stage {comparison.get('stage', 1)} (95 % interval {low:.1f} to {high:.1f}): "
+        f"{comparison['verdict']}."
     )
     return f"<h2>Side by side</h2><p>{escape(text)}</p>"
 

@@ -37,6 +37,7 @@ def write_side_by_side(first: Bundle, last: Bundle, report: Path) -> None:
             ]
             found = compare(a, feeds[0], b, feeds[1], again)
         comparison = {
+            "stage": sum(1 for entry in first.history if entry.get("metrics")),
             "first": str(files[0]),
             "last": str(files[1]),
             "ratio": found.ratio.value,

@@ -147,7 +147,7 @@ def test_the_side_by_side_measurement_is_what_the_page_says() -> None:
     comparison = {"ratio": 0.04, "ratio_low": 0.035, "ratio_high": 0.05, "verdict": "faster"}
     reader = read(render(FOUR, DATA, comparison))
     assert "25.0 times lower median latency" in reader.text
-    assert "25.0 times faster than the first (95 % interval 20.0 to 28.6): faster" in reader.text
+    assert "25.0 times faster than stage 1 (95 % interval 20.0 to 28.6): faster" in reader.text
 
 
 def test_the_page_is_written_as_utf8(tmp_path: Path) -> None:
