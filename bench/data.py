@@ -177,7 +177,7 @@ def _folder(folder: Path, seed: int) -> Dataset:
     for key, path, label in zip(keys, paths, labels, strict=True):
         digest.update(f"{key}\0{path.stat().st_size}\0{label}\n".encode(*_PATH))
     return Dataset(
-        str(folder.resolve()), classes, targets, splits, _fingerprint(digest, splits),
+        str(folder), classes, targets, splits, _fingerprint(digest, splits),
         lambda i: read_image(paths[i]), IMAGENET, seed=seed,
     )  # fmt: skip
 
