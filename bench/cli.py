@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, reader_gone
 from .options import Options
 
 EXAMPLES = """\
@@ -117,7 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(options(argv))
+        status = _run(options(argv))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        return reader_gone()
     except UserError as error:
         print(f"vbench: {error}", file=sys.stderr)
         return error.status
@@ -137,12 +141,6 @@ def _run(asked: Options) -> int:
     errors, console = Console(stderr=True), Console()
     with errors.status("") as status:
         result = job.run(asked, status.update)
-    report.show(result, console)
-    if asked.restate:
-        for model in result.models:
-            console.print(f"\n{model.artefact.name} as {asked.restate} says it:", markup=False)
-            said = restate.restate(model, asked.restate)
-            console.print(said, highlight=False, markup=False, soft_wrap=True)
     if asked.json:
         report_json.write(result, asked.json)
     for path, text in (
@@ -152,6 +150,13 @@ def _run(asked: Options) -> int:
     ):
         if path:
             report_json.save(path, text(result))
+    # Shown last: a reader that goes away (`| head`) must not cost the files.
+    report.show(result, console)
+    if asked.restate:
+        for model in result.models:
+            console.print(f"\n{model.artefact.name} as {asked.restate} says it:", markup=False)
+            said = restate.restate(model, asked.restate)
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
     return status_of(result)
 
 

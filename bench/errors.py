@@ -6,6 +6,8 @@ Exit statuses: 0 holds, 1 a gate failed, 2 usage or bad input, 3 inconclusive,
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 
 
@@ -19,6 +21,15 @@ class EnvironmentLacks(UserError):
     """The machine cannot do what was asked: a missing package, device or driver."""
 
     status = 4
+
+
+def reader_gone() -> int:
+    """The status of a command whose reader went away (`| head`): 141, the shell's own for SIGPIPE.
+
+    Python flushes the output once more when it ends; it goes nowhere then, without a complaint.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

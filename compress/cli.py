@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vcompress.bench.errors import UserError, nearest
+from vcompress.bench.errors import UserError, nearest, reader_gone
 
 from . import stages
 from .options import Options
@@ -228,6 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         _configure_logging()
         command.run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return reader_gone()
     except UserError as error:
         return _fail(str(error), error.status)
     except KeyboardInterrupt:
