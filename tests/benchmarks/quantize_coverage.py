@@ -4,7 +4,7 @@
 
 Random weights, batch statistics from the images, calibrated steps. Each network runs in a process
 of its own, so that one that is killed does not end the sweep. Without names: all classification
-and segmentation networks.
+and segmentation networks. A sweep that was stopped goes on: rows that are in `--out` are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 LEAST_PX = {"inception_v3": 128, "maxvit_t": 224, "googlenet": 96, "alexnet": 96}
-OF_FULL_SIZE = ("vit_", "swin")
+LARGE_GMACS = 20.0
+"""Networks of more work (one image of 224 px) are tried on a tenth of the images."""
 
 
 def names() -> list[str]:
@@ -65,6 +66,20 @@ def build(name: str, size: int) -> Any:
     return model
 
 
+def gmacs(name: str) -> float:
+    """Multiply-accumulates of one image of 224 px (518 px and so on where it is made for that)."""
+    import torch
+    from torchvision import models
+
+    from vcompress.compress.macs import count_macs
+
+    size = {"inception_v3": 299}.get(name, 224)
+    model = build(name, size).eval()
+    if name in dir(models.segmentation):
+        size = 224
+    return count_macs(model, torch.zeros(1, 3, size, size)) / 1e9
+
+
 def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
     """The whole way of one network."""
     import onnx
@@ -78,6 +93,7 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
     size = max(size, LEAST_PX.get(name, 0))
     size = 256 if name.startswith("swin_v2") and size > 224 else size
     model = build(name, size)
+    count = count // 10 if gmacs(name) > LARGE_GMACS else count
     images = images_like(count, size)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -126,6 +142,7 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
         "float": len(where["float"]),
         "int8_operators": sum(operators[k] for k in fused),
         "float_operators": sum(operators[k] for k in compute),
+        "images": len(images),
         "agreement": found.optimised.top1_agreement,
         "sqnr_db": found.optimised.sqnr_db,
         "plain_agreement": found.plain.top1_agreement,
@@ -152,12 +169,19 @@ def main() -> None:
         print(json.dumps(one(options.names[0], options.target, options.size, options.images)))
         return
     lines = [
-        "| network | layers int8 | kept float | int8 / float compute nodes in ONNX Runtime | top-1 "
-        "agreement | SQNR dB | optimisations off | MB | verdict | s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|---|--:|",
+        "| network | layers int8 | kept float | int8 / float compute nodes in ONNX Runtime "
+        "| images | top-1 agreement | SQNR dB | optimisations off | MB | verdict | s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|",
     ]
+    done = {}
+    if options.out and options.out.exists():
+        rows = options.out.read_text().splitlines()[2:]
+        done = {row.split("|")[1].strip(): row for row in rows}
     print("\n".join(lines), flush=True)
     for name in options.names or names():
+        if name in done:
+            lines.append(done[name])
+            continue
         command = [
             sys.executable, __file__, name, "--one", "--target", options.target,
             "--size", str(options.size), "--images", str(options.images),
@@ -171,14 +195,15 @@ def main() -> None:
         except subprocess.TimeoutExpired:
             r, why = None, "timed out"
         if r is None:
-            line = f"| {name} | | | | | | | | FAILED: {why} | |"
+            line = f"| {name} | | | | | | | | | FAILED: {why} | |"
         else:
             verdict = "ok" if r["ok"] else f"differs at {r['first']}"
             if r["no_gradient"]:
                 verdict += f"; no gradient: {r['no_gradient'][0]}"
             line = (
                 f"| {name} | {r['layers']} | {r['float']} | {r['int8_operators']} / "
-                f"{r['float_operators']} | {r['agreement']:.2%} | {r['sqnr_db']:.1f} | "
+                f"{r['float_operators']} | {r['images']} | {r['agreement']:.2%} | "
+                f"{r['sqnr_db']:.1f} | "
                 f"{r['plain_agreement']:.2%}, {r['plain_sqnr_db']:.1f} dB | {r['size_mb']:.1f} | "
                 f"{verdict} | {r['seconds']:.0f} |"
             )
