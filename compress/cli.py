@@ -11,160 +11,23 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from vcompress.bench.errors import UserError, nearest, reader_gone
 
+from . import commands as around
 from . import stages
 from .options import Options
+from .show import show
 
 PROG = "vcompress"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATH_ERRORS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Import:
-    """Take in a backbone that was fine-tuned elsewhere, and measure it."""
-
-    model: str
-    """Alias, torchvision name, timm:NAME or module:factory."""
-    weights: str
-    """state_dict, torchvision, timm, Lightning or DataParallel checkpoint, or .safetensors."""
-    labels: Path | None = None
-    """Text file, one class a line, in the order of the outputs."""
-    out: Path | None = None
-    """Where the bundle goes."""
-    data: str | None = None
-    """To measure the accuracy on: digits, a folder of class folders, or torchvision:NAME."""
-    data_root: str | None = None
-    """Where the files of torchvision:NAME are."""
-    image_size: int | None = None
-    """Side of the network's square input, pixels."""
-    preprocess: str | None = None
-    """imagenet, or JSON (or a .json file). Default: the data's usual one, else imagenet."""
-    seed: int = 0
-    """Of the split."""
-    overwrite: bool = False
-    """Replace a bundle that is already at --out."""
-
-    def run(self) -> None:
-        from .importing_bundle import import_checkpoint
-
-        options = Options(
-            data=self.data, data_root=self.data_root, image_size=self.image_size,
-            preprocess=self.preprocess, seed=self.seed, overwrite=self.overwrite,
-        )  # fmt: skip
-        _show(import_checkpoint(self.model, Path(self.weights), self.labels, self.out, options))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """Export a bundle's network again, check it against torch and measure it."""
-
-    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
-    """The bundle; its model.onnx and metrics are replaced."""
-    to: Literal["onnx"] = "onnx"
-    """Format."""
-    opset: int | None = None
-    """ONNX operator set; default: the exporter's."""
-    out: Path | None = None
-    """Write the file here instead and leave the bundle as it is."""
-    trust: str | None = None
-    """Your own module:factory that the bundle may run."""
-
-    def run(self) -> None:
-        from .reexport import export_bundle, export_file
-
-        if self.out is not None:
-            print(export_file(self.run_dir, self.out, self.opset, self.trust))
-        else:
-            _show(export_bundle(self.run_dir, self.opset, self.trust))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Run the stages of a recipe file, then measure the first against the last."""
-
-    recipe: Annotated[Path, tyro.conf.Positional]
-    """TOML file."""
-    out: Path | None = None
-    """Where the bundles go; default: what the recipe says, else runs/NAME."""
-    resume: bool = False
-    """Go on where a run of the same recipe stopped."""
-    overwrite: bool = False
-    """Replace the bundles of an earlier run."""
-
-    def run(self) -> None:
-        from .recipe import read_recipe, run_recipe
-
-        recipe = read_recipe(self.recipe)
-        _show(*run_recipe(recipe, self.out, resume=self.resume, overwrite=self.overwrite))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Demo:
-    """The whole way on scikit-learn's digits: R50, distilled, pruned, quantised, measured.
-
-    A demo that was interrupted goes on where it stopped.
-    """
-
-    out: Path = Path("runs/demo")
-    """Where the bundles and the report go."""
-    short: bool = False
-    """A smaller one of about a minute, for a quick look."""
-    overwrite: bool = False
-    """Start again."""
-
-    def run(self) -> None:
-        from .recipe import read_recipe, run_recipe
-
-        name = "demo_short.toml" if self.short else "demo.toml"
-        recipe = read_recipe(Path(__file__).with_name(name))
-        out = self.out.with_name(self.out.name + "-short") if self.short else self.out
-        _show(*run_recipe(recipe, out, resume=not self.overwrite, overwrite=self.overwrite))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inspect:
-    """What is in a bundle and how it came to be; every file's hash is checked."""
-
-    bundle: Annotated[Path, tyro.conf.Positional]
-    """Folder written by vcompress."""
-
-    def run(self) -> None:
-        from .inspect import inspect
-
-        inspect(self.bundle)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sensitivity:
-    """What quantising each layer alone costs, the most sensitive first."""
-
-    bundle: Annotated[Path, tyro.conf.Positional]
-    """A float bundle with data."""
-    target: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
-    """Where the network will run."""
-    trust: str | None = None
-    """Your own module:factory that the bundle may run."""
-
-    def run(self) -> None:
-        from .rank import rank_layers
-        from .table import print_ranking
-
-        print_ranking(rank_layers(self.bundle, self.target, self.trust))
-
-
-_AROUND: dict[str, type[Any]] = {
-    "import": Import, "export": Export, "run": Run, "demo": Demo, "inspect": Inspect,
-    "sensitivity": Sensitivity,
-}  # fmt: skip
 _NAMES = "alias (r18, mnv2, vitb16, ...), torchvision name, timm:NAME, module:factory, or a bundle"
 _KIND_HELP = {
     "fresh": f"{_NAMES}; a name starts with random weights, or with --weights",
@@ -176,7 +39,7 @@ _KIND_HELP = {
 def commands() -> dict[str, type[Any]]:
     """Name to a dataclass of its flags with a method `run`."""
     found = {name: _stage_command(name, stages.load(name)) for name in stages.names()}
-    return dict(sorted((found | _AROUND).items()))
+    return dict(sorted((found | around.load_all()).items()))
 
 
 def _stage_command(name: str, stage: ModuleType) -> type[Any]:
@@ -201,7 +64,7 @@ def _stage_command(name: str, stage: ModuleType) -> type[Any]:
         from .flow import run_stage
 
         given = {role: value for role in roles if (value := getattr(self, role)) is not None}
-        _show(run_stage(stage, getattr(self, name), given, self.out, self.common))
+        show(run_stage(stage, getattr(self, name), given, self.out, self.common))
 
     command = dataclasses.make_dataclass(
         f"{name.capitalize()}Command", fields, frozen=True, kw_only=True, namespace={"run": run}
@@ -267,16 +130,6 @@ def _configure_logging() -> None:
     # Of several processes (torchrun, accelerate launch) only the first one speaks.
     main_process = os.environ.get("RANK", "0") == "0"
     logging.getLogger("vcompress").setLevel(logging.INFO if main_process else logging.WARNING)
-
-
-def _show(bundle: Any, report: Path | None = None) -> None:
-    """The table at the end of every command, in the main process alone."""
-    from .processes import process_state
-    from .table import print_history
-
-    if process_state().is_main_process:
-        print_history(bundle)
-        print(f"report: {report or bundle.path / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,11 @@ LIGHT = (
     "compress/__init__.py", "compress/cli.py", "compress/options.py", "compress/stage.py",
     "compress/recipe.py", "compress/progress.py", "compress/table.py", "compress/report_html.py",
     "export/__init__.py",
-    *(p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "compress" / "stages").glob("*.py"))),
+    *(
+        p.relative_to(ROOT).as_posix()
+        for folder in ("stages", "commands")
+        for p in sorted((ROOT / "compress" / folder).glob("*.py"))
+    ),
 )  # fmt: skip
 
 
@@ -118,7 +122,8 @@ def test_nothing_unpickles_or_runs_data() -> None:
 def test_only_the_commands_and_what_they_show_print() -> None:
     speakers = {
         "bench/cli.py", "bench/job.py", "bench/report.py", "compress/cli.py", "compress/inspect.py",
-        "compress/table.py", "bench/worker.py",
+        "compress/table.py", "compress/show.py", "bench/worker.py",
+        *(p.relative_to(ROOT).as_posix() for p in (ROOT / "compress" / "commands").glob("*.py")),
     }  # fmt: skip
     for package in MAY_IMPORT:
         for file in files(package):

@@ -144,7 +144,7 @@ def test_any_stage_that_is_killed_resumes_to_the_same_weights(
         original(self, epoch, step, loss)
 
     monkeypatch.setattr(flow, "finish", short)
-    monkeypatch.setattr("vcompress.compress.cli._show", lambda *_: None)
+    monkeypatch.setattr("vcompress.compress.cli.show", lambda *_: None)
     command = [stage, *argv, "--epochs", "3", "--batch-size", "8", "--trust", OWN, "--out"]
     assert main([*command, "runs/whole"]) == 0
     monkeypatch.setattr(progress.EpochProgress, "step", killed)

@@ -1,0 +1,22 @@
+"""`vcompress inspect`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What is in a bundle and how it came to be; every file's hash is checked."""
+
+    bundle: Annotated[Path, tyro.conf.Positional]
+    """Folder written by vcompress."""
+
+    def run(self) -> None:
+        from ..inspect import inspect
+
+        inspect(self.bundle)

@@ -1,0 +1,31 @@
+"""`vcompress run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..show import show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Run the stages of a recipe file, then measure the first against the last."""
+
+    recipe: Annotated[Path, tyro.conf.Positional]
+    """TOML file."""
+    out: Path | None = None
+    """Where the bundles go; default: what the recipe says, else runs/NAME."""
+    resume: bool = False
+    """Go on where a run of the same recipe stopped."""
+    overwrite: bool = False
+    """Replace the bundles of an earlier run."""
+
+    def run(self) -> None:
+        from ..recipe import read_recipe, run_recipe
+
+        recipe = read_recipe(self.recipe)
+        show(*run_recipe(recipe, self.out, resume=self.resume, overwrite=self.overwrite))
