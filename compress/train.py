@@ -29,6 +29,7 @@ from vcompress.bench.errors import EnvironmentLacks, UserError
 from .models import head
 from .processes import process_state
 from .progress import epoch_progress, log
+from .pruning.sparsity import held_sparse
 from .resume import State, load_state, save_state
 from .stage import Context, TrainConfig
 
@@ -119,7 +120,8 @@ def fit(
     steps = len(first)
     start = len(history)
 
-    with epoch_progress(name, config.epochs, steps, start) as progress:
+    # Zeros of 2:4 sparsity stay: in their own training, a later fine-tuning and QAT alike.
+    with held_sparse(model), epoch_progress(name, config.epochs, steps, start) as progress:
         for epoch in range(start, config.epochs):
             torch.manual_seed(context.seed * 1_000_003 + epoch)
             loader = context.data.loader(

@@ -122,6 +122,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     from ..train import fit
 
     refuse_quantised(model)
+    refuse_sparse(model)
     teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
     recovery = from_teacher(teacher, config)
 
@@ -264,3 +265,15 @@ def refuse_quantised(model: nn.Module) -> None:
                 f"This network is quantised already ({path} is a {kind.__name__}): prune first, "
                 "then quantise."
             )
+
+
+def refuse_sparse(model: nn.Module) -> None:
+    """Cutting input channels would move the zeros of 2:4 sparsity out of their fours."""
+    from ..pruning.sparsity import sparse_layers
+
+    layers = sparse_layers(model)
+    if layers:
+        raise UserError(
+            f"This network is 2:4 sparse ({layers[0]} and {len(layers) - 1} more): prune channels "
+            "first, then sparsify."
+        )

@@ -25,7 +25,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     import copy
 
     from ..losses import from_teacher
-    from ..pruning.sparsity import held_sparse, sparse_layers, sparsify
+    from ..pruning.sparsity import sparse_layers, sparsify
     from ..train import fit
 
     refuse_quantised(model)
@@ -33,8 +33,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     recovery = from_teacher(teacher, config)
 
     layers, left_alone = sparsify(model, config.protect)
-    with held_sparse(model):
-        training = fit(model, config, context, recovery, name="sparsify")
+    training = fit(model, config, context, recovery, name="sparsify")
     lost = sorted(set(layers) - set(sparse_layers(model)))
     if lost:
         raise RuntimeError(f"training filled the zeros of {', '.join(lost[:3])}")
