@@ -73,7 +73,7 @@ def test_the_zeros_outlive_quantisation_aware_training_and_are_in_the_file(
 
 def test_channels_of_a_sparse_network_are_not_cut(sparse: Any) -> None:
     outcome, context, _ = sparse
-    with pytest.raises(UserError, match="2:4 sparse .3 and 1 more.: prune channels first"):
+    with pytest.raises(UserError, match=r"2:4 sparse \(3 and 1 more\): prune channels first"):
         prune.apply(outcome.model, prune.Config(macs=0.5), context)
 
 
