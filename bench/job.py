@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import accuracy, baseline, fresh, gate, load, noise, onnx_file
+from . import accuracy, baseline, fresh, gate, noise, onnx_file, traffic
 from .accuracy import Accuracy
 from .bundle import Preprocess
 from .compare import CompareBudget, compare
@@ -221,11 +221,13 @@ def _more(
         tell(f"throughput, {options.concurrency} in flight")
         found = replace(
             found,
-            throughput=load.throughput(session, feed, options.concurrency, options.seconds or 3.0),
+            throughput=traffic.throughput(
+                session, feed, options.concurrency, options.seconds or 3.0
+            ),
         )
     if options.rate:
         tell(f"requests at {options.rate:g} a second")
-        open_loop = load.open_loop(
+        open_loop = traffic.open_loop(
             session, feed, options.rate, max(options.concurrency, 1), options.seconds or 5.0
         )
         found = replace(found, open_loop=open_loop)

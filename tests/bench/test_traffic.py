@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vcompress.bench import load
+from vcompress.bench import traffic
 from vcompress.bench.errors import UserError
 from vcompress.bench.inputs import synthetic
 
@@ -23,8 +23,8 @@ def sleeper(busy: Any) -> Any:
 
 def test_throughput_is_measured_and_is_not_one_over_the_latency(sleeper: Any) -> None:
     feed = synthetic(sleeper.inputs, {"x": (4, 2)})
-    one = load.throughput(sleeper, feed, 1, seconds=0.6)
-    four = load.throughput(sleeper, feed, 4, seconds=0.6)
+    one = traffic.throughput(sleeper, feed, 1, seconds=0.6)
+    four = traffic.throughput(sleeper, feed, 4, seconds=0.6)
     assert one.images_per_second == pytest.approx(4 / 0.005, rel=0.3)
     assert four.images_per_second > 2.5 * one.images_per_second
     assert four.latency_ms == pytest.approx(5, rel=0.4)
@@ -33,7 +33,7 @@ def test_throughput_is_measured_and_is_not_one_over_the_latency(sleeper: Any) ->
 
 def test_an_open_loop_that_keeps_up_answers_in_about_the_service_time(sleeper: Any) -> None:
     feed = synthetic(sleeper.inputs, {"x": (1, 2)})
-    found = load.open_loop(sleeper, feed, 40, seconds=2.0)
+    found = traffic.open_loop(sleeper, feed, 40, seconds=2.0)
     assert found.kept_up
     assert found.requests == pytest.approx(80, abs=40)
     p50 = found.response_ms["p50"]
@@ -44,7 +44,7 @@ def test_an_open_loop_that_keeps_up_answers_in_about_the_service_time(sleeper: A
 
 def test_an_open_loop_above_what_the_model_serves_says_so_and_ends(sleeper: Any) -> None:
     feed = synthetic(sleeper.inputs, {"x": (1, 2)})
-    found = load.open_loop(sleeper, feed, 1000, seconds=0.5)
+    found = traffic.open_loop(sleeper, feed, 1000, seconds=0.5)
     assert not found.kept_up
     p50 = found.response_ms["p50"]
     assert p50 is not None
@@ -55,7 +55,7 @@ def test_a_runtime_that_takes_one_call_at_a_time_refuses_concurrency(busy: Any) 
     session = busy()
     session.thread_safe = False
     with pytest.raises(UserError, match="one call at a time"):
-        load.throughput(session, synthetic(session.inputs, {"x": (1, 2)}), 2)
+        traffic.throughput(session, synthetic(session.inputs, {"x": (1, 2)}), 2)
 
 
 def test_a_fault_under_load_is_one_error(busy: Any) -> None:
@@ -65,4 +65,4 @@ def test_a_fault_under_load_is_one_error(busy: Any) -> None:
 
     session = Faulty()
     with pytest.raises(UserError, match="failed under load"):
-        load.throughput(session, synthetic(session.inputs, {"x": (1, 2)}), 2, seconds=0.2)
+        traffic.throughput(session, synthetic(session.inputs, {"x": (1, 2)}), 2, seconds=0.2)

@@ -1,0 +1,57 @@
+"""`vcompress predict`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Name what is on images, with a bundle on the runtime that ships; needs no torch."""
+
+    bundle: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
+    """The bundle."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
+    """Image files."""
+    top: int = 5
+    """Classes to show for each image."""
+    json: bool = False
+    """Print JSON."""
+    runtime: str | None = None
+    """onnxruntime or openvino; default: ONNX Runtime."""
+    device: str | None = None
+    """cpu, cuda, ...; never replaced by another."""
+    threads: int | None = None
+    """By default the runtime's own choice."""
+
+    def run(self) -> None:
+        from vcompress.bench import load
+        from vcompress.bench.errors import UserError
+
+        if not self.images:
+            raise UserError("no image given. Expected: vcompress predict BUNDLE IMAGE...")
+        with load(
+            self.bundle, runtime=self.runtime, device=self.device, threads=self.threads
+        ) as model:
+            found = model.predict(self.images, self.top)
+        if self.json:
+            rows = [
+                {"image": str(image), "predictions": [asdict(p) for p in best]}
+                for image, best in zip(self.images, found, strict=True)
+            ]
+            print(json.dumps(rows, indent=2))
+            return
+        for image, best in zip(self.images, found, strict=True):
+            print(_shown(str(image)))
+            for prediction in best:
+                print(f"  {prediction.score:8.4f}  {_shown(prediction.label)}")
+
+
+def _shown(text: str) -> str:
+    """What a terminal shows and does not obey: a label or a file name may hold anything."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
