@@ -71,6 +71,19 @@ class Cuda:
         self.call(name, ctypes.byref(out), *arguments)
         return out.value or 0
 
+    def gpu(self) -> tuple[str, int]:
+        """Name and compute capability of the first GPU, such as `NVIDIA L4` and 89."""
+        numbers = []
+        for attribute in (75, 76):  # cudaDevAttrComputeCapabilityMajor, ...Minor
+            out = ctypes.c_int()
+            self.call("cudaDeviceGetAttribute", ctypes.byref(out), ctypes.c_int(attribute), 0)
+            numbers.append(out.value)
+        # The name stands first in every version of the struct, which only ever grew.
+        properties = ctypes.create_string_buffer(1 << 14)
+        self.call("cudaGetDeviceProperties", properties, 0)
+        name = properties.raw[:256].split(b"\0", 1)[0].decode(errors="replace")
+        return name, 10 * numbers[0] + numbers[1]
+
     def malloc(self, size: int) -> int:
         """Device memory of at least one byte."""
         return self._pointer("cudaMalloc", ctypes.c_size_t(max(size, 1)))

@@ -1,0 +1,10 @@
+"""Engines of TensorRT and TensorRT-RTX: build one from an ONNX file, and read what became of it.
+
+It lies in `bench` because a device builds its engine again with it; nothing here needs torch.
+"""
+
+from .build import BuildReport, build_engine
+from .layers import Layer, LayerReport
+from .settings import Settings
+
+__all__ = ["BuildReport", "Layer", "LayerReport", "Settings", "build_engine"]

@@ -1,0 +1,147 @@
+"""From an ONNX file to an engine, in a process of its own.
+
+A malformed graph can crash the builder outright, and a large one can take all memory: what happens
+there becomes one message here, and never half a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..bundle import sha256
+from ..errors import EnvironmentLacks, UserError
+from .layers import LayerReport
+from .settings import Settings
+
+MARK = "engine-worker: "
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """An engine that was built, and from what."""
+
+    path: Path
+    size_bytes: int
+    seconds: float
+    onnx_sha256: str
+    library: str
+    """tensorrt or tensorrt_rtx."""
+    version: str
+    gpu: str
+    """The GPU that it was built on; empty where there was none."""
+    settings: Settings
+    layers: LayerReport | None
+    """What each node became, where the builder tells."""
+    layers_missing: str
+    """Why there is no layer report; empty where there is one."""
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON's own types, without the layers: they make a file of their own."""
+        found = asdict(self)
+        found |= {"path": self.path.name, "settings": self.settings.to_json()}
+        found["warnings"] = list(self.warnings)
+        del found["layers"]
+        return found
+
+
+def build_engine(
+    onnx_path: Path | str,
+    out: Path | str,
+    settings: Settings | None = None,
+    *,
+    timing_cache: Path | str | None = None,
+) -> BuildReport:
+    """Build `out` from `onnx_path`; `timing_cache` is read where it is there, and written.
+
+    Raises:
+        EnvironmentLacks: no TensorRT, or none that can build what was asked on this machine.
+        UserError: the builder refused, crashed, ran out of memory or time. Nothing is left behind.
+    """
+    onnx_path, out = Path(onnx_path), Path(out)
+    settings = settings or Settings()
+    if not onnx_path.is_file():
+        raise UserError(f"{onnx_path}: no such file. Expected an ONNX model.")
+    digest = sha256(onnx_path)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    request = {
+        "onnx": str(onnx_path),
+        "out": str(staging),
+        "timing_cache": None if timing_cache is None else str(timing_cache),
+        "settings": settings.to_json(),
+    }
+    start = time.perf_counter()
+    try:
+        found = _ask(request, onnx_path, settings.timeout_s)
+        seconds = time.perf_counter() - start
+        with staging.open("rb") as file:
+            os.fsync(file.fileno())
+        staging.replace(out)
+    finally:
+        staging.unlink(missing_ok=True)
+    return BuildReport(
+        path=out,
+        size_bytes=out.stat().st_size,
+        seconds=seconds,
+        onnx_sha256=digest,
+        library=found["library"],
+        version=found["version"],
+        gpu=found["gpu"],
+        settings=settings,
+        layers=None if found["layers"] is None else LayerReport.from_json(found["layers"]),
+        layers_missing=found["layers_missing"],
+        warnings=tuple(found["warnings"]),
+    )
+
+
+def _ask(request: dict[str, Any], onnx_path: Path, timeout_s: float) -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "vcompress.bench.engine.worker"], input=json.dumps(request),
+            capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"{onnx_path}: TensorRT did not finish within {timeout_s:g} s. Give more time "
+            "(--build-timeout), or a lower optimisation level."
+        ) from None
+    marked = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    found = json.loads(marked[-1].removeprefix(MARK)) if marked else {}
+    if "error" in found:
+        raise (EnvironmentLacks if found["status"] == 4 else UserError)(found["error"])
+    if done.returncode != 0 or "library" not in found:
+        raise UserError(f"{onnx_path}: {_death(done.returncode)}{_tail(done.stderr)}")
+    return dict(found)
+
+
+def _death(status: int) -> str:
+    """What to tell of a builder's process that ended without an answer."""
+    if status == -signal.SIGKILL:
+        return (
+            "the builder was killed; the memory of this machine is too small for it. Build on a "
+            "larger machine, or lower the largest batch and --workspace-mib."
+        )
+    how = f"ended with status {status}"
+    if status < 0:
+        try:
+            how = f"crashed ({signal.Signals(-status).name})"
+        except ValueError:
+            how = f"crashed (signal {-status})"
+    return (
+        f"TensorRT's builder {how} on this graph. It is malformed or meets a bug of TensorRT; "
+        "`vcompress lint` says which nodes break a rule."
+    )
+
+
+def _tail(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return f" It said: {lines[-1][:300]}" if lines else ""

@@ -1,0 +1,92 @@
+"""What is asked of a build. It goes to the builder's process and into the bundle as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ..errors import UserError
+
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""The least, the usual and the largest shape of an input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to build an engine. Its precision is that of the ONNX graph; there is no flag for it."""
+
+    flavour: Flavour | None = None
+    """None takes the classic TensorRT where it is installed, else TensorRT-RTX."""
+    sm: tuple[int, ...] = ()
+    """Compute capabilities of the GPUs, such as 86 and 89 (TensorRT-RTX). None given is the GPU of
+    this machine."""
+    batch: tuple[int, int, int] = (1, 1, 8)
+    """Least, usual and largest batch; the engine is tuned for the usual one."""
+    hw: tuple[int, int] | None = None
+    """Height and width, where the file leaves them open."""
+    shapes: dict[str, Shapes] = field(default_factory=dict)
+    """Least, usual and largest shape of inputs that are not images."""
+    workspace_mib: int | None = None
+    """Most scratch memory of the GPU; None leaves it to TensorRT."""
+    optimisation_level: int | None = None
+    """0 builds fast, 5 searches longest; None is TensorRT's own, 3."""
+    timeout_s: float = 900.0
+    """After so long the build is given up."""
+
+    def __post_init__(self) -> None:
+        low, usual, high = self.batch
+        if not 1 <= low <= usual <= high:
+            raise UserError(
+                f"batch {low}:{usual}:{high}: expected the least, the usual and the largest batch "
+                "in this order, each 1 or more, such as 1:8:32."
+            )
+        if self.hw is not None and min(self.hw) < 1:
+            raise UserError(f"hw {self.hw}: height and width must be 1 or more.")
+        for name, shapes in self.shapes.items():
+            if len({len(s) for s in shapes}) != 1 or not all(
+                1 <= a <= b <= c for a, b, c in zip(*shapes, strict=False)
+            ):
+                raise UserError(
+                    f"shapes of {name}: {shapes}. Expected the least, the usual and the largest, "
+                    "of one rank and in this order."
+                )
+        for number in self.sm:
+            if not 10 <= number <= 999:
+                raise UserError(
+                    f"sm {number}: expected a compute capability without its dot, such as 89."
+                )
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise UserError(f"workspace_mib = {self.workspace_mib}: it must be 1 or more.")
+        if self.optimisation_level is not None and not 0 <= self.optimisation_level <= 5:
+            raise UserError(
+                f"optimisation_level = {self.optimisation_level}: it must be from 0 to 5."
+            )
+        if not self.timeout_s > 0:
+            raise UserError(f"timeout_s = {self.timeout_s}: it must be above 0.")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON's own types. What changes the engine; the time limit does not."""
+        found = asdict(self)
+        del found["timeout_s"]
+        found["sm"], found["batch"] = list(self.sm), list(self.batch)
+        found["hw"] = None if self.hw is None else list(self.hw)
+        found["shapes"] = {k: [list(s) for s in v] for k, v in self.shapes.items()}
+        return found
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], timeout_s: float = 900.0) -> Settings:
+        """What `to_json` gave.
+
+        Raises:
+            UserError: it is something else.
+        """
+        from ..config import from_mapping
+
+        shapes = {
+            name: tuple(tuple(shape) for shape in three)
+            for name, three in data.get("shapes", {}).items()
+        }
+        body = {**data, "timeout_s": timeout_s, "shapes": shapes}
+        return from_mapping(cls, body, "engine settings")
