@@ -208,8 +208,9 @@ def prune_to_latency(
     """Prune `model` in place to a share of its latency, or to so many ms, for one image.
 
     `export(model, path)` writes the ONNX file that is measured by `table.measure`, as the layers
-    are. What the whole costs beyond the sum of its layers is measured on the unpruned network,
-    then corrected by measuring the chosen one, twice at most. The other options are `prune`'s.
+    are; the pruned network is measured against the unpruned one. What the whole costs beyond the
+    sum of its layers is measured on the unpruned network, then corrected by measuring the chosen
+    one, twice at most. The other options are `prune`'s.
     """
     if (latency is None) == (latency_ms is None):
         raise UserError("Give exactly one of latency (a share) and latency_ms.")
@@ -259,7 +260,7 @@ def _meet(
         counts = choose(layers, ladders, lost, budget_ms / factor)
         predicted_ms = factor * layers.total_ms(counts)
         trial = trial_cut(model, found.groups, counts, found.ranking)
-        measured_ms = _measured(trial, table, export)
+        measured_ms = before_ms * _ratio(model, trial, table, export)
         if attempt == 2 or abs(measured_ms / budget_ms - 1.0) <= 0.05:
             break
         factor *= measured_ms / predicted_ms
@@ -268,11 +269,30 @@ def _meet(
 
 def _measured(model: nn.Module, table: LatencyTable, export: Export) -> float:
     """Latency in ms of the whole network; kept in the table: a resumed run chooses alike."""
-    shapes = str([(name, tuple(t.shape)) for name, t in model.state_dict().items()])
-    key = f"network {hashlib.sha256(shapes.encode()).hexdigest()[:16]}"
+    key = f"network {_shapes(model)}"
     if key not in table.entries:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             export(model, path)
             table.entries[key] = table.measure(path)
     return table.entries[key]
+
+
+def _ratio(model: nn.Module, trial: nn.Module, table: LatencyTable, export: Export) -> float:
+    """Latency of `trial` over that of `model`; kept in the table too."""
+    if table.ratio is None:
+        return _measured(trial, table, export) / _measured(model, table, export)
+    key = f"ratio {_shapes(trial)} to {_shapes(model)}"
+    if key not in table.entries:
+        with tempfile.TemporaryDirectory() as folder:
+            first, second = Path(folder) / "first.onnx", Path(folder) / "second.onnx"
+            export(model, first)
+            export(trial, second)
+            table.entries[key] = table.ratio(first, second)
+    return table.entries[key]
+
+
+def _shapes(model: nn.Module) -> str:
+    """What the latency of a network depends on, hashed."""
+    shapes = str([(name, tuple(t.shape)) for name, t in model.state_dict().items()])
+    return hashlib.sha256(shapes.encode()).hexdigest()[:16]

@@ -121,6 +121,8 @@ def write_layer(call: LayerCall, inputs: int, outputs: int, path: Path) -> None:
 
 Measure = Callable[[Path], float]
 """From an ONNX file to its median latency in ms."""
+Ratio = Callable[[Path, Path], float]
+"""From two ONNX files to the latency of the second over that of the first."""
 
 
 @dataclass
@@ -132,12 +134,20 @@ class LatencyTable:
     """Where they were taken; a file from elsewhere is not used."""
     file: Path | None = None
     entries: dict[str, float] = field(default_factory=dict)
+    ratio: Ratio | None = None
+    """How whole networks are compared; by default, two separate measurements are divided."""
 
     @classmethod
-    def open(cls, file: Path | None, measure: Measure, environment: dict[str, Any]) -> LatencyTable:
+    def open(
+        cls,
+        file: Path | None,
+        measure: Measure,
+        environment: dict[str, Any],
+        ratio: Ratio | None = None,
+    ) -> LatencyTable:
         """The table in `file` if it was taken in this environment, or an empty one."""
         environment = json.loads(json.dumps(environment))
-        table = cls(measure, environment, file)
+        table = cls(measure, environment, file, ratio=ratio)
         if file is None or not file.exists():
             return table
         try:
@@ -197,3 +207,28 @@ def vbench_measure(seconds: float, device: str | None, threads: int | None) -> M
             return float(measure(session, feed, Budget.quick(seconds)).median_ms)
 
     return measure
+
+
+def vbench_ratio(seconds: float, device: str | None, threads: int | None) -> Ratio:
+    """Interleaved by vbench's comparison: a machine that drifts slows both files alike."""
+
+    def ratio(first: Path, second: Path) -> float:
+        from vcompress.bench.compare import interleave
+        from vcompress.bench.inputs import resolve_shapes, synthetic
+        from vcompress.bench.measure import Budget, Ring, warm_up
+        from vcompress.bench.runtimes import open_session
+
+        with (
+            open_session(first, device=device, threads=threads) as a,
+            open_session(second, device=device, threads=threads) as b,
+        ):
+            feeds = [synthetic(s.inputs, resolve_shapes(s.inputs, 1)) for s in (a, b)]
+            rings = Ring(a, feeds[0]), Ring(b, feeds[1])
+            for ring in rings:
+                warm_up(ring, Budget.quick(seconds))
+            found = interleave(
+                *rings, quads=10, seconds=seconds, precision=0.005, block_seconds=0.02, block_runs=5
+            )
+            return float(found.ratio().value)
+
+    return ratio

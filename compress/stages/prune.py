@@ -214,7 +214,7 @@ def _to_latency(
     from vcompress.export.to_onnx import export
 
     from ..pruning.latency import prune_to_latency
-    from ..pruning.latency_table import LatencyTable, vbench_measure
+    from ..pruning.latency_table import LatencyTable, vbench_measure, vbench_ratio
 
     example = context.data.example
     shape = tuple(example.shape[1:])
@@ -225,7 +225,12 @@ def _to_latency(
     file = (
         Path(config.latency_table) if config.latency_table else (context.workdir / "latencies.json")
     )
-    table = LatencyTable.open(file, vbench_measure(0.3, "cpu", config.threads), environment)
+    table = LatencyTable.open(
+        file,
+        vbench_measure(0.3, "cpu", config.threads),
+        environment,
+        vbench_ratio(4.0, "cpu", config.threads),
+    )
     return prune_to_latency(
         model,
         example,

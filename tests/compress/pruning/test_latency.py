@@ -17,6 +17,7 @@ from vcompress.compress.pruning.latency_table import (
     LatencyTable,
     LayerCall,
     layer_calls,
+    vbench_ratio,
     write_layer,
 )
 from vcompress.compress.pruning.widths import Ladder
@@ -161,6 +162,36 @@ def test_the_latency_is_met_and_predicted(options: dict[str, float], tmp_path: P
         **options,  # type: ignore[arg-type]
     )
     assert again.prune.layers == report.prune.layers
+
+
+def test_a_machine_that_drifts_does_not_change_the_widths() -> None:
+    """Whole networks are compared with each other: one measured later is not thought slower."""
+    reports = []
+    for slower_later in (1.0, 1.6):
+        calls: list[str] = []
+
+        def drifting(path: Path, factor: float = slower_later, calls: list[str] = calls) -> float:
+            if path.name == "model.onnx":
+                calls.append(path.name)
+            return clock(path) * (factor if len(calls) > 1 else 1.0)
+
+        table = LatencyTable.open(None, drifting, {}, lambda a, b: clock(b) / clock(a))
+        reports.append(
+            prune_to_latency(
+                network(), torch.randn(1, 16, 8, 8), table, export, round_to=8, latency=0.5
+            )
+        )
+        assert len(calls) == 1
+    assert reports[0].prune.layers == reports[1].prune.layers
+    assert 0.43 <= reports[1].measured_ms / reports[1].before_ms <= 0.51
+
+
+def test_vbench_finds_the_narrower_layer_faster(tmp_path: Path) -> None:
+    call = LayerCall("x", "linear", (64,), 512, 512)
+    for name, width in (("wide", 512), ("narrow", 64)):
+        write_layer(call, 512, width, tmp_path / f"{name}.onnx")
+    ratio = vbench_ratio(0.3, "cpu", 1)
+    assert ratio(tmp_path / "wide.onnx", tmp_path / "narrow.onnx") < 0.6
 
 
 def test_the_table_is_reused_where_it_was_taken_and_nowhere_else(tmp_path: Path) -> None:
