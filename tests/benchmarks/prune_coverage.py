@@ -71,7 +71,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     else:
         options: dict[str, Any] = {}
         if name in ("googlenet", "inception_v3"):
-            options["init_weights"] = True
+            options["init_weights"] = False
         model = tv.get_model(name, weights=None, **options)
         size = {"inception_v3": 299}.get(name, getattr(model, "image_size", size))
     return model, torch.randn(1, 3, size, size)
