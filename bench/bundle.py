@@ -1,32 +1,28 @@
 """The bundle: a directory, the only thing that passes between commands.
 
 It holds `manifest.json` (input specification, preprocessing, labels, data, the history of stages,
-a SHA-256 for every file) beside `weights.safetensors`, `architecture.json`, `model.onnx`,
-`golden.npz` and `report.html`. It never holds a pickle, and it is written whole or not at all.
+a SHA-256 for every file) beside `manifest.sha256`, `weights.safetensors`, `architecture.json`,
+`model.onnx`, `golden.npz` and `report.html`. It never holds a pickle, and it is written whole or
+not at all.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import json
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
+from . import manifest as manifests
+from .atomic import recover, staged_folder
 from .errors import UserError
+from .manifest import MANIFEST
 
 FORMAT = "vcompress-bundle"
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
-_STALE_SECONDS = 24 * 3600
-_MANIFEST_LIMIT_BYTES = 32 * 2**20
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -77,6 +73,15 @@ class InputSpec:
     """Channels, height, width."""
     dtype: Literal["float32", "float16"] = "float32"
 
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.isprintable():
+            raise UserError(f"input: name = {self.name!r:.80}; expected a printable name.")
+        if len(self.shape) != 3 or not all(1 <= size <= 16384 for size in self.shape):
+            raise UserError(
+                f"input: shape = {str(self.shape)[:80]}; expected channels, height, width, each "
+                f"1 to 16384."
+            )
+
 
 @dataclass(frozen=True)
 class FileEntry:
@@ -107,34 +112,11 @@ class Bundle:
         Raises:
             UserError: no bundle there, a manifest that is not valid, or one of a newer schema.
         """
-        from .config import from_mapping
-
         path = Path(path)
-        _recover(path)
+        recover(path)
         if not path.is_dir():
             raise UserError(f"{path}: no such bundle. Expected a directory written by vcompress.")
-        manifest = _read_manifest(path)
-        where = str(path / MANIFEST)
-        if manifest.get("format") != FORMAT:
-            raise UserError(f"{where}: format is {manifest.get('format')!r}, expected {FORMAT!r}.")
-        if manifest.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(
-                f"{where}: schema_version is {manifest.get('schema_version')!r}; this version of "
-                f"vcompress reads {SCHEMA_VERSION}. Use the version that wrote it."
-            )
-        body = {
-            key: value for key, value in manifest.items() if key not in ("format", "schema_version")
-        }
-        bundle = from_mapping(_Body, body, where)
-        for name in bundle.files:
-            _check_name(name, where)
-        for number, entry in enumerate(bundle.history):
-            if not (isinstance(entry.get("stage"), str) and isinstance(entry.get("model"), str)):
-                raise UserError(f"{where}: history[{number}] names no stage and model.")
-        return cls(
-            path, bundle.input, bundle.preprocess, bundle.labels, bundle.files,
-            bundle.task, manifest.get("data"), bundle.history, manifest,
-        )  # fmt: skip
+        return from_manifest(path, manifests.read(path))
 
     def file(self, name: str) -> Path:
         """The path of the file `name`, after its size and SHA-256 were checked."""
@@ -188,6 +170,37 @@ class _Body:
     history: tuple[dict[str, Any], ...] = ()
 
 
+def from_manifest(path: Path, manifest: Mapping[str, Any]) -> Bundle:
+    """What `manifest`, of the bundle at `path`, says. Raises UserError where it is not valid."""
+    from .config import from_mapping
+
+    where = str(path / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{where}: format is {manifest.get('format')!r:.80}, expected {FORMAT!r}.")
+    version = manifest.get("schema_version")
+    if version != SCHEMA_VERSION or type(version) is not int:
+        raise UserError(
+            f"{where}: schema_version is {version!r:.80}; this version of "
+            f"vcompress reads {SCHEMA_VERSION}. Use the version that wrote it."
+        )
+    body = {
+        key: value for key, value in manifest.items() if key not in ("format", "schema_version")
+    }
+    bundle = from_mapping(_Body, body, where)
+    manifests.check_files(bundle.files, where)
+    for number, entry in enumerate(bundle.history):
+        if not (isinstance(entry.get("stage"), str) and isinstance(entry.get("model"), str)):
+            raise UserError(f"{where}: history[{number}] names no stage and model.")
+    history = tuple(
+        {key: value for key, value in entry.items() if key != manifests.SEALED_BY}
+        for entry in bundle.history
+    )
+    return Bundle(
+        path, bundle.input, bundle.preprocess, bundle.labels, bundle.files,
+        bundle.task, manifest.get("data"), history, manifest,
+    )  # fmt: skip
+
+
 def find_bundle(model: str | Path) -> Bundle | None:
     """The bundle that the model file lies in, or None."""
     folder = Path(model).resolve().parent
@@ -195,10 +208,14 @@ def find_bundle(model: str | Path) -> Bundle | None:
 
 
 def is_bundle(path: str | Path) -> bool:
+    """Whether there is a bundle, be it a damaged one: `Bundle.open` says what is wrong with it."""
     path = Path(path)
     try:
-        _recover(path)
-        return path.is_dir() and _read_manifest(path).get("format") == FORMAT
+        recover(path)
+        if not path.is_dir():
+            return False
+        content, _ = manifests.read_sealed(path)
+        return manifests.parse(content, str(path)).get("format") == FORMAT
     except (UserError, OSError):  # such as a name longer than the file system takes
         return False
 
@@ -224,41 +241,33 @@ def create(
     """
     path = Path(path)
     check_target(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".writing", dir=path.parent))
-    try:
+    with staged_folder(path) as staging:
         yield staging
-        files: dict[str, Any] = {}
-        for file in sorted(p for p in staging.rglob("*") if p.is_file()):
-            _sync(file)
-            name = file.relative_to(staging).as_posix()
-            files[name] = asdict(FileEntry(sha256(file), file.stat().st_size))
-        manifest = {
-            "format": FORMAT,
-            "schema_version": SCHEMA_VERSION,
-            "task": task,
-            "input": asdict(input),
-            "preprocess": asdict(preprocess),
-            "labels": list(labels),
-            "data": data,
-            "history": list(history),
-            "files": files,
+        files = {
+            file.relative_to(staging).as_posix(): asdict(
+                FileEntry(sha256(file), file.stat().st_size)
+            )
+            for file in sorted(p for p in staging.rglob("*") if p.is_file())
         }
-        text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
-        (staging / MANIFEST).write_text(text, encoding="utf-8")
-        _sync(staging / MANIFEST)
-        _sync(staging)
-        staging.chmod(0o755)
-        _swap(staging, path)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+        manifests.write(
+            staging,
+            {
+                "format": FORMAT,
+                "schema_version": SCHEMA_VERSION,
+                "task": task,
+                "input": asdict(input),
+                "preprocess": asdict(preprocess),
+                "labels": list(labels),
+                "data": data,
+                "history": list(history),
+                "files": files,
+            },
+        )
 
 
 def check_target(path: Path) -> None:
     """Raise a UserError when a bundle cannot be written at `path` without losing something."""
-    _recover(path)
+    recover(path)
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise UserError(f"{path}: this is a file; give another --out.")
     if path.is_dir() and any(path.iterdir()) and not is_bundle(path):
@@ -269,69 +278,10 @@ def check_target(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as stream:
+    """Of a file's content, in hexadecimal digits."""
+    with path.open("rb", buffering=0) as stream:
         digest = hashlib.sha256()
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
+        buffer = memoryview(bytearray(_CHUNK_BYTES))
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    try:
-        if file.stat().st_size > _MANIFEST_LIMIT_BYTES:
-            raise UserError(f"{file}: larger than {_MANIFEST_LIMIT_BYTES:,} bytes; not a manifest.")
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise UserError(
-            f"{path}: not a bundle (no {MANIFEST}). Expected a directory written by vcompress."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error}).") from None
-    if not isinstance(manifest, dict):
-        raise UserError(f"{file}: expected a JSON object.")
-    return manifest
-
-
-def _check_name(name: str, where: str) -> None:
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts:
-        raise UserError(f"{where}: the file name {name!r} points outside the bundle; refused.")
-
-
-def _sweep(path: Path) -> None:
-    """Remove what a killed run left half-written; a living one is younger than a day."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.writing"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def _previous(path: Path) -> Path:
-    return path.parent / f".{path.name}.previous"
-
-
-def _swap(staging: Path, path: Path) -> None:
-    """Put `staging` in the place of `path`. A kill between the renames is mended by `_recover`."""
-    previous = _previous(path)
-    if path.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        path.rename(previous)
-    staging.rename(path)
-    _sync(path.parent)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def _recover(path: Path) -> None:
-    previous = _previous(path)
-    if path.name and not path.exists() and previous.is_dir():
-        previous.rename(path)
-
-
-def _sync(path: Path) -> None:
-    with suppress(OSError):  # some file systems cannot sync a directory
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from vcompress.bench import bundle as bundles
 from vcompress.bench.bundle import Bundle, InputSpec, Preprocess, create, find_bundle, is_bundle
 from vcompress.bench.errors import UserError
+from vcompress.bench.manifest import seal_of
 
 RECORD = {
     "source": "digits", "root": None, "seed": 0, "fingerprint": "f",
@@ -38,9 +40,14 @@ def write(path: Path, text: str = "one", history: tuple[Any, ...] = ()) -> Bundl
 
 
 def edit(path: Path, **changes: Any) -> None:
-    file = path / "manifest.json"
-    manifest = json.loads(file.read_text())
-    file.write_text(json.dumps({**manifest, **changes}))
+    """Change the manifest and its hash with it, as a hostile author would."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    rewrite(path, json.dumps({**manifest, **changes}).encode())
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    (path / "manifest.json").write_bytes(content)
+    (path / "manifest.sha256").write_bytes(seal_of(content))
 
 
 def left_in(folder: Path) -> list[str]:
@@ -174,6 +181,28 @@ def test_a_lost_and_a_linked_and_an_unknown_file_are_named(tmp_path: Path) -> No
 ENTRY = {"sha256": "0" * 64, "bytes": 1}
 
 
+ODD_NAMES = (
+    "./x", "a//b", "a/", "a\nb", "a\u202eb", "c:x", "x.", " x", "a /b", "x" * 256, "manifest.json",
+    "MANIFEST.SHA256", "manifest.sig/x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_file_name_that_some_system_reads_otherwise_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "b")
+    edit(tmp_path / "b", files={name: ENTRY})
+    with pytest.raises(UserError, match="refused"):
+        Bundle.open(tmp_path / "b")
+
+
+@pytest.mark.parametrize("names", [("a", "A"), ("é", "e\u0301"), ("a", "a/b"), ("A/x", "a")])
+def test_two_file_names_that_are_one_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    write(tmp_path / "b")
+    edit(tmp_path / "b", files=dict.fromkeys(names, ENTRY))
+    with pytest.raises(UserError, match="refused"):
+        Bundle.open(tmp_path / "b")
+
+
 @pytest.mark.parametrize(
     "name", ["../x", "/etc/passwd", "a/../../x", "", "..", ".", "a\\..\\x", "a\0b"]
 )
@@ -199,10 +228,19 @@ def test_a_file_name_that_leaves_the_bundle_is_refused(tmp_path: Path, name: str
         ({"preprocess": {"size": [8, 8], "mean": [1.0]}}, "RGB has 3 channels, but mean has 1"),
         ({"preprocess": {"size": [8, 8], "std": [1.0, 0.0, 1.0]}}, "each must be above 0"),
         ({"preprocess": {"size": [8, 8], "resize": 4}}, "resize = 4 is smaller than the crop"),
-        ({"preprocess": {"size": [8, 8], "mean": [float("nan")] * 3}}, "must be a finite number"),
+        ({"preprocess": {"size": [8, 8], "mean": [float("nan")] * 3}}, "NaN is no JSON number"),
         ({"files": []}, "files"),
         ({"files": {"a": {"sha256": "x"}}}, "bytes"),
         ({"files": {"a": {"sha256": "x", "bytes": "1"}}}, "files.a.bytes = '1'"),
+        ({"files": {"a": {"sha256": "F" * 64, "bytes": 1}}}, "is not 64 hexadecimal digits"),
+        ({"files": {"a": {"sha256": "0" * 64, "bytes": -1}}}, "bytes = -1: no such size"),
+        ({"files": {"a": {"sha256": "0" * 64, "bytes": 2**63}}}, "no such size"),
+        ({"schema_version": True}, "schema_version is True"),
+        ({"schema_version": 1.0}, "schema_version is 1.0"),
+        ({"input": {"name": "i", "shape": [3, 10**30, 8]}}, "each 1 to 16384"),
+        ({"input": {"name": "", "shape": [3, 8, 8]}}, "printable name"),
+        ({"history": [{"stage": "s", "model": "m", "loss": float("inf")}]}, "Infinity is no JSON"),
+        ({"k" * 1001: 1}, "a key of more than 1,000 characters"),
         ({"history": 5}, "history = 5, expected a list"),
         ({"history": None}, "history = None"),
         ({"history": ["x"]}, "history"),
@@ -221,7 +259,8 @@ def test_a_manifest_with_a_wrong_value_is_refused(
     with pytest.raises(UserError) as caught:
         Bundle.open(tmp_path / "b")
     assert message in str(caught.value)
-    assert "manifest.json" in str(caught.value) or "preprocess" in str(caught.value)
+    said = str(caught.value)
+    assert "manifest.json" in said or said.startswith(("preprocess", "input"))
 
 
 @pytest.mark.parametrize(
@@ -229,16 +268,92 @@ def test_a_manifest_with_a_wrong_value_is_refused(
 )
 def test_a_manifest_that_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
     write(tmp_path / "b")
-    (tmp_path / "b" / "manifest.json").write_text(text)
+    rewrite(tmp_path / "b", text.encode())
     with pytest.raises(UserError, match=r"manifest\.json"):
         Bundle.open(tmp_path / "b")
     assert not is_bundle(tmp_path / "b")
 
 
+def test_any_changed_byte_of_the_manifest_and_of_its_hash_is_found(tmp_path: Path) -> None:
+    write(tmp_path / "b", history=({"stage": "s", "model": "m"},))
+    for name in ("manifest.json", "manifest.sha256"):
+        file = tmp_path / "b" / name
+        content = file.read_bytes()
+        for place in range(0, len(content), 7):
+            file.write_bytes(
+                content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
+            )
+            with pytest.raises(UserError, match=r"manifest\.json: changed after it was written"):
+                Bundle.open(tmp_path / "b")
+            assert name == "manifest.json" or is_bundle(tmp_path / "b")
+        file.write_bytes(content)
+    Bundle.open(tmp_path / "b").verify()
+
+
+def test_a_lost_hash_of_the_manifest_is_found_and_a_bundle_without_a_history_opens(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "b", history=({"stage": "s", "model": "m"},))
+    (tmp_path / "b" / "manifest.sha256").unlink()
+    with pytest.raises(
+        UserError, match=r"manifest\.sha256, which holds the hash of this file, is m"
+    ):
+        Bundle.open(tmp_path / "b")
+    # As vcompress 0.1.0 wrote it: no word of a hash of the manifest.
+    edit(tmp_path / "b", history=[{"stage": "s", "model": "m"}])
+    (tmp_path / "b" / "manifest.sha256").unlink()
+    assert Bundle.open(tmp_path / "b").history == ({"stage": "s", "model": "m"},)
+
+
+def test_sha256sum_checks_the_manifest(tmp_path: Path) -> None:
+    write(tmp_path / "b")
+    tool = shutil.which("sha256sum")
+    if tool is None:
+        pytest.skip("no sha256sum here")
+    done = subprocess.run(
+        [tool, "-c", "manifest.sha256"], cwd=tmp_path / "b", capture_output=True, check=True
+    )
+    assert done.stdout == b"manifest.json: OK\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": "vcompress-bundle", "format": "x"}', "the key 'format' stands there twice"),
+        ('{"a": 1e999}', "a number too large for 64 bits"),
+        ('{"a": ' + "[" * 70 + "]" * 70 + "}", "more than 64 tables in one another"),
+        ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
+    ],
+)
+def test_json_that_two_readers_understand_in_two_ways_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    write(tmp_path / "b")
+    rewrite(tmp_path / "b", text.encode())
+    with pytest.raises(UserError, match="not valid JSON") as caught:
+        Bundle.open(tmp_path / "b")
+    assert message in str(caught.value)
+
+
+def test_what_a_kill_left_of_the_old_bundle_does_not_come_back(tmp_path: Path) -> None:
+    write(tmp_path / "b", "old")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise SystemExit("killed here")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(shutil, "rmtree", killed)
+        write(tmp_path / "b", "new")
+    assert Bundle.open(tmp_path / "b").file("model.onnx").read_text() == "new"
+    shutil.rmtree(tmp_path / "b")
+    with pytest.raises(UserError, match="no such bundle"):
+        Bundle.open(tmp_path / "b")
+
+
 def test_a_manifest_that_is_not_utf8_or_a_folder_or_huge_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "b")
     file = tmp_path / "b" / "manifest.json"
-    file.write_bytes(b'{"format": "\xff"}')
+    rewrite(tmp_path / "b", b'{"format": "\xff"}')
     with pytest.raises(UserError, match="not valid JSON"):
         Bundle.open(tmp_path / "b")
     os.truncate(file, 33 * 2**20)
@@ -286,14 +401,12 @@ def test_the_hash_is_that_of_the_whole_file(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_is_removed_after_a_day(tmp_path: Path) -> None:
-    import os
-
-    from vcompress.bench import bundle
+    from vcompress.bench import atomic
 
     old, young = tmp_path / ".b.aaa.writing", tmp_path / ".b.bbb.writing"
     old.mkdir()
     young.mkdir()
     os.utime(old, (0, 0))
-    bundle._sweep(tmp_path / "b")
+    atomic.sweep(tmp_path / "b")
     assert not old.exists()
     assert young.exists()

@@ -33,8 +33,8 @@ def test_a_bundle_holds_all_that_the_page_of_its_nouns_says(made: Path) -> None:
     bundle = Bundle.open(made / "runs" / "net")
     bundle.verify()
     assert names_in(bundle.path) == [
-        "architecture.json", "golden.npz", "manifest.json", "model.onnx", "report.html",
-        "weights.safetensors",
+        "architecture.json", "golden.npz", "manifest.json", "manifest.sha256", "model.onnx",
+        "report.html", "weights.safetensors",
     ]  # fmt: skip
     assert names_in(made / "runs") == ["net"]  # the state of the training is gone
     assert bundle.labels == ("blue", "green", "red")

@@ -10,6 +10,7 @@ import pytest
 
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.errors import UserError
+from vcompress.bench.manifest import seal_of
 from vcompress.compress.inspect import inspect
 from vcompress.compress.table import print_history, rows
 
@@ -18,7 +19,9 @@ def change_history(folder: Path, **changes: Any) -> None:
     file = folder / "manifest.json"
     manifest = json.loads(file.read_text())
     manifest["history"][0] |= changes
-    file.write_text(json.dumps(manifest))
+    content = json.dumps(manifest).encode()
+    file.write_bytes(content)
+    (folder / "manifest.sha256").write_bytes(seal_of(content))
 
 
 def test_it_shows_what_is_in_the_bundle_and_how_it_came_to_be(

@@ -12,6 +12,7 @@ import torch
 
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.errors import UserError
+from vcompress.bench.manifest import seal_of
 from vcompress.compress.store import load_network, save_network
 
 OWN = "tiny_nets:batch"
@@ -24,7 +25,9 @@ def rewrite(folder: Path, name: str, content: bytes) -> Bundle:
     manifest["files"][name] = {
         "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)
     }  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    text = json.dumps(manifest).encode()
+    (folder / "manifest.json").write_bytes(text)
+    (folder / "manifest.sha256").write_bytes(seal_of(text))
     return Bundle.open(folder)
 
 
