@@ -34,6 +34,8 @@ class Data:
     preprocess: Preprocess
     augment: Augment = "auto"
     seed: int = 0
+    views: tuple[Preprocess, ...] = ()
+    """The same augmented image for networks that take other inputs: a teacher of another size."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -55,12 +57,14 @@ class Data:
 
     def loader(
         self, split: str, batch_size: int, train: bool = False, *, epoch: int = 0, workers: int = 0,
-        rank: int = 0, world: int = 1,
+        rank: int = 0, world: int = 1, view: int | None = None, samples: bool = False,
     ) -> Loader:  # fmt: skip
         """Batches of `(images [B, C, H, W] float32, labels [B] int64)`.
 
         With `train`, shuffled and augmented for `epoch`, the shorter last batch left out. With
-        `world` processes, `batch_size` is that of all together and each loads its own part.
+        `world` processes, `batch_size` is that of all together and each loads its own part. A
+        `view` is augmented as that epoch is, whatever the order. With `samples` each batch is
+        `(images, labels, Samples)`.
         """
         indices = self.dataset.splits[split]
         if train:
@@ -70,7 +74,11 @@ class Data:
         if train and len(chunks) > 1 and len(chunks[-1]) < batch_size:
             chunks.pop()
         chunks = [part for chunk in chunks if len(part := chunk[rank::world])]
-        source = _Images(self, epoch, self._augmentation() if train else None)
+        augmented = train or view is not None
+        source = _Images(
+            self, epoch if view is None else view, self._augmentation() if augmented else None,
+            samples,
+        )  # fmt: skip
         loader = torch.utils.data.DataLoader(
             source,
             batch_sampler=[c.tolist() for c in chunks],
@@ -83,7 +91,8 @@ class Data:
         kind = self.augment
         if kind == "auto":
             kind = "affine" if max(self.preprocess.size) <= _SMALL_PIXELS else "crop-flip"
-        size = list(self.preprocess.size)
+        sizes = [preprocess.size for preprocess in (self.preprocess, *self.views)]
+        size = [max(side) for side in zip(*sizes, strict=True)]
         if kind == "affine":
             return v2.RandomAffine(
                 10, translate=(0.1, 0.1), scale=(0.9, 1.1), shear=5,
@@ -92,6 +101,18 @@ class Data:
         if kind == "crop-flip":
             return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
         return None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Which images a batch holds, for a loss that asks."""
+
+    indices: Tensor
+    """Their numbers in the data set, `[B] int64`."""
+    view: int
+    """The epoch that they are augmented for."""
+    others: tuple[Tensor, ...]
+    """The same images for each of `Data.views`, `[B, C, H, W] float32`."""
 
 
 class Loader:
@@ -103,7 +124,7 @@ class Loader:
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self._loader:
             if isinstance(batch, UserError):
                 raise batch
@@ -111,21 +132,29 @@ class Loader:
 
 
 class _Images(torch.utils.data.Dataset[Any]):
-    def __init__(self, data: Data, epoch: int, augmentation: v2.Transform | None) -> None:
+    def __init__(
+        self, data: Data, epoch: int, augmentation: v2.Transform | None, samples: bool = False
+    ) -> None:
         self.data, self.epoch, self.augmentation = data, epoch, augmentation
+        self.samples = samples
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | UserError:
+    def __getitem__(self, index: int) -> tuple[Any, ...] | UserError:
         try:
             image = self.data.dataset.image(index)
             if self.augmentation is not None:
                 image = self._augmented(image, index)
-            values = apply(self.data.preprocess, image)
+            values = torch.from_numpy(apply(self.data.preprocess, image))
+            if not self.samples:
+                return values, int(self.data.dataset.labels[index])
+            others = tuple(torch.from_numpy(apply(view, image)) for view in self.data.views)
         except UserError as error:
             return error
-        return torch.from_numpy(values), int(self.data.dataset.labels[index])
+        sample = index, self.epoch, others
+        return values, int(self.data.dataset.labels[index]), sample
 
     def _augmented(self, image: Image.Image, index: int) -> Image.Image:
-        image = to_mode(image, self.data.preprocess.channels)
+        colours = {p.channels for p in (self.data.preprocess, *self.data.views)}
+        image = to_mode(image, "RGB" if "RGB" in colours else "L")
         # torch.manual_seed would also queue a call for CUDA, with a formatted traceback: 3 ms.
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(_mix(self.data.seed, self.epoch, index))
@@ -134,12 +163,17 @@ class _Images(torch.utils.data.Dataset[Any]):
         return changed
 
 
-def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | UserError:
+def _collate(items: list[Any]) -> tuple[Any, ...] | UserError:
     for item in items:
         if isinstance(item, UserError):
             return item
-    images, labels = zip(*items, strict=True)
-    return torch.stack(images), torch.tensor(labels)
+    images, labels, *more = zip(*items, strict=True)
+    batch = torch.stack(images), torch.tensor(labels)
+    if not more:
+        return batch
+    indices, views, others = zip(*more[0], strict=True)
+    stacked = tuple(torch.stack(images) for images in zip(*others, strict=True))
+    return *batch, Samples(torch.tensor(indices), views[0], stacked)
 
 
 def _mix(*numbers: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,55 @@ def test_an_example_and_images_spread_over_the_split(tiny_data: Callable[..., Da
     assert data.images("test", 500).shape[0] == len(data.dataset.splits["test"]) == 12
     last = torch.from_numpy(next(iter(batches(data.dataset, "test", data.preprocess, 12)))[0][-1])
     assert torch.equal(data.images("test", 5)[-1], last)
+
+
+def test_a_view_is_augmented_as_its_epoch_whatever_the_order(
+    tiny_data: Callable[..., Data],
+) -> None:
+    data = tiny_data(augment="affine")
+    rows = {
+        (epoch, view): {
+            int(n): image
+            for images, _, samples in data.loader(
+                "train", 8, train=True, epoch=epoch, view=view, samples=True
+            )
+            for n, image in zip(samples.indices, images, strict=True)
+        }
+        for epoch, view in ((3, None), (5, 3), (5, None))
+    }
+    both = set(rows[3, None]) & set(rows[5, 3])
+    assert len(both) > 30 and list(rows[3, None]) != list(rows[5, 3])
+    assert all(torch.equal(rows[3, None][n], rows[5, 3][n]) for n in both)
+    assert not any(torch.equal(rows[5, None][n], rows[5, 3][n]) for n in both)
+    # Without shuffling, for a pass over every image.
+    ordered = [s.indices for _, _, s in data.loader("train", 8, view=3, samples=True)]
+    assert torch.cat(ordered).tolist() == data.dataset.splits["train"].tolist()
+
+
+def test_other_views_are_the_same_augmented_image_in_their_own_preprocessing(
+    tiny_data: Callable[..., Data],
+) -> None:
+    plain = tiny_data(augment="affine")
+    grey = Preprocess((16, 16), mean=(0.0,), std=(1.0,), channels="L")
+    large = replace(plain.preprocess, size=(32, 24))
+    data = replace(plain, views=(plain.preprocess, grey, large))
+    images, _, samples = next(iter(data.loader("train", 8, train=True, samples=True)))
+    assert torch.equal(images, next(iter(plain.loader("train", 8, train=True)))[0])
+    assert torch.equal(samples.others[0], images)
+    assert samples.others[1].shape == (8, 1, 16, 16) and samples.others[2].shape == (8, 3, 32, 24)
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    colours = images * 0.2 + 0.3
+    assert torch.allclose(samples.others[1][:, 0], (colours * weights).sum(1), atol=0.01)
+    # A grey student does not take the colours from its teacher.
+    student = replace(plain, preprocess=grey, views=(plain.preprocess,))
+    *_, samples = next(iter(student.loader("train", 8, train=True, samples=True)))
+    assert torch.equal(samples.others[0], images)
+
+
+def test_crops_are_as_large_as_the_largest_network_takes(tiny_data: Callable[..., Data]) -> None:
+    data = tiny_data(augment="crop-flip")
+    data = replace(data, views=(replace(data.preprocess, size=(48, 8)),))
+    from vcompress.compress.data import _Images
+
+    cropped = _Images(data, 0, data._augmentation())._augmented(data.dataset.image(0), 0)
+    assert cropped.size == (16, 48)
