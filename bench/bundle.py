@@ -9,6 +9,7 @@ not at all.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -120,20 +121,26 @@ class Bundle:
 
     def file(self, name: str) -> Path:
         """The path of the file `name`, after its size and SHA-256 were checked."""
-        entry = self.files.get(name)
-        if entry is None:
-            raise UserError(
-                f"{self.path}: the bundle has no {name}; it has {', '.join(sorted(self.files))}."
-            )
-        target = self.path / name
-        if target.is_symlink() or not target.is_file():
-            raise UserError(f"{target}: the manifest names this file, but it is not there.")
+        target = self.plain_file(name)
+        entry = self.files[name]
         size = target.stat().st_size
         if size != entry.bytes or sha256(target) != entry.sha256:
             raise UserError(
                 f"{target}: changed after it was written ({size:,} bytes, the manifest says "
                 f"{entry.bytes:,}; the SHA-256 differs). Write the bundle again."
             )
+        return target
+
+    def plain_file(self, name: str) -> Path:
+        """The path of the file `name`, which is there and reached by no link; not yet hashed."""
+        if name not in self.files:
+            raise UserError(
+                f"{self.path}: the bundle has no {name}; it has {', '.join(sorted(self.files))}."
+            )
+        target = self.path / name
+        between = list(target.parents)[: name.count("/")]
+        if any(path.is_symlink() for path in (target, *between)) or not target.is_file():
+            raise UserError(f"{target}: the manifest names this file, but it is not there.")
         return target
 
     def verify(self) -> None:
@@ -199,6 +206,15 @@ def from_manifest(path: Path, manifest: Mapping[str, Any]) -> Bundle:
         path, bundle.input, bundle.preprocess, bundle.labels, bundle.files,
         bundle.task, manifest.get("data"), history, manifest,
     )  # fmt: skip
+
+
+def strangers(bundle: Bundle) -> list[str]:
+    """What lies in the bundle's folder and is not named by the manifest: files, links, devices."""
+    found: list[str] = []
+    for top, folders, names in os.walk(bundle.path):
+        links = [name for name in folders if (Path(top) / name).is_symlink()]
+        found += [(Path(top) / name).relative_to(bundle.path).as_posix() for name in names + links]
+    return sorted(set(found) - bundle.files.keys() - set(manifests.BESIDE))
 
 
 def find_bundle(model: str | Path) -> Bundle | None:

@@ -85,7 +85,7 @@ def _ask(request: Request, budget: Budget | None) -> dict[str, Any]:
         "inputs": str(request.inputs) if request.inputs else None,
         "measure": asdict(budget) if budget else None,
         # On a GPU the driver maps far more addresses than there is memory.
-        "memory_limit": _most_addresses() if request.device == "cpu" else 0,
+        "memory_limit": most_addresses() if request.device == "cpu" else 0,
     }
     try:
         done = subprocess.run(
@@ -107,14 +107,14 @@ def _ask(request: Request, budget: Budget | None) -> dict[str, Any]:
         raise (EnvironmentLacks if last["status"] == 4 else UserError)(last["error"])
     if done.returncode != 0 or "load_ms" not in last:
         raise UserError(
-            f"{request.path}: {request.runtime} {_death(done.returncode)} while "
+            f"{request.path}: {request.runtime} {death(done.returncode)} while "
             f"{_stage(done.stdout)}. The file is damaged, or it meets a bug of the runtime."
             f"{_tail(done.stderr)}"
         )
     return last
 
 
-def _most_addresses() -> int:
+def most_addresses() -> int:
     """Address space that is plenty for a model and stops one that asks for terabytes."""
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) + 8 * 2**30
 
@@ -129,7 +129,7 @@ def _stage(output: str) -> str:
     return stages[-1] if stages else "starting"
 
 
-def _death(status: int) -> str:
+def death(status: int) -> str:
     if status >= 0:
         return f"ended with status {status}"
     try:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -151,11 +152,6 @@ def check_files(files: Mapping[str, Any], where: str) -> None:
                 )
 
 
-def fold_all(names: Iterable[str]) -> set[str]:
-    """The names as a file system without case and with one Unicode form sees them."""
-    return {_fold(name) for name in names}
-
-
 def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
@@ -179,8 +175,7 @@ def _check_name(name: str, where: str) -> None:
 def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        seen: set[str] = set()
-        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        double, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise ValueError(f"the key {double[:80]!r} stands there twice")
     if any(len(key) > _LONGEST_KEY for key in table):
         raise ValueError(f"a key of more than {_LONGEST_KEY:,} characters")

@@ -22,7 +22,7 @@ def say(**found: Any) -> None:
 
 def main() -> int:
     request = json.load(sys.stdin)
-    _limit(request["memory_limit"])
+    limit_memory(request["memory_limit"])
     from .errors import UserError
 
     try:
@@ -38,7 +38,7 @@ def main() -> int:
     return 0
 
 
-def _limit(memory_bytes: int) -> None:
+def limit_memory(memory_bytes: int) -> None:
     try:
         import resource
     except ImportError:  # not on Windows

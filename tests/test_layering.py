@@ -21,11 +21,13 @@ TRAINING = {
 }  # fmt: skip
 HEAVY = TRAINING | {
     "numpy", "scipy", "onnx", "onnxruntime", "sklearn", "tensorrt", "tensorrt_rtx", "PIL",
-    "openvino",
+    "openvino", "cryptography", "cyclonedx",
 }  # fmt: skip
 # On the way of `--help`.
 LIGHT = (
     "bench/__init__.py", "bench/errors.py", "bench/config.py", "bench/bundle.py", "bench/cli.py",
+    "bench/atomic.py", "bench/manifest.py", "bench/archive.py", "bench/signature.py",
+    "bench/verify.py", "bench/golden.py",
     "compress/__init__.py", "compress/cli.py", "compress/options.py", "compress/stage.py",
     "compress/recipe.py", "compress/progress.py", "compress/table.py", "compress/report_html.py",
     "export/__init__.py",
@@ -122,7 +124,7 @@ def test_nothing_unpickles_or_runs_data() -> None:
 def test_only_the_commands_and_what_they_show_print() -> None:
     speakers = {
         "bench/cli.py", "bench/job.py", "bench/report.py", "compress/cli.py", "compress/inspect.py",
-        "compress/table.py", "compress/show.py", "bench/worker.py",
+        "compress/table.py", "compress/show.py", "bench/worker.py", "bench/verify.py",
         *(p.relative_to(ROOT).as_posix() for p in (ROOT / "compress" / "commands").glob("*.py")),
     }  # fmt: skip
     for package in MAY_IMPORT:
