@@ -20,7 +20,7 @@ _T = TensorProto
 
 KNOWN = frozenset(
     """
-    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool
+    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool
     BatchNormalization Cast CastLike Ceil Celu Clip Concat Constant ConstantOfShape Conv
     ConvTranspose Cos Cosh CumSum DepthToSpace DequantizeLinear Div Dropout Einsum Elu Equal Erf
     Exp Expand EyeLike Flatten Floor GRU Gather GatherElements GatherND Gelu Gemm
@@ -32,7 +32,7 @@ KNOWN = frozenset(
     ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
     ReduceSumSquare Relu Reshape Resize ReverseSequence RotaryEmbedding Round Scatter
     ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus
-    Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh TensorScatter ThresholdedRelu
+    Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu
     Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor
     """.split()
 )
@@ -62,8 +62,7 @@ _QDQ = ("QuantizeLinear", "DequantizeLinear")
 _CONSTANTS: dict[str, tuple[int, ...]] = {
     **{f"Reduce{n}": (1,) for n in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min",
                                     "Prod", "Sum", "SumSquare")},
-    "Dropout": (1, 2), "Squeeze": (1,), "Unsqueeze": (1,), "CumSum": (1,),
-    "LSTM": (1, 2, 3), "GRU": (1, 2, 3),
+    "Dropout": (2,), "Squeeze": (1,), "Unsqueeze": (1,), "CumSum": (1,),
 }  # fmt: skip
 # Inputs whose values decide about shapes.
 _SHAPES: dict[str, tuple[int, ...]] = {
@@ -102,6 +101,9 @@ def _inputs(view: View, say: Say) -> None:
     for name in view.inputs:
         if name in view.stored:
             continue
+        if name in view.other:
+            say("unsupported-type", name, f"input {name} is no tensor")
+            continue
         shape = view.shape(name)
         if shape is None or -1 in shape:
             dims = "unknown rank" if shape is None else str(shape).replace("-1", "?")
@@ -131,7 +133,7 @@ def _narrow(view: View, name: str, kind: int, say: Say) -> None:
     outside = [n for n in view.readers.get(name, []) if n.op_type not in _QDQ]
     maker = view.maker.get(name)
     made = maker is not None and maker.op_type not in (*_QDQ, "Constant")
-    if outside or made or name in view.outputs or (maker is None and name in view.inputs):
+    if outside or made:
         at = label(outside[0]) if outside else name
         say("unsupported-type", at, f"{name} is {type_name(kind)} outside of Q and DQ")
 
@@ -144,7 +146,7 @@ def _bytes(view: View, name: str, say: Say) -> None:
     elif maker is not None and maker.op_type == "Cast" and name not in view.outputs:
         say("unsupported-type", label(maker), f"{name} is uint8 inside the network")
     for reader in view.readers.get(name, []):
-        if reader.op_type not in (*_QDQ, "Cast"):
+        if reader.op_type not in (*_QDQ, "Cast", "Equal"):
             say("unsupported-type", label(reader), f"{reader.op_type} reads uint8")
 
 
@@ -153,7 +155,8 @@ def _node(view: View, node: NodeProto, say: Say) -> None:
     for place in _CONSTANTS.get(operator, ()):
         name = node.input[place] if len(node.input) > place else ""
         if name and not _foldable(view, name):
-            say("computed-parameter", label(node), f"input {place} of {operator} is not constant")
+            rule = "computed-parameter" if _from_input(view, name) else "derived-parameter"
+            say(rule, label(node), f"input {place} of {operator} is not constant")
     for place in _SHAPES.get(operator, ()):
         name = node.input[place] if len(node.input) > place else ""
         source = name and _from_input(view, name)
@@ -172,8 +175,6 @@ def _foldable(view: View, name: str, depth: int = 0) -> bool:
     maker = view.maker.get(name)
     if maker is None or depth > 50:
         return False
-    if maker.op_type == "Shape":
-        return True
     return bool(maker.input) and all(_foldable(view, n, depth + 1) for n in maker.input if n)
 
 
@@ -235,12 +236,22 @@ def _resize(view: View, node: NodeProto) -> str | None:
     return None if policy == "stretch" else f"keep_aspect_ratio_policy = {policy}"
 
 
-def _attention(_: View, node: NodeProto) -> str | None:
-    if attribute(node, "softcap", 0.0):
-        return "softcap"
-    if attribute(node, "softmax_precision", 0):
-        return "softmax_precision"
-    return _one_output(_, node)
+def _celu(view: View, node: NodeProto) -> str | None:
+    kind = view.dtype(node.input[0])
+    return f"{type_name(kind)}, float32 only" if kind != _T.FLOAT else None
+
+
+def _clip(view: View, node: NodeProto) -> str | None:
+    return "int8" if view.dtype(node.input[0]) == _T.INT8 else None
+
+
+def _product(view: View, node: NodeProto) -> str | None:
+    first, second = (len(view.shape(n) or (0, 0)) for n in node.input)
+    return "a vector by a batch of matrices" if first == 1 and second > 2 else None
+
+
+def _random(view: View, node: NodeProto) -> str | None:
+    return "float64" if view.dtype(node.output[0]) == _T.DOUBLE else None
 
 
 def _quantise(view: View, node: NodeProto) -> str | None:
@@ -254,5 +265,5 @@ _OPTIONS: dict[str, Callable[[View, NodeProto], str | None]] = {
     "AveragePool": _dilated, "MaxPool": _dilated, "LpPool": _dilated,
     "BatchNormalization": _training, "LayerNormalization": _one_output,
     "ScatterND": _reduction, "ScatterElements": _reduction, "Mod": _modulo, "Resize": _resize,
-    "Attention": _attention, "QuantizeLinear": _quantise, "DequantizeLinear": _quantise,
+    "Celu": _celu, "Clip": _clip, "MatMul": _product, "RandomUniformLike": _random, "QuantizeLinear": _quantise, "DequantizeLinear": _quantise,
 }  # fmt: skip

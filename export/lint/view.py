@@ -39,6 +39,13 @@ class View:
             if v.type.WhichOneof("value") == "tensor_type"
         }
 
+        self.other = {
+            v.name
+            for v in (*graph.value_info, *graph.output, *graph.input)
+            if v.type.WhichOneof("value") not in ("tensor_type", None)
+        }
+        """Sequences, maps, optional values."""
+
     def inner(self) -> Iterator[View]:
         """The graphs in the attributes of this graph's nodes, not theirs."""
         for node in self.nodes:
