@@ -22,7 +22,7 @@ from vcompress.bench.config import from_mapping
 from vcompress.bench.data import Dataset, open_dataset
 from vcompress.bench.errors import UserError
 
-from . import quantization, stages
+from . import licences, quantization, stages
 from .data import Data
 from .finish import finish, plain
 from .models import ALIASES, ModelSpec, build, check_forward, make_spec, replace_head
@@ -88,6 +88,9 @@ def run_stage(
     context = Context(data, work, options.seed, options.resume, teacher, options.track)
     entry = record_entry(method, source.spec, asdict(config), options)
     entry["inputs"] = {r: _input_record(given[r], opened.get(r)) for r in given}
+    entry["licences"] = licences.record(
+        options, data.dataset, opened.get(primary), list(opened.values())
+    )
     clock = time.monotonic()
     torch.manual_seed(options.seed)
     outcome = stage.apply(source.model, config, context)
@@ -273,7 +276,9 @@ def _finished(
 
 def _of_result(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those options that change what a stage makes."""
-    left_out = ("resume", "overwrite", "track", "trust")
+    left_out = ["resume", "overwrite", "track", "trust"]
+    # Bundles of before they were recorded have no word of them.
+    left_out += [key for key in ("data_licence", "weights_licence") if options.get(key) is None]
     return {key: value for key, value in options.items() if key not in left_out}
 
 

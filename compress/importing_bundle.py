@@ -10,6 +10,7 @@ from vcompress.bench.bundle import IMAGENET, Bundle, is_bundle
 from vcompress.bench.data import Dataset, open_dataset
 from vcompress.bench.errors import UserError
 
+from . import licences
 from .finish import finish, noise, plain
 from .flow import choose_preprocess, free_name, record_entry
 from .importing import infer_classes, load_into
@@ -57,6 +58,7 @@ def import_checkpoint(
         "seconds": round(time.monotonic() - clock, 1),
         "details": plain(vars(loaded)),
     }
+    entry["licences"] = licences.record(options, dataset)
     if dataset is not None:
         _reorder_check(labels, dataset)
     return finish(network, target, entry, (), labels=labels, preprocess=preprocess, dataset=dataset)

@@ -9,6 +9,7 @@ from typing import Any
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.errors import UserError
 
+from . import licences
 from .table import print_history, printable
 
 _SHOWN_DETAILS = 160
@@ -25,7 +26,7 @@ def inspect(path: Path) -> None:
     try:
         print_history(bundle)
         lines = list(_lines(bundle))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: its history is not one that vcompress writes ({type(error).__name__}: "
             f"{error}). Make the bundle again."
@@ -48,6 +49,8 @@ def _lines(bundle: Bundle) -> Iterator[str]:
     if bundle.data is not None:
         splits = ", ".join(f"{name} {count:,}" for name, count in bundle.data["splits"].items())
         yield f"data        {bundle.data['source']}, seed {bundle.data['seed']}: {splits}"
+    found = licences.recorded(bundle)
+    yield f"licences    data {found.data}, weights {found.weights}"
     yield ""
     yield "history"
     for number, entry in enumerate(bundle.history, 1):

@@ -25,6 +25,11 @@ class Options:
     """Of the training images; auto takes affine up to 64 px and crop-flip above."""
     weights: str | None = None
     """Where a model named here starts: default (the library's pretrained weights) or a file."""
+    data_licence: str | None = None
+    """Of the images: an SPDX identifier such as CC-BY-4.0, or words. Default: what the bundle says,
+    what is known of digits, else unknown."""
+    weights_licence: str | None = None
+    """Of the weights. Default: what the bundle says, else unknown."""
     trust: str | None = None
     """Your own module:factory that a bundle may run when it is loaded."""
     seed: int = 0
@@ -41,3 +46,10 @@ class Options:
             raise UserError(f"seed = {self.seed}: it must be 0 or more.")
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite contradict each other; give one.")
+        for name in ("data_licence", "weights_licence"):
+            text = getattr(self, name)
+            if text is not None and not (text.strip() and text.isprintable() and len(text) <= 200):
+                raise UserError(
+                    f"{name} = {text!r:.80}: expected an SPDX identifier such as CC-BY-4.0, or up "
+                    f"to 200 printable characters."
+                )

@@ -29,6 +29,10 @@ class Command:
     """Side of the network's square input, pixels."""
     preprocess: str | None = None
     """imagenet, or JSON (or a .json file). Default: the data's usual one, else imagenet."""
+    data_licence: str | None = None
+    """Of the images: an SPDX identifier such as CC-BY-4.0, or words."""
+    weights_licence: str | None = None
+    """Of the checkpoint."""
     seed: int = 0
     """Of the split."""
     overwrite: bool = False
@@ -40,5 +44,6 @@ class Command:
         options = Options(
             data=self.data, data_root=self.data_root, image_size=self.image_size,
             preprocess=self.preprocess, seed=self.seed, overwrite=self.overwrite,
+            data_licence=self.data_licence, weights_licence=self.weights_licence,
         )  # fmt: skip
         show(import_checkpoint(self.model, Path(self.weights), self.labels, self.out, options))

@@ -1,0 +1,29 @@
+"""`vcompress pack`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Make one file of a bundle, the same bytes every time; signed on request."""
+
+    bundle: Annotated[Path, tyro.conf.Positional]
+    """Folder written by vcompress."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The archive; default: the folder's name with .vcb."""
+    sign: Path | None = None
+    """Private key (Ed25519, PEM), as vcompress keygen makes one."""
+
+    def run(self) -> None:
+        from vcompress.bench.archive import pack
+        from vcompress.bench.bundle import sha256
+
+        out = self.out or Path(f"{self.bundle.resolve()}.vcb")
+        pack(self.bundle, out, self.sign)
+        print(f"{out}: {out.stat().st_size:,} bytes, sha256 {sha256(out)}")

@@ -1,0 +1,33 @@
+"""`vcompress unpack`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Make a bundle of an archive again; nothing is written unless all of it is right."""
+
+    archive: Annotated[Path, tyro.conf.Positional]
+    """File written by vcompress pack."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Where the bundle goes; default: the archive's name without .vcb, in the working directory."""
+    key: Path | None = None
+    """Public key that it must be signed with."""
+    overwrite: bool = False
+    """Replace a bundle that is already at --out."""
+
+    def run(self) -> None:
+        from vcompress.bench.archive import unpack
+        from vcompress.bench.errors import UserError
+
+        if self.out is None and not self.archive.suffix:
+            raise UserError(f"{self.archive}: say with --out where the bundle goes.")
+        out = self.out or Path(self.archive.stem)
+        bundle = unpack(self.archive, out, self.key, overwrite=self.overwrite)
+        print(f"{out}: {len(bundle.files)} files, {bundle.size_bytes:,} bytes, hashes agree")
