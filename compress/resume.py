@@ -30,10 +30,17 @@ class State:
     ema: Mapping[str, Tensor]
     best: dict[str, Tensor]
     moments: Mapping[str, Tensor]
+    loss: Mapping[str, Tensor]
+    """Of a loss with parameters of its own; empty for others."""
 
-    def restore(self, model: nn.Module, ema: nn.Module | None, optimizer: Any, scaler: Any) -> None:
+    def restore(
+        self, model: nn.Module, ema: nn.Module | None, optimizer: Any, scaler: Any,
+        loss: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         """Put everything back; the optimiser is a fresh one over the same parameters."""
         model.load_state_dict(self.model)
+        if loss is not None:
+            loss.load_state_dict(self.loss)
         if ema is not None:
             ema.load_state_dict(self.ema)
         if scaler is not None and self.scaler is not None:
@@ -47,8 +54,8 @@ class State:
 
 
 def save_state(
-    file: Path, model: nn.Module, ema: nn.Module | None, optimizer: Any, scaler: Any, *,
-    best: Mapping[str, Tensor], **facts: Any,
+    file: Path, model: nn.Module, ema: nn.Module | None, optimizer: Any, scaler: Any,
+    loss: nn.Module | None = None, *, best: Mapping[str, Tensor], **facts: Any,
 ) -> None:  # fmt: skip
     """Write the state of an epoch's end to `file` by a rename; `facts` are JSON values."""
     tensors: dict[str, Tensor] = {}
@@ -56,6 +63,7 @@ def save_state(
         ("model", model.state_dict()),
         ("ema", ema.state_dict() if ema is not None else {}),
         ("best", best),
+        ("loss", loss.state_dict() if loss is not None else {}),
     ):
         tensors |= {f"{prefix}/{key}": value for key, value in source.items()}
     for number, moments in optimizer.state_dict()["state"].items():
@@ -81,7 +89,9 @@ def load_state(file: Path) -> State:
     Raises:
         UserError: the file is damaged.
     """
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "best": {}, "moments": {}}
+    groups: dict[str, dict[str, Tensor]] = {
+        name: {} for name in ("model", "ema", "best", "moments", "loss")
+    }
     try:
         with safe_open(file, framework="pt") as stream:
             facts: dict[str, Any] = json.loads(stream.metadata()["vcompress"])

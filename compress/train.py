@@ -33,8 +33,13 @@ from .pruning.sparsity import held_sparse
 from .resume import State, load_state, save_state
 from .stage import Context, TrainConfig
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From logits `[B, K]`, images `[B, C, H, W]` and labels `[B]` to a scalar averaged over `B`."""
+Loss = Callable[..., Tensor]
+"""From logits `[B, K]`, images `[B, C, H, W]` and labels `[B]` to a scalar averaged over `B`.
+
+One that is a module (`teaching.TaughtLoss`) may have parameters, which are trained beside the
+network's and thrown away with it. It is told the `Samples` of the batch too, says by `view(epoch)`
+what epoch's augmentation it wants, and by `identity` what must be the same for a resume.
+"""
 
 
 def fit(
@@ -83,6 +88,9 @@ def fit(
         )
     file = context.workdir / name / "state.safetensors"
     identity = _identity(model, config, context, name)
+    taught = loss if isinstance(loss, nn.Module) else None
+    if taught is not None:
+        identity["loss"] = json.loads(json.dumps(taught.identity))
     state = _resumed(file, identity, context.resume)
     if not context.resume and accelerator.is_main_process:
         shutil.rmtree(file.parent, ignore_errors=True)
@@ -90,14 +98,16 @@ def fit(
 
     torch.manual_seed(context.seed)
     frozen = _freeze(model, config, len(context.data.classes))
-    optimizer = _optimizer(model, config, extra_groups or [])
+    own = [] if taught is None else [p for p in taught.parameters() if p.requires_grad]
+    projections = {"params": own, "weight_decay": config.weight_decay}
+    optimizer = _optimizer(model, config, [*(extra_groups or []), projections])
     ema = None
     if config.ema_decay:
         average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
         ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     best = {k: v.clone() for k, v in model.state_dict().items()}
     if state is not None:
-        state.restore(model, ema, optimizer, accelerator.scaler)
+        state.restore(model, ema, optimizer, accelerator.scaler, taught)
         best = state.best
     history: list[dict[str, float]] = list(state.history) if state else []
     best_accuracy, best_epoch = (state.best_accuracy, state.best_epoch) if state else (-1.0, 0)
@@ -111,6 +121,9 @@ def fit(
     model = model.to(memory_format=torch.channels_last)
     own_attributes = set(vars(model))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    if taught is not None:
+        taught.to(accelerator.device)
+        loss = accelerator.prepare(taught) if own else taught
     if ema is not None:
         ema.to(accelerator.device)
     if context.teacher is not None:
@@ -126,7 +139,8 @@ def fit(
             torch.manual_seed(context.seed * 1_000_003 + epoch)
             loader = context.data.loader(
                 "train", config.batch_size, train=True, epoch=epoch, workers=config.workers,
-                rank=rank, world=world,
+                rank=rank, world=world, samples=taught is not None,
+                view=None if taught is None else taught.view(epoch),
             )  # fmt: skip
             wrapped.train()
             for module in frozen:
@@ -134,7 +148,7 @@ def fit(
             if on_epoch is not None:
                 on_epoch(epoch, model)
             total = torch.zeros((), device=accelerator.device)
-            for step, (images, labels) in enumerate(loader):
+            for step, (images, labels, *samples) in enumerate(loader):
                 share = _schedule(epoch * steps + step, steps, config)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * share
@@ -143,7 +157,7 @@ def fit(
                 with accelerator.autocast():
                     logits = wrapped(images)
                     value = (
-                        loss(logits, images, labels)
+                        loss(logits, images, labels, *samples)
                         if loss is not None
                         else F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
                     )
@@ -160,6 +174,9 @@ def fit(
                 if update:
                     if config.clip_norm and accelerator.sync_gradients:
                         accelerator.clip_grad_norm_(wrapped.parameters(), config.clip_norm)
+                        # Apart, so that they take nothing from the network's share; the gradients
+                        # of the whole optimiser are unscaled by now.
+                        nn.utils.clip_grad_norm_(own, config.clip_norm)
                     optimizer.step()
                     optimizer.zero_grad()
                     if ema is not None:
@@ -178,7 +195,7 @@ def fit(
             if accelerator.is_main_process:
                 progress.epoch(epoch, mean_loss, accuracy, peaks[0] * share)
                 save_state(
-                    file, model, ema, optimizer, accelerator.scaler,
+                    file, model, ema, optimizer, accelerator.scaler, taught,
                     identity=identity, best=best, best_accuracy=best_accuracy,
                     best_epoch=best_epoch, history=history, finished=finished,
                 )  # fmt: skip
@@ -189,6 +206,8 @@ def fit(
         tracker.finish()  # not end_training: it dissolves the group that later stages need
     # Or autocast would stay in `forward`, and with it in what is exported.
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    if own:
+        accelerator.unwrap_model(loss, keep_fp32_wrapper=False)
     for attribute in set(vars(model)) - own_attributes:
         delattr(model, attribute)
     accelerator.free_memory()
@@ -289,17 +308,18 @@ def _identity(model: nn.Module, config: TrainConfig, context: Context, name: str
         "preprocess": json.loads(json.dumps(asdict(context.data.preprocess))),
         "augment": context.data.augment,
         "config": json.loads(json.dumps(asdict(config))),
-        "initial_weights": _digest(model),
-        "teacher": None if teacher is None else _digest(teacher),
+        "initial_weights": digest(model),
+        "teacher": None if teacher is None else digest(teacher),
     }
 
 
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
+def digest(model: nn.Module) -> str:
+    """SHA-256 over the names and values of the weights."""
+    found = hashlib.sha256()
     for key, tensor in model.state_dict().items():
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(key.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _resumed(file: Path, identity: Mapping[str, Any], resume: bool) -> State | None:
