@@ -162,6 +162,7 @@ class _DataRecord:
     fingerprint: str
     splits: dict[str, int]
     root: str | None = None
+    on_bad_image: Literal["fail", "skip"] = "fail"
 
 
 @dataclass(frozen=True)

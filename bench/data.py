@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from .bundle import IMAGENET, Preprocess
+from .duplicates import repeated_across
 from .errors import EnvironmentLacks, UserError, nearest
 from .preprocess import apply, read_image
 
 SPLITS = ("train", "val", "test")
+OnBadImage = Literal["fail", "skip"]
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
 _PATH = "utf-8", "surrogateescape"  # a file name may hold any bytes
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -40,25 +42,52 @@ class Dataset:
     default_preprocess: Preprocess
     root: str | None = None
     seed: int = 0
+    on_bad_image: OnBadImage = "fail"
+    """What to do with an image that cannot be read."""
+    bad_images: dict[int, str] = field(default_factory=dict, compare=False)
+    """Number to message of the images that were skipped so far."""
 
     def record(self) -> dict[str, Any]:
         """What a bundle's manifest keeps of it."""
+        skips = {} if self.on_bad_image == "fail" else {"on_bad_image": self.on_bad_image}
         return {
             "source": self.source,
             "root": self.root,
             "seed": self.seed,
             "fingerprint": self.fingerprint,
             "splits": {name: len(indices) for name, indices in self.splits.items()},
+            **skips,
         }
 
+    def values(self, i: int, preprocess: Preprocess) -> npt.NDArray[np.float32] | None:
+        """Image number i as the network's input, `[C, H, W] float32`; None where it cannot be read
+        and such images are skipped.
 
-def open_dataset(source: str, root: str | None = None, seed: int = 0) -> Dataset:
+        Raises:
+            UserError: it cannot be read, and such images are not skipped.
+        """
+        try:
+            return apply(preprocess, self.image(i))
+        except UserError as error:
+            if self.on_bad_image == "fail":
+                raise
+            self.bad_images[i] = str(error)
+            return None
+
+
+def open_dataset(
+    source: str, root: str | None = None, seed: int = 0, on_bad_image: OnBadImage = "fail"
+) -> Dataset:
     """Open `digits`, a folder of class folders, or `torchvision:NAME` with `root`.
 
     Raises:
         UserError: the source is unknown or its images cannot be used.
         EnvironmentLacks: a package or a download is missing.
     """
+    return replace(_open(source, root, seed), on_bad_image=on_bad_image)
+
+
+def _open(source: str, root: str | None, seed: int) -> Dataset:
     if source == "digits":
         return _digits(seed)
     if source.startswith("torchvision:"):
@@ -75,12 +104,15 @@ def open_dataset(source: str, root: str | None = None, seed: int = 0) -> Dataset
 def batches(
     dataset: Dataset, split: str, preprocess: Preprocess, batch_size: int
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """Batches `[B, C, H, W] float32` with labels `[B] int64`, in order, the last one shorter."""
+    """Batches `[B, C, H, W] float32` with labels `[B] int64`, in order, the last one shorter.
+    Images that are skipped leave their batch shorter."""
     indices = dataset.splits[split]
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
-        images = np.stack([apply(preprocess, dataset.image(int(i))) for i in chosen])
-        yield images, dataset.labels[chosen]
+        found = [(dataset.values(int(i), preprocess), dataset.labels[i]) for i in chosen]
+        images = [(values, label) for values, label in found if values is not None]
+        if images:
+            yield np.stack([v for v, _ in images]), np.array([x for _, x in images], np.int64)
 
 
 def split_by_seed(
@@ -173,9 +205,11 @@ def _folder(folder: Path, seed: int) -> Dataset:
         splits = {name: np.flatnonzero(where == n) for n, name in enumerate(SPLITS)}
     else:
         splits = _val_from_train(keys, targets, classes, seed, where)
+    sizes = [path.stat().st_size for path in paths]
+    splits = _without_overlap(splits, paths, sizes, where, given)
     digest = hashlib.sha256()
-    for key, path, label in zip(keys, paths, labels, strict=True):
-        digest.update(f"{key}\0{path.stat().st_size}\0{label}\n".encode(*_PATH))
+    for key, size, label in zip(keys, sizes, labels, strict=True):
+        digest.update(f"{key}\0{size}\0{label}\n".encode(*_PATH))
     return Dataset(
         str(folder), classes, targets, splits, _fingerprint(digest, splits),
         lambda i: read_image(paths[i]), IMAGENET, seed=seed,
@@ -193,6 +227,38 @@ def _val_from_train(
         "val": train[inner["val"]],
         "test": np.flatnonzero(where == 1),
     }
+
+
+def _without_overlap(
+    splits: dict[str, npt.NDArray[np.int64]], paths: Sequence[Path], sizes: Sequence[int],
+    where: npt.NDArray[Any], given: Sequence[str],
+) -> dict[str, npt.NDArray[np.int64]]:  # fmt: skip
+    """No image may be trained on and measured on. Copies that the seed has spread over the splits
+    all go to `train`; copies in folders that the user has divided are refused."""
+    part = np.zeros(len(paths), dtype=np.int64)
+    for number, name in enumerate(SPLITS):
+        part[splits[name]] = number
+    groups = repeated_across(paths, sizes, part.tolist())
+    if not groups:
+        return splits
+    for group in groups:
+        one, other = group[0], next((i for i in group if where[i] != where[group[0]]), None)
+        if other is not None:
+            raise UserError(
+                f"{paths[one]} and {paths[other]} hold the same bytes: {given[where[one]]}/ and "
+                f"{given[where[other]]}/ overlap, so accuracy would be measured on images that "
+                f"were trained on. Remove the copies ({len(groups):,} images are there twice)."
+            )
+    part[[i for group in groups for i in group]] = 0
+    found = {name: np.flatnonzero(part == number) for number, name in enumerate(SPLITS)}
+    for name in SPLITS:
+        if not len(found[name]):
+            one, other = (paths[i] for i in groups[0][:2])
+            raise UserError(
+                f"Nothing is left for {name}: {len(groups):,} images are there more than once, "
+                f"such as {one} and {other}. Remove the copies."
+            )
+    return found
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -241,7 +307,15 @@ def _torchvision(source: str, root: str | None, seed: int) -> Dataset:
     digest = hashlib.sha256(f"{source}{counts}".encode() + labels.tobytes())
 
     def image(i: int) -> Image.Image:
-        opened: Image.Image = train[i][0] if i < counts[0] else test[i - counts[0]][0]
+        part, number = (train, i) if i < counts[0] else (test, i - counts[0])
+        try:
+            opened: Image.Image = part[number][0]
+        except Exception as error:  # each set reads its files in its own way
+            name = "train" if part is train else "test"
+            raise UserError(
+                f"--data {source}: image {number} of {name} cannot be read ({error}). The files in "
+                f"{root} may be incomplete; remove them and download them again."
+            ) from None
         return opened
 
     width, height = image(0).size
@@ -266,7 +340,7 @@ def _open_torchvision(datasets: Any, name: str, root: str, held_out: bool) -> An
                 continue
             except ImportError as error:  # some read their labels with scipy or h5py
                 raise EnvironmentLacks(f"--data torchvision:{name}: {error}.") from None
-            except (RuntimeError, OSError, ValueError) as error:
+            except Exception as error:  # half a download fails in as many ways as there are sets
                 last = error
     if last is None:
         raise UserError(
@@ -274,8 +348,9 @@ def _open_torchvision(datasets: Any, name: str, root: str, held_out: bool) -> An
             f"vcompress knows. Export it to class folders and give the folder."
         )
     raise EnvironmentLacks(
-        f"--data torchvision:{name}: its files are not in {root} and could not be downloaded "
-        f"({last}). Put the files there and try again."
+        f"--data torchvision:{name}: its files are missing or incomplete in {root} and could not "
+        f"be downloaded ({type(last).__name__}: {last}). Put the files there whole, after removing "
+        f"what is left of an interrupted download, and try again."
     )
 
 

@@ -106,8 +106,9 @@ def images_for(options: Options, found: Sequence[Subject]) -> tuple[Images | Non
         return None, []
     try:
         dataset = open_dataset(
-            bundle.data["source"], bundle.data.get("root"), int(bundle.data.get("seed", 0))
-        )
+            bundle.data["source"], bundle.data.get("root"), int(bundle.data.get("seed", 0)),
+            bundle.data.get("on_bad_image", "fail"),
+        )  # fmt: skip
     except UserError as error:
         return None, [f"no accuracy: the data that the bundle records is not here ({error})"]
     if bundle.data.get("fingerprint") not in (None, dataset.fingerprint):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import pickle
@@ -181,10 +180,91 @@ def test_an_unreadable_image_is_named_when_it_is_reached(
 ) -> None:
     folder = image_folder(red=4, green=4)
     for file in (folder / "red").iterdir():
-        file.write_text("no image")
+        file.write_text(f"no image {file.name}")
     data = open_dataset(str(folder))
     with pytest.raises(UserError, match=r"red/\d+\.png: cannot be read as an image"):
         list(batches(data, "test", Preprocess((8, 8)), 8))
+
+
+def test_a_copy_in_two_divided_folders_is_refused_and_named(
+    image_folder: Callable[..., Path],
+) -> None:
+    image_folder("set/train", red=8, green=8)
+    folder = image_folder("set/val", red=4, green=4).parent
+    assert open_dataset(str(folder)).splits["test"].size == 8
+    copy = folder / "val" / "green" / "again.png"
+    copy.write_bytes((folder / "train" / "red" / "003.png").read_bytes())
+    with pytest.raises(UserError) as caught:
+        open_dataset(str(folder))
+    for part in ("train/red/003.png", "val/green/again.png", "train/ and val/ overlap", "Remove"):
+        assert part in str(caught.value)
+
+
+def test_copies_in_one_folder_are_all_trained_on(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder(red=12, green=12)
+    before = open_dataset(str(folder))
+    paths = sorted(p for p in folder.rglob("*.png"))  # the order of the data set
+    held_out = [int(before.splits[name][0]) for name in ("val", "test")]
+    for number in held_out:
+        (folder / "red" / f"z{number}.png").write_bytes(paths[number].read_bytes())
+    data = open_dataset(str(folder))
+    names = sorted(p for p in folder.rglob("*.png"))
+    trained = {names[i].read_bytes() for i in data.splits["train"]}
+    assert {paths[n].read_bytes() for n in held_out} <= trained
+    for name in ("val", "test"):
+        assert not {names[i].read_bytes() for i in data.splits[name]} & trained
+    assert_a_partition(data)
+
+
+def test_a_folder_of_copies_alone_is_refused(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder(red=6, green=6)
+    for file in folder.rglob("*.png"):
+        Image.new("RGB", (8, 8)).save(file)
+    with pytest.raises(
+        UserError, match=r"Nothing is left for val: 1?\d images are there more than"
+    ):
+        open_dataset(str(folder))
+
+
+def test_only_files_that_may_be_copies_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vcompress.bench import duplicates
+
+    contents = [b"a" * 9000 + b"x", b"b" * 9000 + b"y", b"a" * 9000 + b"x", b"c" * 7, b"d" * 8]
+    paths = [tmp_path / f"{n}" for n in range(5)]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    read: list[tuple[str, int | None]] = []
+    original = duplicates._digest
+
+    def counted(path: Path, last_bytes: int | None) -> bytes | None:
+        read.append((path.name, last_bytes))
+        return original(path, last_bytes)
+
+    monkeypatch.setattr(duplicates, "_digest", counted)
+    sizes = [len(c) for c in contents]
+    assert duplicates.repeated_across(paths, sizes, [0, 0, 1, 0, 1]) == [[0, 2]]
+    assert read == [("0", 4096), ("1", 4096), ("2", 4096), ("0", None), ("2", None)]
+    assert duplicates.repeated_across(paths, sizes, [0, 0, 0, 1, 1]) == []
+
+
+def test_unreadable_images_are_skipped_counted_and_named_when_asked(
+    image_folder: Callable[..., Path],
+) -> None:
+    folder = image_folder(red=10, green=10)
+    plain = open_dataset(str(folder))
+    bad = int(plain.splits["test"][1])
+    path = sorted(folder.rglob("*.png"))[bad]
+    path.write_bytes(path.read_bytes()[:200])
+    data = open_dataset(str(folder), on_bad_image="skip")
+    found = list(batches(data, "test", Preprocess((8, 8)), 3))
+    assert [len(labels) for _, labels in found] == [2, 1]
+    assert all(len(images) == len(labels) for images, labels in found)
+    assert list(data.bad_images) == [bad]
+    assert "cannot be read as an image" in data.bad_images[bad]
+    assert path.name in data.bad_images[bad]
+    assert data.record()["on_bad_image"] == "skip" and "on_bad_image" not in plain.record()
 
 
 # torchvision's own data sets
@@ -209,8 +289,63 @@ def test_a_download_that_fails_says_where_the_files_were_looked_for(
     with pytest.raises(EnvironmentLacks) as caught:
         open_dataset(f"torchvision:{name}", str(tmp_path / "root"))
     assert caught.value.status == 4
-    for part in (name, str(tmp_path / "root"), "could not be downloaded", "Put the files there"):
+    for part in (
+        name,
+        str(tmp_path / "root"),
+        "could not be downloaded",
+        "Put the files there whole",
+    ):
         assert part in str(caught.value)
+
+
+def write_mnist(root: Path) -> Path:
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 60), ("t10k", 20)):
+        pixels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        header = struct.pack(">4I", 2051, count, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        header = struct.pack(">2I", 2049, count)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+    return raw
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("left_bytes", [0, 3, 10, 1000])
+def test_an_interrupted_download_is_named_and_not_opened(tmp_path: Path, left_bytes: int) -> None:
+    raw = write_mnist(tmp_path)
+    file = raw / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:left_bytes])
+    with pytest.raises(EnvironmentLacks, match=r"missing or incomplete in .*interrupted download"):
+        open_dataset("torchvision:MNIST", str(tmp_path))
+
+
+def test_an_image_of_torchvision_that_is_damaged_is_named_when_it_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive that was unpacked in part: the list is whole, a file is not."""
+    from torchvision import datasets
+
+    class Files:
+        classes = ("a", "b")
+
+        def __init__(self, root: str, split: str, download: bool) -> None:
+            self.labels = [n % 2 for n in range(20)]
+
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            if index == 7:
+                raise FileNotFoundError("image_00007.jpg")
+            return Image.new("RGB", (4, 4)), self.labels[index]
+
+    monkeypatch.setattr(datasets, "Flowers102", Files)
+    data = open_dataset("torchvision:Flowers102", str(tmp_path))
+    with pytest.raises(UserError, match=r"image 7 of test cannot be read \(image_00007.jpg\)"):
+        data.image(27)
 
 
 def test_a_torchvision_name_that_is_wrong_or_has_no_parts_is_named(tmp_path: Path) -> None:
@@ -224,18 +359,7 @@ def test_a_torchvision_name_that_is_wrong_or_has_no_parts_is_named(tmp_path: Pat
 
 
 def test_mnist_is_read_from_its_files(tmp_path: Path) -> None:
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 60), ("t10k", 20)):
-        pixels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        header = struct.pack(">4I", 2051, count, 28, 28)
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
-        header = struct.pack(">2I", 2049, count)
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
-        with gzip.open(raw / f"{part}.gz", "wb") as stream:
-            stream.write(b"")
+    write_mnist(tmp_path)
     data = open_dataset("torchvision:MNIST", str(tmp_path))
     assert [len(data.splits[name]) for name in SPLITS] == [50, 10, 20]
     assert len(data.classes) == 10
