@@ -32,7 +32,7 @@ _NAMES = "alias (r18, mnv2, vitb16, ...), torchvision name, timm:NAME, module:fa
 _KIND_HELP = {
     "fresh": f"{_NAMES}; a name starts with random weights, or with --weights",
     "trained": f"{_NAMES}; a name alone is fine-tuned first",
-    "optional": f"{_NAMES}; a name alone is fine-tuned first",
+    "optional": f"{_NAMES}; a name alone is fine-tuned first; none: only the network as it came",
 }
 
 

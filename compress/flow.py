@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
 from vcompress.bench import bundle as bundles
 from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess, is_bundle
@@ -22,7 +23,7 @@ from vcompress.bench.config import from_mapping
 from vcompress.bench.data import Dataset, open_dataset
 from vcompress.bench.errors import UserError
 
-from . import licences, quantization, stages
+from . import heritage, licences, quantization, stages
 from .data import Data
 from .finish import finish, plain
 from .models import ALIASES, ModelSpec, build, check_forward, make_spec, replace_head
@@ -72,7 +73,8 @@ def run_stage(
 
     data = open_data(options, list(opened.values()))
     for role, kind in roles.items():
-        if kind != "fresh" and role in given and role not in opened:
+        nobody = kind == "optional" and given.get(role) == heritage.NONE
+        if kind != "fresh" and role in given and role not in opened and not nobody:
             opened[role] = _trained_first(given[role], role, options, data)
     for role, found in opened.items():
         if roles[role] != "fresh":
@@ -80,12 +82,14 @@ def run_stage(
 
     primary = list(roles)[-1]
     source = _network(given[primary], opened.get(primary), data, options)
-    teacher = load_network(opened["teacher"], options.trust).model if "teacher" in opened else None
+    teacher, teacher_name = _teacher(stage, config, given, opened, options)
     pruned_before = source.noted() if roles[primary] == "trained" else None
     check_forward(source.model, data.example, len(data.classes))
 
     work = target.parent / f".{target.name}.work"
-    context = Context(data, work, options.seed, options.resume, teacher, options.track)
+    context = Context(
+        data, work, options.seed, options.resume, teacher, options.track, teacher_name
+    )
     entry = record_entry(method, source.spec, asdict(config), options)
     entry["inputs"] = {r: _input_record(given[r], opened.get(r)) for r in given}
     entry["licences"] = licences.record(
@@ -216,6 +220,22 @@ def _network(value: str, found: Bundle | None, data: Data, options: Options) -> 
     log.info("%s knows other classes: giving it a new head for %d", value, classes)
     replace_head(network.model, network.spec.classes, classes)
     return Network(network.model, replace(network.spec, classes=classes))
+
+
+def _teacher(
+    stage: ModuleType, config: TrainConfig, given: Mapping[str, str],
+    opened: Mapping[str, Bundle], options: Options,
+) -> tuple[nn.Module | None, str | None]:  # fmt: skip
+    """Who teaches and where it lies: the one that was named, else that of the history, where the
+    stage has `inherits_teacher(config)` and wants it."""
+    if "teacher" in opened:
+        found = opened["teacher"]
+        return load_network(found, options.trust).model, str(found.path)
+    primary = opened.get(list(stages.inputs(stage))[-1])
+    wants = getattr(stage, "inherits_teacher", None)
+    if "teacher" in given or primary is None or wants is None or not wants(config):
+        return None, None
+    return heritage.inherited(primary, options.trust) or (None, None)
 
 
 def _trained_first(name: str, role: str, options: Options, data: Data) -> Bundle:

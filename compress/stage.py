@@ -108,6 +108,8 @@ class Context:
     """The float network to learn from, where the command or the bundle's history names one."""
     track: tuple[str, ...] = ()
     """Trackers of accelerate: tensorboard, wandb, mlflow."""
+    teacher_name: str | None = None
+    """Where the teacher lies, for the record."""
 
 
 @dataclass(frozen=True)

@@ -57,16 +57,23 @@ class Config(TaughtConfig):
             raise UserError(f"freeze_bn_epochs = {self.freeze_bn_epochs}: it must be 0 or more.")
 
 
+def inherits_teacher(config: Config) -> bool:
+    """Whether the teacher of the bundle's history is wanted where none is named."""
+    return config.method == "qat" and config.epochs > 0 and config.alpha > 0
+
+
 def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """Quantise a float `model` for `config.target`; the float one stays as it was.
 
-    Trained, it learns from `context.teacher`, or from `model` itself where there is none.
+    Trained, it learns from `context.teacher` (the one that was named, else the one that the
+    bundle's history records and that can still be found), or from `model` itself.
     """
     import copy
 
     import torch
 
     from ..losses import from_teacher
+    from ..progress import log
     from ..quantization import calibrate, freeze_bn, placement, prepare
     from ..sensitivity import choose_keep_float
     from ..train import fit
@@ -105,6 +112,8 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         return Outcome(quantised, details)
 
     teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
+    details["teacher"] = context.teacher_name or "the float network"
+    log.info("quantize: learning from %s", details["teacher"])
     loss = from_teacher(teacher, config)
 
     def on_epoch(epoch: int, trained: nn.Module) -> None:
