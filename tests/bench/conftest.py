@@ -113,3 +113,31 @@ class Busy(Session):
 @pytest.fixture
 def busy() -> type[Busy]:
     return Busy
+
+
+@pytest.fixture
+def whole_bundle(models: Path) -> Callable[..., Any]:
+    """Writes a small whole bundle, its golden outputs computed by ONNX Runtime."""
+    import shutil
+
+    from vcompress.bench.bundle import Bundle, InputSpec, Preprocess, create
+    from vcompress.bench.runtimes import open_session
+
+    def make(path: Path, model: str = "classifier", seed: int = 0) -> Bundle:
+        images = np.random.default_rng(seed).standard_normal((4, 3, 32, 32))
+        with create(
+            path, input=InputSpec("x", (3, 32, 32)), preprocess=Preprocess((32, 32)),
+            labels=tuple("abcdefghij"), data=None,
+            history=({"stage": "import", "model": "tiny", "started": "2026-01-01T00:00:00"},),
+        ) as folder:  # fmt: skip
+            shutil.copyfile(models / f"{model}.onnx", folder / "model.onnx")
+            with open_session(folder / "model.onnx") as session:
+                inputs = images.astype(session.inputs[0].dtype)
+                (outputs,) = session.run({"x": inputs}).values()
+            np.savez(folder / "golden.npz", input=inputs, **{"output.logits": outputs})
+            (folder / "weights.safetensors").write_bytes(bytes(range(256)) * 5)
+            (folder / "notes").mkdir()
+            (folder / "notes" / "card.txt").write_text(f"a model, seed {seed}\n")
+        return Bundle.open(path)
+
+    return make
