@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .data import Data
+    from .teaching import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,8 @@ class Context:
     """Trackers of accelerate: tensorboard, wandb, mlflow."""
     teacher_name: str | None = None
     """Where the teacher lies, for the record."""
+    teachers: tuple[Teacher, ...] = ()
+    """Those of a stage that takes several, each with the inputs and the order of its classes."""
 
 
 @dataclass(frozen=True)
