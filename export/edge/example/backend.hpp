@@ -1,0 +1,34 @@
+// A runtime that runs a model: one function and one small class for each.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace classify {
+
+// Runs one image at a time: [1, channels, height, width] float32 in, the scores of all classes out.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::vector<float> run(const std::vector<float> &input) = 0;
+};
+
+struct Model {
+  std::vector<unsigned char> bytes;  // ONNX, or an engine for TensorRT
+  std::string input;
+  int channels, height, width;
+  int threads;  // 0 leaves the choice to the runtime
+};
+
+#ifdef WITH_OPENVINO
+std::unique_ptr<Backend> open_openvino(const Model &model);
+#endif
+#ifdef WITH_ONNXRUNTIME
+std::unique_ptr<Backend> open_onnxruntime(const Model &model);
+#endif
+#ifdef WITH_TENSORRT
+std::unique_ptr<Backend> open_tensorrt(const Model &model);
+#endif
+
+}  // namespace classify

@@ -1,0 +1,182 @@
+// classify IMAGE.ppm...: the labels and scores of images, with a model that vcompress made.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "backend.hpp"
+#include "vcompress/preprocess.hpp"
+#include "vcompress/sha256.hpp"
+#include "vcompress_classify.h"
+
+namespace {
+
+const char kUsage[] =
+    "usage: classify [--runtime NAME] [--engine FILE] [--top N] [--threads N] IMAGE.ppm...\n"
+    "runtimes built in:"
+#ifdef WITH_OPENVINO
+    " openvino"
+#endif
+#ifdef WITH_ONNXRUNTIME
+    " onnxruntime"
+#endif
+#ifdef WITH_TENSORRT
+    " tensorrt (with --engine)"
+#endif
+    "\n";
+
+struct Arguments {
+  std::string runtime;
+  std::filesystem::path engine;
+  int top = 5;
+  int threads = 0;
+  std::vector<std::string> images;
+};
+
+int positive(const std::string &text) {
+  char *end = nullptr;
+  const long value = std::strtol(text.c_str(), &end, 10);
+  if (text.empty() || *end != '\0' || value < 1 || value > 1000000)
+    throw std::invalid_argument("'" + text + "': expected a number of 1 or more");
+  return static_cast<int>(value);
+}
+
+Arguments parse(int argc, char **argv) {
+  Arguments found;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    if (flag.rfind("--", 0) != 0) {
+      found.images.push_back(flag);
+      continue;
+    }
+    if (i + 1 == argc) throw std::invalid_argument(flag + " needs a value\n" + kUsage);
+    const std::string value = argv[++i];
+    if (flag == "--runtime")
+      found.runtime = value;
+    else if (flag == "--engine")
+      found.engine = value;
+    else if (flag == "--top")
+      found.top = positive(value);
+    else if (flag == "--threads")
+      found.threads = positive(value);
+    else
+      throw std::invalid_argument(flag + ": no such option\n" + kUsage);
+  }
+  if (found.images.empty()) throw std::invalid_argument(kUsage);
+  if (found.runtime.empty())
+#if defined(WITH_OPENVINO)
+    found.runtime = "openvino";
+#elif defined(WITH_ONNXRUNTIME)
+    found.runtime = "onnxruntime";
+#else
+    found.runtime = "tensorrt";
+#endif
+  return found;
+}
+
+std::vector<unsigned char> read(const std::filesystem::path &path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(path.string() + ": cannot be opened");
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+// The embedded model, or the file beside the executable: it must be the one this was built for.
+std::vector<unsigned char> onnx_bytes(const vcompress_model &model, const char *self) {
+  if (model.data != nullptr) return {model.data, model.data + model.bytes};
+  std::error_code failed;
+  auto here = std::filesystem::read_symlink("/proc/self/exe", failed);
+  if (failed) here = self;
+  const auto path = here.parent_path() / model.file;
+  auto bytes = read(path);
+  if (vcompress::sha256(bytes.data(), bytes.size()) != model.sha256)
+    throw std::runtime_error(path.string() +
+                             ": not the model that this application was built for (its SHA-256 "
+                             "differs)");
+  return bytes;
+}
+
+std::unique_ptr<classify::Backend> open(const Arguments &arguments, const vcompress_model &info,
+                                        const char *self) {
+  classify::Model model{{}, info.input, info.channels, info.height, info.width, arguments.threads};
+  const std::string &name = arguments.runtime;
+#ifdef WITH_TENSORRT
+  if (name == "tensorrt") {
+    if (arguments.engine.empty())
+      throw std::invalid_argument("tensorrt runs an engine: give --engine FILE");
+    model.bytes = read(arguments.engine);
+    return classify::open_tensorrt(model);
+  }
+#endif
+  if (!arguments.engine.empty())
+    throw std::invalid_argument("--engine belongs to --runtime tensorrt");
+#ifdef WITH_OPENVINO
+  if (name == "openvino") {
+    model.bytes = onnx_bytes(info, self);
+    return classify::open_openvino(model);
+  }
+#endif
+#ifdef WITH_ONNXRUNTIME
+  if (name == "onnxruntime") {
+    model.bytes = onnx_bytes(info, self);
+    return classify::open_onnxruntime(model);
+  }
+#endif
+  throw std::invalid_argument("--runtime " + name + ": not built in\n" + kUsage);
+}
+
+std::vector<double> softmax(const std::vector<float> &logits) {
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  std::vector<double> scores;
+  for (float logit : logits) {
+    if (!std::isfinite(logit)) throw std::runtime_error("the model gives NaN or infinity");
+    scores.push_back(std::exp(logit - largest));
+  }
+  const double sum = std::accumulate(scores.begin(), scores.end(), 0.0);
+  for (double &score : scores) score /= sum;
+  return scores;
+}
+
+void show(const std::vector<double> &scores, const vcompress_model &model, int top) {
+  std::vector<std::size_t> order(scores.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
+  order.resize(std::min(order.size(), static_cast<std::size_t>(top)));
+  for (std::size_t i : order) {
+    std::string label = model.labels[i];  // on one line, whatever it holds
+    for (char &c : label)
+      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
+    std::printf("%.7f\t%zu\t%s\n", scores[i], i, label.c_str());
+  }
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+  try {
+    const vcompress_model &model = vcompress_classify;
+    const Arguments arguments = parse(argc, argv);
+    const auto backend = open(arguments, model, argv[0]);
+    for (const std::string &path : arguments.images) {
+      const auto image = vcompress::read_pnm(path);
+      const auto logits = backend->run(vcompress::preprocess(model, image));
+      if (logits.size() != model.label_count)
+        throw std::runtime_error("the model has another number of outputs than labels");
+      std::printf("%s\n", path.c_str());
+      show(softmax(logits), model, arguments.top);
+    }
+  } catch (const std::exception &error) {
+    std::cerr << "classify: " << error.what() << '\n';
+    return 2;
+  }
+  return 0;
+}
