@@ -227,7 +227,7 @@ def lines(found: Verification, *, golden: bool = True) -> Iterator[str]:
     """What a person is told."""
     bundle, count = found.bundle, len(found.bundle.files)
     verdict = "hashes agree" if found.ok or found.golden else "does not hold"
-    yield f"files      {count} of {bundle.size_bytes / 1e6:.1f} MB: {verdict}"
+    yield f"files      {count}, {bundle.size_bytes:,} bytes: {verdict}"
     protected = f"held by {SEAL}" if found.protected else f"not protected: there is no {SEAL}"
     yield f"manifest   {protected}"
     yield f"signature  {found.signature}"

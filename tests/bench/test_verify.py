@@ -1,0 +1,343 @@
+"""`verify`: one changed byte anywhere is named, and what computes otherwise is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vcompress.bench import golden, verify
+from vcompress.bench.archive import pack
+from vcompress.bench.bundle import Bundle
+from vcompress.bench.errors import EnvironmentLacks, UserError
+from vcompress.bench.golden import Found, compare
+from vcompress.bench.manifest import seal_of
+from vcompress.bench.signature import make_keys
+from vcompress.bench.verify import DoesNotVerify, main
+from vcompress.bench.verify import verify as check
+
+Make = Callable[..., Bundle]
+
+
+def reseal(folder: Path, **files: bytes) -> None:
+    """Change files and all hashes with them, as a hostile author would."""
+    import hashlib
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, content in files.items():
+        target = {"model": "model.onnx", "golden": "golden.npz"}[name]
+        (folder / target).write_bytes(content)
+        manifest["files"][target] = {
+            "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)
+        }  # fmt: skip
+    text = json.dumps(manifest).encode()
+    (folder / "manifest.json").write_bytes(text)
+    (folder / "manifest.sha256").write_bytes(seal_of(text))
+
+
+def test_a_whole_bundle_verifies(
+    whole_bundle: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = whole_bundle(tmp_path / "b")
+    assert main([str(tmp_path / "b"), "--runtime", "onnxruntime"]) == 0
+    text = capsys.readouterr().out
+    assert f"files      4, {made.size_bytes:,} bytes: hashes agree" in text
+    assert "manifest   held by manifest.sha256" in text
+    assert "signature  none" in text
+    assert "cpu agrees: equal to the bit (float32, at least 80 dB)" in text
+    assert text.endswith(f"{tmp_path / 'b'} verifies\n")
+
+
+def test_every_file_with_a_changed_byte_is_named(whole_bundle: Make, tmp_path: Path) -> None:
+    made = whole_bundle(tmp_path / "b")
+    for name in (*made.files, "manifest.json", "manifest.sha256"):
+        file = tmp_path / "b" / name
+        before = file.read_bytes()
+        for place in (0, len(before) // 2, len(before) - 1):
+            file.write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+            if name.startswith("manifest"):
+                with pytest.raises(DoesNotVerify, match=r"manifest\.json: changed"):
+                    check(tmp_path / "b", golden=False)
+            else:
+                found = check(tmp_path / "b", golden=False)
+                assert found.problems == (f"{name}: changed (its SHA-256 differs)",)
+        file.write_bytes(before)
+    assert check(tmp_path / "b", golden=False).ok
+
+
+def test_everything_that_is_wrong_is_named_at_once(
+    whole_bundle: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole_bundle(tmp_path / "b")
+    folder = tmp_path / "b"
+    (folder / "model.onnx").unlink()
+    (folder / "golden.npz").write_bytes(b"x")
+    (folder / "stranger").write_text("x")
+    (folder / "weights.safetensors").rename(tmp_path / "w")
+    (folder / "weights.safetensors").symlink_to(tmp_path / "w")
+    (folder / "notes").rename(tmp_path / "notes")
+    (folder / "notes").symlink_to(tmp_path / "notes")
+    assert main([str(folder)]) == 1
+    said = capsys.readouterr()
+    for line in (
+        "golden.npz: changed (1 bytes, the manifest says", "model.onnx: missing",
+        "notes/card.txt: missing, or not a plain file", "notes: not named by the manifest",
+        "weights.safetensors: missing, or not a plain file", "stranger: not named by the manifest",
+    ):  # fmt: skip
+        assert line in said.err, line
+    assert "golden     not run" in said.out
+
+
+def test_a_bundle_of_before_says_that_its_manifest_is_not_protected(
+    whole_bundle: Make, tmp_path: Path
+) -> None:
+    whole_bundle(tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    del manifest["history"][0]["sealed_by"]
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "b" / "manifest.sha256").unlink()
+    found = check(tmp_path / "b", golden=False)
+    assert found.ok and not found.protected
+    assert any("not protected" in line for line in verify.lines(found, golden=False))
+
+
+def test_a_signature_is_checked_with_a_key_and_mentioned_without(
+    whole_bundle: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography")
+    public, name = make_keys(tmp_path / "k.pem")
+    other, _ = make_keys(tmp_path / "o.pem")
+    whole_bundle(tmp_path / "b")
+    pack(tmp_path / "b", tmp_path / "b.vcb", tmp_path / "k.pem")
+    archive = tmp_path / "b.vcb"
+    assert check(archive, golden=False, key=public).signature == f"holds, by the key {name}"
+    assert check(archive, golden=False).signature.endswith(f"{name}, not checked: give --key")
+    with pytest.raises(DoesNotVerify, match="signed by the key"):
+        check(archive, golden=False, key=other)
+    assert check(tmp_path / "b", golden=False, key=public).problems[0].endswith("--sign KEY.pem")
+    with pytest.raises(UserError, match="no such key"):
+        check(tmp_path / "b", golden=False, key=tmp_path / "nothing")
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    for path in (archive, tmp_path / "b"):
+        with pytest.raises(EnvironmentLacks, match="signatures need the package cryptography"):
+            check(path, golden=False, key=public)
+
+
+def test_an_archive_is_verified_as_a_folder_is(
+    whole_bundle: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole_bundle(tmp_path / "b")
+    pack(tmp_path / "b", tmp_path / "b.vcb")
+    found = check(tmp_path / "b.vcb", runtimes=("onnxruntime",))
+    assert found.ok and found.golden[0].state == "agrees"
+    (tmp_path / "b.vcb").write_bytes((tmp_path / "b.vcb").read_bytes()[:-1])
+    assert main([str(tmp_path / "b.vcb")]) == 1
+    assert "cut off" in capsys.readouterr().err
+
+
+def test_what_is_no_bundle_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert main([str(tmp_path)]) == 2
+    assert "not a bundle (no manifest.json)" in capsys.readouterr().err
+
+
+def test_another_network_with_right_hashes_is_found(whole_bundle: Make, tmp_path: Path) -> None:
+    made = whole_bundle(tmp_path / "b")
+    content = bytearray(made.file("model.onnx").read_bytes())
+    weights = np.frombuffer(content, np.uint8)
+    place = len(weights) // 2
+    content[place + 3 - place % 4 :: 97] = bytes(len(content[place + 3 - place % 4 :: 97]))
+    reseal(tmp_path / "b", model=bytes(content))
+    found = check(tmp_path / "b", runtimes=("onnxruntime",))
+    assert not found.ok
+    assert found.golden[0].state in ("differs", "fails")
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"PK\x05\x06" + bytes(18)])
+def test_golden_files_that_are_none_are_one_message(
+    whole_bundle: Make, tmp_path: Path, content: bytes
+) -> None:
+    whole_bundle(tmp_path / "b")
+    reseal(tmp_path / "b", golden=content)
+    found = check(tmp_path / "b", runtimes=("onnxruntime",))
+    assert found.problems
+    for problem in found.problems:
+        assert problem.startswith("model.onnx: onnxruntime cp") or "cuda fails" in problem
+        assert "golden.npz" in problem and "golden arrays" in problem
+
+
+def test_golden_arrays_are_not_unpacked_to_more_than_they_are(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "bomb.npz", input=np.zeros((1, 10**7)))
+    with pytest.raises(UserError, match="is compressed"):
+        golden.load(tmp_path / "bomb.npz")
+    np.savez(tmp_path / "objects.npz", input=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match="not golden arrays"):
+        golden.load(tmp_path / "objects.npz")
+    np.savez(tmp_path / "other.npz", input=np.zeros((2, 3)), **{"output.y": np.zeros((3, 1))})
+    with pytest.raises(UserError, match="no golden outputs"):
+        golden.load(tmp_path / "other.npz")
+
+
+def test_a_fixed_batch_and_float16_run_too(whole_bundle: Make, tmp_path: Path) -> None:
+    whole_bundle(tmp_path / "fixed", "fixed")
+    whole_bundle(tmp_path / "half", "half")
+    for name, precision in (("fixed", "float32"), ("half", "float16")):
+        found = check(tmp_path / name, runtimes=("onnxruntime",))
+        assert found.ok and found.golden[0].precision == precision
+
+
+def test_a_batch_that_does_not_divide_is_filled_up() -> None:
+    images = np.arange(10.0).reshape(5, 2)
+    parts = list(golden._batches(images, 4))
+    assert [p.shape for p in parts] == [(4, 2), (4, 2)]
+    assert np.array_equal(np.concatenate(parts)[:5], images)
+    (whole,) = golden._batches(images, 5)
+    assert np.array_equal(whole, images)
+
+
+def test_a_crash_and_a_hang_of_a_runtime_are_findings(
+    whole_bundle: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = whole_bundle(tmp_path / "b")
+    (tmp_path / "python").write_text("#!/bin/sh\nkill -SEGV $$\n")
+    (tmp_path / "sleeper").write_text("#!/bin/sh\nexec sleep 60\n")
+    for name, timeout_s, message in (
+        ("python", 60.0, "crashed (SIGSEGV) on this file"),
+        ("sleeper", 0.5, "did not come back within 0.5 s"),
+    ):
+        (tmp_path / name).chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(tmp_path / name))
+        found = golden.check(
+            made.file("model.onnx"), made.file("golden.npz"), runtime="onnxruntime", device="cpu",
+            task="classification", precision="float32", timeout_s=timeout_s,
+        )  # fmt: skip
+        assert (found.state, found.message) == ("fails", message)
+
+
+def result(runtime: str, state: Any, file: str = "model.onnx", device: str = "cpu") -> Found:
+    return Found(runtime, device, file, state, "as it is")
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "problems"),
+    [
+        # ONNX Runtime wrote the golden outputs and decides; another runtime is told of.
+        ([("onnxruntime", "agrees"), ("openvino", "differs")], (), 0),
+        ([("onnxruntime", "differs"), ("openvino", "agrees")], (), 1),
+        ([("onnxruntime", "fails")], (), 1),
+        # Where it is missing, whatever is present decides.
+        ([("onnxruntime", "absent"), ("openvino", "differs")], (), 1),
+        ([("onnxruntime", "absent"), ("openvino", "absent")], (), 0),
+        # What was named must be present and agree.
+        ([("openvino", "agrees")], ("openvino",), 0),
+        ([("openvino", "differs")], ("openvino",), 1),
+        ([("openvino", "absent")], ("openvino",), 1),
+        ([], ("openvino",), 1),
+    ],
+)
+def test_which_runtime_decides(found: Any, asked: Any, problems: int) -> None:
+    assert len(verify._judged([result(*item) for item in found], asked)) == problems
+
+
+def test_an_engine_that_can_run_here_decides() -> None:
+    reference = result("onnxruntime", "agrees")
+    engine = result("tensorrt", "differs", "engines/a.engine", "cuda")
+    assert verify._judged([reference, engine], ()) == [
+        "engines/a.engine: tensorrt cuda differs: as it is"
+    ]
+
+
+def outputs(error: float, n: int = 8) -> tuple[dict[str, Any], dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((n, 10))
+    noise = rng.standard_normal((n, 10)) * error
+    return {"y": logits.astype(np.float32)}, {"y": (logits + noise).astype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("error", "precision", "state"),
+    [
+        (1e-6, "float32", "agrees"), (1e-3, "float32", "differs"), (1e-3, "float16", "agrees"),
+        (2e-2, "float16", "differs"), (1e-2, "bfloat16", "agrees"), (5e-2, "bfloat16", "differs"),
+        (5e-2, "int8", "agrees"), (0.3, "int8", "differs"),
+    ],
+)  # fmt: skip
+def test_the_tolerance_is_that_of_the_precision(error: float, precision: str, state: str) -> None:
+    found = compare(*outputs(error), limit=golden.limit_db(precision, "cpu"), task="classification")
+    assert found["state"] == state
+    assert found["sqnr_db"] == pytest.approx(-20 * np.log10(error), abs=1.5)
+
+
+def test_a_gpu_computes_float32_in_tf32() -> None:
+    assert golden.limit_db("float32", "cpu") == 80
+    assert golden.limit_db("float32", "cuda") == 50
+    assert golden.limit_db("int8", "cuda") == 20
+
+
+def test_another_best_class_counts_where_the_margin_was_clear() -> None:
+    clear = {"y": np.array([[10.0, 0.0], [10.0, 0.0]] * 50)}
+    one_wrong = {"y": clear["y"].copy()}
+    one_wrong["y"][0] = [4.9, 5.1]  # 23 dB over all: within the limit of int8
+    found = compare(clear, one_wrong, limit=20, task="classification")
+    assert found["state"] == "differs"
+    assert found["message"] == "another best class in 1 place(s) that were clear"
+    assert compare(clear, one_wrong, limit=20, task="detection")["state"] == "agrees"
+    close = {"y": np.array([[10.0, 9.9], [10.0, 0.0]] * 50)}
+    swapped = {"y": close["y"].copy()}
+    swapped["y"][0] = [9.9, 10.0]
+    found = compare(close, swapped, limit=20, task="classification")
+    assert (found["state"], found["top1_agreement"]) == ("agrees", 0.99)
+
+
+def test_other_shapes_values_that_are_not_finite_and_other_indices_are_differences() -> None:
+    reference, other = outputs(0.0)
+    assert compare(reference, other, limit=80, task="classification")["message"] == (
+        "equal to the bit"
+    )
+    for wrong, message in (
+        ({"y": other["y"][:, :9]}, "y is [8, 9], recorded was [8, 10]"),
+        ({"y": other["y"] * np.nan}, "y is not finite"),
+    ):
+        assert compare(reference, wrong, limit=20, task="x")["message"] == message
+    indices = {"k": np.arange(8)}
+    assert compare(indices, {"k": np.arange(8)}, limit=80, task="x")["state"] == "agrees"
+    found = compare(indices, {"k": np.zeros(8)}, limit=80, task="x")
+    assert found["message"] == "only 12% of k is as recorded"
+    nothing = {"y": np.zeros((2, 3))}
+    assert compare(nothing, {"y": np.ones((2, 3))}, limit=20, task="x")["state"] == "differs"
+
+
+def test_it_loads_neither_torch_nor_numpy_where_only_files_are_checked(
+    whole_bundle: Make, tmp_path: Path
+) -> None:
+    whole_bundle(tmp_path / "b")
+    script = (
+        "import sys; from vcompress.bench.verify import main; status = main(sys.argv[1:]); "
+        "print(sorted({m.partition('.')[0] for m in sys.modules} & "
+        "{'torch', 'numpy', 'onnxruntime', 'tyro', 'rich'})); sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "b"), "--no-golden"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_command_verifies_and_ends_with_the_same_status(
+    whole_bundle: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = pytest.importorskip("vcompress.compress.cli").main
+    whole_bundle(tmp_path / "b")
+    assert command(["verify", str(tmp_path / "b"), "--no-golden"]) == 0
+    os.truncate(tmp_path / "b" / "model.onnx", 5)
+    assert command(["verify", str(tmp_path / "b"), "--no-golden"]) == 1
+    said = capsys.readouterr()
+    assert "verifies" in said.out
+    assert "model.onnx: changed (5 bytes" in said.err
