@@ -33,6 +33,7 @@ _KIND_HELP = {
     "fresh": f"{_NAMES}; a name starts with random weights, or with --weights",
     "trained": f"{_NAMES}; a name alone is fine-tuned first",
     "optional": f"{_NAMES}; a name alone is fine-tuned first; none: only the network as it came",
+    "several": f"{_NAMES}, one or more; a name alone is fine-tuned first",
 }
 
 
@@ -51,6 +52,8 @@ def _stage_command(name: str, stage: ModuleType) -> type[Any]:
         hint = tyro.conf.arg(help=_KIND_HELP[kind])
         if kind == "optional":
             fields.append((role, Annotated[str | None, hint], dataclasses.field(default=None)))
+        elif kind == "several":
+            fields.append((role, Annotated[tuple[str, ...], hint], dataclasses.field(default=())))
         else:
             fields.append((role, Annotated[str, hint]))
     out = Annotated[Path | None, tyro.conf.arg(help="where the bundle goes; default: under runs/")]
@@ -63,7 +66,13 @@ def _stage_command(name: str, stage: ModuleType) -> type[Any]:
     def run(self: Any) -> None:
         from .flow import run_stage
 
-        given = {role: value for role in roles if (value := getattr(self, role)) is not None}
+        given: dict[str, str] = {}
+        for role, kind in roles.items():
+            value = getattr(self, role)
+            if kind == "several":
+                given |= stages.several(role, value)
+            elif value is not None:
+                given[role] = value
         show(run_stage(stage, getattr(self, name), given, self.out, self.common))
 
     command = dataclasses.make_dataclass(

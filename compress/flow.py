@@ -32,6 +32,7 @@ from .processes import process_state
 from .progress import log
 from .stage import Context, TrainConfig
 from .store import ARCHITECTURE, WEIGHTS, Network, load_network
+from .teaching import Teacher, order_of
 
 RUNS = Path("runs")
 _PACKAGES = ("vision-compress", "torch", "torchvision", "onnx", "onnxruntime", "torch-pruning")
@@ -55,7 +56,7 @@ def run_stage(
         UserError: anything that the user can mend.
     """
     method = stage.__name__.rpartition(".")[2]
-    roles = stages.inputs(stage)
+    roles = stages.roles(stage, config, given)
     for value in given.values():
         _check_is_name_or_bundle(value)
     default = f"{_short(given[list(roles)[-1]])}-{method}"
@@ -71,24 +72,35 @@ def run_stage(
         )
     bundles.check_target(target)
 
-    data = open_data(options, list(opened.values()))
+    # The last one decides about data and preprocessing: of several teachers the first.
+    teaching = [role for role, kind in roles.items() if kind == "several"]
+    decide = [*(r for r in reversed(teaching)), *(r for r in roles if r not in teaching)]
+    data = open_data(options, [opened[role] for role in decide if role in opened])
     for role, kind in roles.items():
         nobody = kind == "optional" and given.get(role) == heritage.NONE
         if kind != "fresh" and role in given and role not in opened and not nobody:
             opened[role] = _trained_first(given[role], role, options, data)
     for role, found in opened.items():
-        if roles[role] != "fresh":
+        if roles[role] not in ("fresh", "several"):
             check_fits(found, data, role)
 
     primary = list(roles)[-1]
     source = _network(given[primary], opened.get(primary), data, options)
     teacher, teacher_name = _teacher(stage, config, given, opened, options)
+    teachers = tuple(
+        Teacher(
+            load_network(opened[role], options.trust).model,
+            opened[role].preprocess,
+            order_of(opened[role].labels, data.classes, str(opened[role].path)),
+        )
+        for role in teaching
+    )
     pruned_before = source.noted() if roles[primary] == "trained" else None
     check_forward(source.model, data.example, len(data.classes))
 
     work = target.parent / f".{target.name}.work"
     context = Context(
-        data, work, options.seed, options.resume, teacher, options.track, teacher_name
+        data, work, options.seed, options.resume, teacher, options.track, teacher_name, teachers
     )
     entry = record_entry(method, source.spec, asdict(config), options)
     entry["inputs"] = {r: _input_record(given[r], opened.get(r)) for r in given}
@@ -241,6 +253,8 @@ def _teacher(
 def _trained_first(name: str, role: str, options: Options, data: Data) -> Bundle:
     """Fine-tune what is only a name, or take what an earlier run left under `runs/`."""
     spec = make_spec(name, len(data.classes), data.preprocess.size)
+    if stages.inputs(stage).get("teacher") == "several":
+        return None, None
     target = RUNS / _short(name)
     if is_bundle(target) and _is_same(Bundle.open(target), spec, data):
         log.info("%s %s: taking the fine-tuned bundle %s", role, name, target)

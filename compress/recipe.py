@@ -38,6 +38,10 @@ else:
     import tomli as tomllib
 
 
+_TABLES = ("losses", "features")
+"""Options that may be written as a table: `losses.kd = 1.0` for `losses = ["kd=1.0"]`."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One stage of a recipe, checked."""
@@ -108,19 +112,29 @@ def _step(table: dict[str, Any], number: int, before: list[Step], where: str) ->
     if name in {step.name for step in before}:
         raise UserError(f"{where}: an earlier stage is called {name!r} too; give another name.")
     roles = stages.inputs(stage)
-    given = {}
-    for role, kind in roles.items():
-        if role in table:
-            given[role] = str(table.pop(role))
-        elif kind == "trained" and before:
-            given[role] = before[-1].name
-        elif kind != "optional":
-            raise UserError(f"{where}: {method} needs {role} = a model's name or a bundle.")
-    for key in table:
+    said = {role: table.pop(role) for role in roles if role in table}
+    for key, value in table.items():
         known = {*roles, "stage", "name", *stage.Config.__dataclass_fields__}
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
-    return Step(name, stage, from_mapping(stage.Config, table, where), given)
+        if key in _TABLES and isinstance(value, dict):
+            table[key] = [f"{name}={inner}" for name, inner in value.items()]
+    config = from_mapping(stage.Config, table, where)
+    given: dict[str, str] = {}
+    for role, kind in stages.inputs(stage, config).items():
+        if role in said:
+            value = said.pop(role)
+            names = value if isinstance(value, list) and kind == "several" else [value]
+            given |= stages.several(role, [str(one) for one in names])
+        elif kind in ("trained", "several") and before:
+            given[role] = before[-1].name
+        elif kind != "optional":
+            raise UserError(f"{where}: {method} needs {role} = a model's name or a bundle.")
+    try:
+        stages.roles(stage, config, {**given, **said})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return Step(name, stage, config, given)
 
 
 def run_recipe(

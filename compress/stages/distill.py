@@ -1,36 +1,296 @@
-"""Distil a teacher into a student: the student learns the teacher's softened outputs."""
+"""Distil a teacher into a student: the student learns what the teacher makes of the images."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from vcompress.bench.errors import UserError
+from vcompress.bench.errors import UserError, nearest
 
 from ..stage import Context, Outcome, TaughtConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-INPUTS = {"teacher": "trained", "student": "fresh"}
+    from ..data import Data
+    from ..features import Pair
+    from ..teaching import Ask, Teacher
+
+INPUTS = {"teacher": "several", "student": "fresh"}
+
+# A loss to the weight that it has alone, so that it stands beside the labels as kd does.
+WEIGHTS = {
+    "kd": 1.0, "dkd": 1.0, "dist": 1.0, "lskd": 1.0,
+    "fitnet": 5.0, "at": 50.0, "infonce": 1.0, "srd": 1.0, "self": 1.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TaughtConfig):
     """Options of `vcompress distill`."""
 
-    method: Literal["kd", "dkd", "dist", "lskd"] = "kd"
-    """Loss on the teacher's logits: Hinton's, decoupled, by correlation, or standardised."""
+    method: Literal["kd", "dkd", "dist", "lskd", "fitnet", "at", "infonce", "srd", "self"] = "kd"
+    """On the outputs: Hinton's, decoupled, by correlation, standardised. On features: hints,
+    attention, contrast in the batch, projected embeddings. Without a teacher: self, the average of
+    the student's own weights."""
+    losses: tuple[str, ...] = ()
+    """Several with their weights instead, such as kd=1 at=50; in a recipe a table."""
+    features: tuple[str, ...] = ("auto",)
+    """Modules whose outputs are compared, STUDENT=TEACHER; auto finds where the size changes."""
+    ensemble: Literal["mean", "accuracy", "confidence"] = "mean"
+    """Of several teachers: each the same, by validation accuracy, or by certainty of each image."""
+    cache_teacher: str = ""
+    """Folder that keeps what the teacher says, so that it runs once and not in every epoch."""
+    cache_views: int = 8
+    """Augmentations of every image in the cache, taken in turn; 0 is a new one in every epoch."""
+    unlabelled: str = ""
+    """Folder of images without labels, which only the teacher judges."""
+    self_decay: float = 0.99
+    """Of the student's average in the loss self."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.losses and self.method != "kd":
+            raise UserError(f"method = {self.method} and losses = {self.losses}: give one of them.")
+        self.terms()
+        if self.cache_views < 0:
+            raise UserError(f"cache_views = {self.cache_views}: it must be 0 or more.")
+        if not 0 <= self.self_decay < 1:
+            raise UserError(f"self_decay = {self.self_decay}: it must be at least 0 and below 1.")
+
+    def terms(self) -> dict[str, float]:
+        """Each loss with its weight."""
+        if not self.losses:
+            return {self.method: WEIGHTS[self.method]}
+        found: dict[str, float] = {}
+        for text in self.losses:
+            name, sign, number = text.partition("=")
+            if name not in WEIGHTS:
+                hint = nearest(name, WEIGHTS) or f" Known: {', '.join(WEIGHTS)}."
+                raise UserError(f"losses: unknown loss {name!r}.{hint}")
+            if name in found:
+                raise UserError(f"losses: {name} is there twice.")
+            try:
+                weight = float(number) if sign else WEIGHTS[name]
+            except ValueError:
+                weight = math.nan
+            if not 0 < weight < math.inf:
+                raise UserError(f"losses: {text!r}; expected NAME=WEIGHT, a number above 0.")
+            found[name] = weight
+        return found
+
+
+def inputs(config: Config) -> dict[str, str]:
+    """Teachers are asked for unless the student is its own."""
+    return {"student": "fresh"} if set(config.terms()) == {"self"} else INPUTS
 
 
 def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
-    """Train the student `model` under `context.teacher`, with the labels beside it."""
-    from ..losses import from_teacher
+    """Train the student `model` under the teachers of `context`, with the labels beside them."""
+    from contextlib import ExitStack
+    from dataclasses import replace
+    from pathlib import Path
+
+    from ..features import captured
+    from ..macs import count_parameters
+    from ..progress import log
+    from ..teaching import TaughtLoss, live
     from ..train import fit
+    from ..unlabelled import NO_LABEL, with_unlabelled
 
-    teacher = context.teacher
-    if teacher is None:
-        raise UserError("distill needs a teacher: give --teacher NAME or a bundle.")
-    loss = from_teacher(teacher, config, config.method)
+    terms, data = config.terms(), context.data
+    teachers = _teachers(config, context)
+    for teacher in teachers:
+        if count_parameters(model) > count_parameters(teacher.model):
+            log.warning(
+                "the student has %.2f M parameters and its teacher %.2f M: a student is the "
+                "smaller one as a rule; are they the wrong way round?",
+                count_parameters(model) / 1e6, count_parameters(teacher.model) / 1e6,
+            )  # fmt: skip
+    if config.unlabelled:
+        data = replace(data, dataset=with_unlabelled(data.dataset, Path(config.unlabelled)))
+    train = data.dataset.labels[data.dataset.splits["train"]]
+    labelled = float((train != NO_LABEL).mean())
+    pairs = [_pairs(model, teacher, config, data) for teacher in teachers]
+    views = tuple(dict.fromkeys(t.preprocess for t in teachers if t.preprocess != data.preprocess))
+    if config.ensemble == "accuracy" and len(teachers) > 1:
+        teachers = [replace(t, weight=_accuracy(t, data, config.batch_size)) for t in teachers]
 
-    return Outcome(model, fit(model, config, context, loss, name="distill"))
+    facts: dict[str, Any] = {
+        "losses": terms,
+        "features": [[p.student.name, p.teacher.name] for found in pairs for p in found],
+        "teachers": len(teachers),
+        "unlabelled": int((train == NO_LABEL).sum()),
+    }
+    if len(teachers) > 1:
+        facts["ensemble"] = {"how": config.ensemble, "weights": [t.weight for t in teachers]}
+    with ExitStack() as stack:
+        seen = [
+            stack.enter_context(captured(t.model, _names(p, "teacher")))
+            for t, p in zip(teachers, pairs, strict=True)
+        ]
+        ask, view = live(teachers, seen, pairs, views) if teachers else None, _own_view
+        identity = {"teachers": [_digest(t) for t in teachers], "labelled": labelled}
+        training = replace(data, views=views)
+        if config.cache_teacher and ask is not None:
+            kept = config.cache_views
+            ask = _cached(ask, teachers, pairs, training, config, identity["teachers"])
+            training = data  # the teachers need no images any more
+            if kept:
+                view = lambda epoch: epoch % kept  # noqa: E731
+            facts["cache"] = {"folder": config.cache_teacher, "views": kept or config.epochs}
+        students = stack.enter_context(
+            captured(model, sorted({n for p in pairs for n in _names(p, "student")}))
+        )
+        loss = TaughtLoss(
+            terms, ask, teachers, pairs, model, students, alpha=config.alpha,
+            temperature=config.temperature, label_smoothing=config.label_smoothing,
+            how=config.ensemble, labelled=labelled, self_decay=config.self_decay,
+            seed=context.seed, view=view, identity=identity,
+        )  # fmt: skip
+        trained = fit(model, config, replace(context, data=training), loss, name="distill")
+    return Outcome(model, {**trained, **facts})
+
+
+def _own_view(epoch: int) -> int:
+    return epoch
+
+
+def _teachers(config: Config, context: Context) -> list[Teacher]:
+    from ..teaching import Teacher
+
+    found = list(context.teachers)
+    if not found and context.teacher is not None:
+        found = [Teacher(context.teacher, context.data.preprocess)]
+    needed = set(config.terms()) != {"self"}
+    if needed and not found:
+        raise UserError(
+            "distill needs a teacher: give --teacher NAME or a bundle, or take --method self."
+        )
+    if found and not needed:
+        raise UserError("method self has no teacher: leave --teacher out, or add a loss, kd=1.")
+    if not found and config.cache_teacher:
+        raise UserError("--cache-teacher: method self has no teacher that could be cached.")
+    classes = len(context.data.classes)
+    for teacher in found:
+        logits = teacher.in_order(_logits(teacher, context.data))
+        if logits.shape[1] != classes:
+            raise UserError(
+                f"The student gives {(1, classes)} and the teacher {tuple(logits.shape)} logits; "
+                f"both must know the same classes."
+            )
+    return found
+
+
+def _logits(teacher: Teacher, data: Data) -> Any:
+    """Of one image."""
+    import torch
+
+    teacher.model.eval()
+    with torch.no_grad():
+        return teacher.model(_example(teacher, data))
+
+
+def _example(teacher: Teacher, data: Data) -> Any:
+    from dataclasses import replace
+
+    return replace(data, preprocess=teacher.preprocess).example
+
+
+def _pairs(model: nn.Module, teacher: Teacher, config: Config, data: Data) -> list[Pair]:
+    """The features that the losses compare."""
+    from ..features import find_pairs
+    from ..teaching import ON_FEATURES
+
+    wanted = set(config.terms()) & set(ON_FEATURES)
+    if not wanted:
+        return []
+    found = find_pairs(model, data.example, teacher.model, _example(teacher, data), config.features)
+    return found if wanted & {"fitnet", "at"} else found[-1:]
+
+
+def _names(pairs: Sequence[Pair], side: str) -> list[str]:
+    return [getattr(pair, side).name for pair in pairs]
+
+
+def _accuracy(teacher: Teacher, data: Data, batch_size: int) -> float:
+    """Share of the validation images that the teacher gets right."""
+    from dataclasses import replace
+
+    import torch
+
+    right = total = 0
+    teacher.model.eval()
+    with torch.no_grad():
+        own = replace(data, preprocess=teacher.preprocess)
+        for images, labels in own.loader("val", batch_size):
+            found = teacher.in_order(teacher.model(images)).argmax(1)
+            right, total = right + int((found == labels).sum()), total + len(labels)
+    return right / total
+
+
+def _digest(teacher: Teacher) -> str:
+    """Of the weights and of the layers that they are in."""
+    import hashlib
+
+    from ..train import digest
+
+    return hashlib.sha256(f"{digest(teacher.model)} {teacher.model}".encode()).hexdigest()
+
+
+def _cached(
+    ask: Ask, teachers: Sequence[Teacher], pairs: Sequence[Sequence[Pair]], data: Data,
+    config: Config, digests: Sequence[str],
+) -> Ask:  # fmt: skip
+    """Fill what is missing of the cache, each process its own views, and answer from it."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    import torch
+
+    from ..processes import process_state
+    from ..progress import log
+    from ..teacher_cache import Output, open_cache
+    from ..teaching import Answer
+
+    outputs = [Output(f"logits-{t}", (len(data.classes),), "float32") for t in range(len(teachers))]
+    outputs += [
+        Output(f"features-{t}-{pair.teacher.name}", pair.teacher.raw[1:], "float16")
+        for t, found in enumerate(pairs) for pair in found
+    ]  # fmt: skip
+    identity: Mapping[str, Any] = {
+        "teachers": list(digests),
+        "takes": [asdict(teacher.preprocess) for teacher in teachers],
+        "classes": list(data.classes),
+    }
+    state = process_state()
+    views = range(min(config.cache_views or config.epochs, config.epochs))
+    with state.main_process_first():
+        cache = open_cache(Path(config.cache_teacher), identity, outputs, data, len(views))
+
+    def answers(view: int) -> Any:
+        loader = data.loader(
+            "train", config.batch_size, view=view, workers=config.workers, samples=True
+        )
+        for images, _, samples in loader:
+            with torch.no_grad():
+                found = ask(images.to(state.device, memory_format=torch.channels_last), samples)
+            yield (
+                samples.indices.numpy(),
+                [*found.logits, *(f for fs in found.features for f in fs)],
+            )
+
+    missing = [view for view in views if not cache.has(view)]
+    for view in missing[state.process_index :: state.num_processes]:
+        log.info("asking the teacher, view %d of %d, into %s", view + 1, len(views), cache.folder)
+        cache.write(view, answers(view))
+    state.wait_for_everyone()
+
+    def read(images: Any, samples: Any) -> Answer:
+        values = [value.to(images.device) for value in cache.read(samples.view, samples.indices)]
+        logits, rest = torch.stack(values[: len(teachers)]), iter(values[len(teachers) :])
+        return Answer(logits, tuple(tuple(next(rest) for _ in found) for found in pairs))
+
+    return read

@@ -1,0 +1,57 @@
+"""Images without labels beside those of the data set: only a teacher can say what they show."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vcompress.bench.data import Dataset
+from vcompress.bench.errors import UserError
+from vcompress.bench.preprocess import read_image
+
+NO_LABEL = -1
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+
+
+def with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
+    """`dataset` with the images of `folder` (at any depth) in its training split, labelled -1.
+
+    Raises:
+        UserError: no such folder, or no images in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--unlabelled {folder}: no such folder.")
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file()
+    )
+    if not files:
+        raise UserError(f"--unlabelled {folder}: no images in this folder.")
+    digest = hashlib.sha256(dataset.fingerprint.encode())
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+    own, count = dataset.image, len(dataset.labels)
+
+    def image(number: int) -> Image.Image:
+        return own(number) if number < count else read_image(files[number - count])
+
+    return joined(dataset, len(files), digest.hexdigest(), image)
+
+
+def joined(dataset: Dataset, extra: int, fingerprint: str, image: object) -> Dataset:
+    """`dataset` with `extra` training images more, numbered after its own and given by `image`."""
+    count = len(dataset.labels)
+    splits: Mapping[str, object] = {
+        **dataset.splits,
+        "train": np.concatenate([dataset.splits["train"], np.arange(count, count + extra)]),
+    }
+    return replace(
+        dataset,
+        labels=np.concatenate([dataset.labels, np.full(extra, NO_LABEL)]),
+        splits=splits, fingerprint=fingerprint, image=image,
+    )  # type: ignore[arg-type]  # fmt: skip
