@@ -7,23 +7,24 @@ run, any number of loader workers and any number of processes see the same image
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data import Dataset
 from vcompress.bench.errors import UserError
 from vcompress.bench.preprocess import apply, to_mode
 
-Augment = Literal["auto", "none", "affine", "crop-flip"]
-_SMALL_PIXELS = 64
+from .augment import Augment, Mix, crops, image_transform, seeded
+
+_MOST_BAD_IN_A_ROW = 100
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ class Data:
     seed: int = 0
     views: tuple[Preprocess, ...] = ()
     """The same augmented image for networks that take other inputs: a teacher of another size."""
+    erase: float = 0.0
+    """Probability that a rectangle of a training image is blotted out."""
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    """Mix training images and their labels, which then are `[B, K] float32`; 0 is off."""
+    balanced: bool = False
+    """Show each class equally often: images of rare ones come several times in an epoch."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -44,16 +52,18 @@ class Data:
     @property
     def example(self) -> Tensor:
         """One input, `[1, C, H, W] float32`, a real image of the training split."""
-        first = int(self.dataset.splits["train"][0])
-        return torch.from_numpy(apply(self.preprocess, self.dataset.image(first)))[None]
+        for index in self.dataset.splits["train"]:
+            values = self.dataset.values(int(index), self.preprocess)
+            if values is not None:
+                return torch.from_numpy(values)[None]
+        raise UserError("None of the training images can be read. Look at --data.")
 
     def images(self, split: str, count: int) -> Tensor:
         """Up to `count` inputs spread evenly over the split, `[N, C, H, W] float32`."""
         indices = self.dataset.splits[split]
         chosen = indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
-        return torch.stack(
-            [torch.from_numpy(apply(self.preprocess, self.dataset.image(int(i)))) for i in chosen]
-        )
+        found = [self.dataset.values(int(i), self.preprocess) for i in chosen]
+        return torch.stack([torch.from_numpy(values) for values in found if values is not None])
 
     def loader(
         self, split: str, batch_size: int, train: bool = False, *, epoch: int = 0, workers: int = 0,
@@ -68,8 +78,7 @@ class Data:
         """
         indices = self.dataset.splits[split]
         if train:
-            generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
-            indices = indices[torch.randperm(len(indices), generator=generator).numpy()]
+            indices = self._order(indices, epoch)
         chunks = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
         if train and len(chunks) > 1 and len(chunks[-1]) < batch_size:
             chunks.pop()
@@ -77,7 +86,7 @@ class Data:
         augmented = train or view is not None
         source = _Images(
             self, epoch if view is None else view, self._augmentation() if augmented else None,
-            samples,
+            samples, self.dataset.splits[split] if augmented else None,
         )  # fmt: skip
         loader = torch.utils.data.DataLoader(
             source,
@@ -85,22 +94,40 @@ class Data:
             num_workers=workers,
             collate_fn=_collate,
         )
-        return Loader(loader, len(chunks))
+        mix = Mix(self.mixup, self.cutmix, len(self.classes)) if self._mixes and train else None
+        return Loader(loader, len(chunks), self.dataset, mix, _mix(self.seed, epoch, rank))
 
-    def _augmentation(self) -> v2.Transform | None:
-        kind = self.augment
-        if kind == "auto":
-            kind = "affine" if max(self.preprocess.size) <= _SMALL_PIXELS else "crop-flip"
+    @property
+    def _mixes(self) -> bool:
+        return bool(self.mixup or self.cutmix)
+
+    def _order(self, indices: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+        """The images of an epoch, shuffled. One that comes a second time has the number of images
+        added to its own, so that it is augmented anew."""
+        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+        order = indices[torch.randperm(len(indices), generator=generator).numpy()]
+        if not self.balanced:
+            return order
+        labels, count = self.dataset.labels, len(self.dataset.labels)
+        shares = []
+        for number in range(len(self.classes)):
+            members = order[labels[order] == number]
+            # The remainder goes to the first classes of this epoch's own order.
+            place = (number + epoch) % len(self.classes)
+            wanted = len(order) // len(self.classes) + (place < len(order) % len(self.classes))
+            turn = np.arange(wanted)
+            shares.append(members[turn % len(members)] + count * (turn // len(members)))
+        chosen = np.concatenate(shares)
+        return chosen[torch.randperm(len(chosen), generator=generator).numpy()]
+
+    def _augmentation(self) -> Callable[[Image.Image], Image.Image] | None:
+        return image_transform(self.augment, self.largest, self.erase, self.preprocess.mean)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Height and width that hold every network's input."""
         sizes = [preprocess.size for preprocess in (self.preprocess, *self.views)]
-        size = [max(side) for side in zip(*sizes, strict=True)]
-        if kind == "affine":
-            return v2.RandomAffine(
-                10, translate=(0.1, 0.1), scale=(0.9, 1.1), shear=5,
-                interpolation=v2.InterpolationMode.BILINEAR,
-            )  # fmt: skip
-        if kind == "crop-flip":
-            return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
-        return None
+        return max(h for h, _ in sizes), max(w for _, w in sizes)
 
 
 @dataclass(frozen=True)
@@ -116,64 +143,100 @@ class Samples:
 
 
 class Loader:
-    """Iterates batches; an image that cannot be read raises its own error, also from a worker."""
+    """Iterates batches; an image that cannot be read raises its own error, also from a worker, or
+    is noted in `Dataset.bad_images` where such images are skipped."""
 
-    def __init__(self, loader: Any, length: int) -> None:
-        self._loader, self._length = loader, length
+    def __init__(
+        self, loader: Any, length: int, dataset: Dataset, mix: Mix | None = None, seed: int = 0
+    ) -> None:
+        self._loader, self._length, self._dataset = loader, length, dataset
+        self._mix, self._seed = mix, seed
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
-            if isinstance(batch, UserError):
-                raise batch
+        for number, found in enumerate(self._loader):
+            if isinstance(found, UserError):
+                raise found
+            batch, bad = found
+            self._dataset.bad_images.update(bad)
+            if batch is None:
+                continue
+            if self._mix is not None:
+                with seeded(_mix(self._seed, number)):
+                    batch = (*self._mix(*batch[:2]), *batch[2:])
             yield batch
 
 
 class _Images(torch.utils.data.Dataset[Any]):
     def __init__(
-        self, data: Data, epoch: int, augmentation: v2.Transform | None, samples: bool = False
-    ) -> None:
+        self, data: Data, epoch: int, augmentation: Callable[[Image.Image], Image.Image] | None,
+        samples: bool = False, instead: npt.NDArray[np.int64] | None = None,
+    ) -> None:  # fmt: skip
         self.data, self.epoch, self.augmentation = data, epoch, augmentation
         self.samples = samples
+        self.instead = instead
+        """Where another image is taken from for one that cannot be read."""
+        self.preprocesses = (data.preprocess, *(data.views if samples else ()))
+        if augmentation is not None and crops(data.augment, data.largest):
+            # The crop was drawn already: another one would lose its border.
+            self.preprocesses = tuple(replace(p, resize=None) for p in self.preprocesses)
 
-    def __getitem__(self, index: int) -> tuple[Any, ...] | UserError:
-        try:
-            image = self.data.dataset.image(index)
-            if self.augmentation is not None:
-                image = self._augmented(image, index)
-            values = torch.from_numpy(apply(self.data.preprocess, image))
-            if not self.samples:
-                return values, int(self.data.dataset.labels[index])
-            others = tuple(torch.from_numpy(apply(view, image)) for view in self.data.views)
-        except UserError as error:
-            return error
-        sample = index, self.epoch, others
-        return values, int(self.data.dataset.labels[index]), sample
+    def __getitem__(self, key: int) -> tuple[Any, dict[int, str]] | UserError:
+        """The item, or None, with the images that could not be read."""
+        again, index = divmod(key, len(self.data.dataset.labels))
+        bad: dict[int, str] = {}
+        turn = _mix(self.data.seed, self.epoch, key)
+        while True:
+            try:
+                return self._item(index, again), bad
+            except UserError as error:
+                if self.data.dataset.on_bad_image == "fail":
+                    return error
+                bad[index] = str(error)
+            if self.instead is None:
+                return None, bad
+            if len(bad) == min(_MOST_BAD_IN_A_ROW, len(self.instead)):
+                return UserError(
+                    f"{len(bad)} images in a row cannot be read, the last one: {bad[index]}"
+                )
+            index = int(self.instead[turn % len(self.instead)])
+            turn += 1
 
-    def _augmented(self, image: Image.Image, index: int) -> Image.Image:
+    def _item(self, index: int, again: int) -> tuple[Any, ...]:
+        image = self.data.dataset.image(index)
+        if self.augmentation is not None:
+            image = self._augmented(image, index, again)
+        values, *others = (torch.from_numpy(apply(p, image)) for p in self.preprocesses)
+        label = int(self.data.dataset.labels[index])
+        return (values, label, (index, self.epoch, others)) if self.samples else (values, label)
+
+    def _augmented(self, image: Image.Image, index: int, again: int = 0) -> Image.Image:
         colours = {p.channels for p in (self.data.preprocess, *self.data.views)}
         image = to_mode(image, "RGB" if "RGB" in colours else "L")
-        # torch.manual_seed would also queue a call for CUDA, with a formatted traceback: 3 ms.
-        state = torch.get_rng_state()
-        torch.default_generator.manual_seed(_mix(self.data.seed, self.epoch, index))
-        changed: Image.Image = self.augmentation(image)  # type: ignore[misc]
-        torch.set_rng_state(state)
-        return changed
+        with seeded(_mix(self.data.seed, self.epoch, index, *([again] if again else []))):
+            return self.augmentation(image)  # type: ignore[misc]
 
 
-def _collate(items: list[Any]) -> tuple[Any, ...] | UserError:
-    for item in items:
-        if isinstance(item, UserError):
-            return item
+def _collate(found: list[Any]) -> tuple[Any, dict[int, str]] | UserError:
+    bad: dict[int, str] = {}
+    items = []
+    for one in found:
+        if isinstance(one, UserError):
+            return one
+        if one[0] is not None:
+            items.append(one[0])
+        bad |= one[1]
+    if not items:
+        return None, bad
     images, labels, *more = zip(*items, strict=True)
     batch = torch.stack(images), torch.tensor(labels)
     if not more:
-        return batch
+        return batch, bad
     indices, views, others = zip(*more[0], strict=True)
     stacked = tuple(torch.stack(images) for images in zip(*others, strict=True))
-    return *batch, Samples(torch.tensor(indices), views[0], stacked)
+    return (*batch, Samples(torch.tensor(indices), views[0], stacked)), bad
 
 
 def _mix(*numbers: int) -> int:

@@ -149,10 +149,20 @@ def open_data(options: Options, opened: list[Bundle]) -> Data:
     if options.data is None and recorded is not None:
         dataset = open_recorded(recorded)
         assert dataset is not None
+        if options.on_bad_image == "skip":
+            dataset = replace(dataset, on_bad_image="skip")
     else:
-        dataset = open_dataset(options.data or "digits", options.data_root, options.seed)
+        dataset = open_dataset(
+            options.data or "digits", options.data_root, options.seed, options.on_bad_image
+        )
     given = next((b.preprocess for b in reversed(opened)), dataset.default_preprocess)
-    return Data(dataset, choose_preprocess(options, given), options.augment, options.seed)
+    return Data(
+        dataset,
+        choose_preprocess(options, given),
+        options.augment,
+        options.seed,
+        erase=options.erase,
+    )
 
 
 def open_recorded(bundle: Bundle) -> Dataset | None:
@@ -164,7 +174,10 @@ def open_recorded(bundle: Bundle) -> Dataset | None:
     record = bundle.data
     if record is None:
         return None
-    dataset = open_dataset(record["source"], record.get("root"), record.get("seed", 0))
+    dataset = open_dataset(
+        record["source"], record.get("root"), record.get("seed", 0),
+        record.get("on_bad_image", "fail"),
+    )  # fmt: skip
     if dataset.fingerprint != record["fingerprint"]:
         raise UserError(
             f"{record['source']}: the images have changed since {bundle.path} was written, so its "

@@ -21,8 +21,13 @@ class Options:
     """Side of the network's square input, pixels. Default: the bundle's, else by the data."""
     preprocess: str | None = None
     """imagenet, or JSON (or a .json file) with size, resize, mean, std, channels, interpolation."""
-    augment: Literal["auto", "none", "affine", "crop-flip"] = "auto"
-    """Of the training images; auto takes affine up to 64 px and crop-flip above."""
+    augment: Literal["auto", "none", "affine", "crop-flip", "rand", "trivial"] = "auto"
+    """Of the training images; auto takes affine up to 64 px and crop-flip above. rand (RandAugment)
+    and trivial (TrivialAugmentWide) come after crop-flip above 64 px, and stand alone below."""
+    erase: float = 0.0
+    """Probability that a rectangle of a training image is blotted out."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """An image that cannot be read ends the run, or is left out, counted and named at the end."""
     weights: str | None = None
     """Where a model named here starts: default (the library's pretrained weights) or a file."""
     data_licence: str | None = None
@@ -44,6 +49,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UserError(f"seed = {self.seed}: it must be 0 or more.")
+        if not 0 <= self.erase <= 1:
+            raise UserError(f"erase = {self.erase}: it must be from 0 to 1.")
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite contradict each other; give one.")
         for name in ("data_licence", "weights_licence"):

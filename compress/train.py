@@ -307,6 +307,7 @@ def _identity(model: nn.Module, config: TrainConfig, context: Context, name: str
         "data": context.data.dataset.fingerprint,
         "preprocess": json.loads(json.dumps(asdict(context.data.preprocess))),
         "augment": context.data.augment,
+        "erase": context.data.erase,
         "config": json.loads(json.dumps(asdict(config))),
         "initial_weights": digest(model),
         "teacher": None if teacher is None else digest(teacher),

@@ -34,6 +34,13 @@ VARIANTS = {
     "bf16": replace(BASE, precision="bf16"),
 }
 
+# Of the data: what changes the images must be drawn anew in the same way.
+CHANGES: dict[str, dict[str, Any]] = {
+    "rand": {"augment": "rand", "erase": 0.3},
+    "trivial": {"augment": "trivial", "balanced": True},
+    "mixed": {"mixup": 0.3, "cutmix": 1.0},
+}
+
 
 class Killed(BaseException):
     pass
@@ -43,11 +50,12 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("kind", list(VARIANTS))
+@pytest.mark.parametrize("kind", [*VARIANTS, *CHANGES])
 def test_a_run_stopped_in_its_third_epoch_ends_as_an_undisturbed_one(
     tiny_data: Callable[..., Data], tiny_nets: Any, tmp_path: Path, kind: str
 ) -> None:
-    config, data = VARIANTS[kind], tiny_data(augment="affine")
+    config = VARIANTS.get(kind, BASE)
+    data = replace(tiny_data(augment="affine"), **CHANGES.get(kind, {}))
     step = 0 if kind in ("sgd", "accumulate") else 3  # between two epochs, or within one
 
     def run(work: str, resume: bool = False, stop_at: int = 0) -> tuple[Any, Any]:
