@@ -20,13 +20,14 @@ from vcompress.bench.errors import UserError
 from vcompress.bench.inputs import from_images
 from vcompress.bench.runtimes import open_session
 from vcompress.export import parity, to_onnx
+from vcompress.export import precision as precisions
 
 from . import quantization
 from .data import Data
 from .macs import count_macs, count_parameters
 from .progress import log
 from .report_html import write_report
-from .store import Network, save_network
+from .store import Network, Precision, precision_of, save_network
 
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
@@ -73,21 +74,28 @@ def finish(
         exported, proof = export_checked(
             network, file, images, labels=labels, preprocess=preprocess, opset=opset
         )
-        log.info("measuring accuracy and latency in the runtime")
+        runs = parity.runs_on_cpu(file)
+        if runs:
+            log.info("measuring accuracy and latency in the runtime")
+        else:
+            log.warning(
+                "ONNX Runtime has no %s on this CPU: accuracy and latency are not measured",
+                precision_of(network.model),
+            )
         # The manifest is written when this block ends, so the entry may still grow here.
         entry["metrics"] = plain(
             {
-                "test": score(file, data) if data else None,
+                "test": score(file, data) if data and runs else None,
                 "parameters": count_parameters(model),
                 "macs": count_macs(model, images[:1]),
                 "onnx_bytes": file.stat().st_size,
-                "latency": latency(file, images),
+                "latency": latency(file, images) if runs else None,
                 "parity": asdict(proof),
                 "export": asdict(exported),
             }
         )
         held_out = data.images("test", GOLDEN_COUNT) if data else images[:GOLDEN_COUNT]
-        _write_golden(folder, held_out.numpy())
+        _write_golden(folder, held_out.numpy(), runs)
         write_report(folder / REPORT, everything, record)
     return Bundle.open(out)
 
@@ -100,14 +108,24 @@ def export_checked(
     labels: tuple[str, ...],
     preprocess: Preprocess,
     opset: int | None = None,
+    precision: Precision | None = None,
 ) -> tuple[to_onnx.ExportReport, parity.Parity]:
     """Export, and hold the file against the network on `images` `[N, C, H, W]`.
+
+    `precision` fp16 or bf16 casts the file, once the float32 one has passed; None takes what the
+    network was cast to.
 
     Raises:
         UserError: they disagree; the file is not left behind.
     """
     model = network.model.eval()
-    exportable = quantization.to_export(model) if quantization.is_quantized(model) else model
+    half = precision or precision_of(model)
+    quantised = quantization.is_quantized(model)
+    exportable = quantization.to_export(model) if quantised else model
+    if half == "bf16":
+        if quantised:
+            raise UserError("int8 with bf16: TensorRT's int8 goes with fp16. Cast to fp16.")
+        opset = max(opset or 0, precisions.OPSETS["bf16"])
     exported = to_onnx.export(
         exportable,
         file,
@@ -119,6 +137,13 @@ def export_checked(
     if not proof.ok:
         file.unlink()
         raise UserError(f"the exported file fails its parity check: {proof.message}")
+    if half == "fp32":
+        return exported, proof
+    exported = to_onnx.cast_file(exported, input_spec(preprocess).shape, half)
+    proof = parity.check_cast(exportable, file, images, f"int8+{half}" if quantised else half)
+    if not proof.ok:
+        file.unlink()
+        raise UserError(f"the cast file fails its parity check: {proof.message}")
     return exported, proof
 
 
@@ -185,9 +210,15 @@ def _metadata(network: Network, labels: tuple[str, ...], preprocess: Preprocess)
     }
 
 
-def _write_golden(folder: Path, inputs: Any) -> None:
-    """Inputs with the runtime's outputs: a device can check itself against them."""
-    with open_session(folder / MODEL) as session:
-        outputs = session.run({"input": inputs})
+def _write_golden(folder: Path, inputs: Any, runs: bool) -> None:
+    """Inputs with the runtime's outputs: a device can check itself against them.
+
+    What the runtime cannot run, the reference evaluator of ONNX computes.
+    """
+    if runs:
+        with open_session(folder / MODEL) as session:
+            outputs = session.run({"input": inputs})
+    else:
+        outputs = {"logits": parity.run_reference(folder / MODEL, inputs)[0]}
     arrays: Mapping[str, Any] = {"input": inputs, **{f"output.{k}": v for k, v in outputs.items()}}
     np.savez(folder / GOLDEN, allow_pickle=False, **arrays)

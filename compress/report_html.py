@@ -11,6 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from .report_engines import engine_section
+
 WIDTH, HEIGHT = 460, 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 18, 46
 Entry = Mapping[str, Any]
@@ -45,15 +47,18 @@ def write_report(
     history: Sequence[Entry],
     data: Mapping[str, Any] | None,
     comparison: Mapping[str, Any] | None = None,
+    engines: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write the page. `comparison` holds the first and last model measured side by side."""
-    path.write_text(render(history, data, comparison), encoding="utf-8")
+    """Write the page. `comparison` holds the first and last model measured side by side,
+    `engines` the records of the bundle's engines."""
+    path.write_text(render(history, data, comparison, engines), encoding="utf-8")
 
 
 def render(
     history: Sequence[Entry],
     data: Mapping[str, Any] | None,
     comparison: Mapping[str, Any] | None = None,
+    engines: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page as text."""
     entries = [e for e in history if e.get("metrics")]
@@ -68,6 +73,7 @@ def render(
     ]
     if comparison is not None:
         body.append(_comparison(comparison))
+    body += engine_section(engines)
     body += ["<h2>How each stage was made</h2>", *map(_details, entries)]
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
@@ -94,14 +100,13 @@ def summary(entries: Sequence[Entry], comparison: Mapping[str, Any] | None = Non
     first, last = entries[stage - 1]["metrics"], entries[-1]["metrics"]
     if len(entries) == 1:
         return f"{entries[0]['model']}, one stage so far: {entries[0]['stage']}."
-    speed = first["latency"]["median_ms"] / last["latency"]["median_ms"]
-    if comparison is not None:
-        speed = 1 / comparison["ratio"]
     size = first["onnx_bytes"] / last["onnx_bytes"]
-    text = (
-        f"{_times(speed, 'lower median latency', 'higher median latency')} and "
-        f"{_times(size, 'smaller', 'larger')} than stage {stage}"
-    )
+    text = f"{_times(size, 'smaller', 'larger')} than stage {stage}"
+    if first["latency"] and last["latency"]:
+        speed = first["latency"]["median_ms"] / last["latency"]["median_ms"]
+        if comparison is not None:
+            speed = 1 / comparison["ratio"]
+        text = f"{_times(speed, 'lower median latency', 'higher median latency')} and {text}"
     if first["test"] and last["test"]:
         points = 100 * (last["test"]["top1"] - first["test"]["top1"])
         text += f", with {points:+.2f} points of top-1 accuracy"
@@ -125,8 +130,9 @@ def _figures(entries: Sequence[Entry]) -> str:
 
 def scatter_figures(entries: Sequence[Entry]) -> list[str]:
     """Accuracy against latency, and against size, as SVG; empty where no accuracy was measured."""
+    measured = [e["metrics"] for e in entries if e.get("metrics")]
     scored = [e for e in entries if e.get("metrics") and e["metrics"]["test"]]
-    if not scored:
+    if not scored or not all(m["latency"] for m in measured):
         return []
     return [
         _scatter(scored, lambda m: float(m["latency"]["median_ms"]), "median latency, ms (log)"),
@@ -202,18 +208,15 @@ def _table(entries: Sequence[Entry]) -> str:
     rows = []
     for number, entry in enumerate(entries, 1):
         metrics, base = entry["metrics"], entries[0]["metrics"]
-        times = base["latency"]["median_ms"] / metrics["latency"]["median_ms"]
         smaller = f"{base['onnx_bytes'] / metrics['onnx_bytes']:.1f}× smaller" if number > 1 else ""
-        spread = f"{metrics['latency']['low_ms']:.3g} to {metrics['latency']['high_ms']:.3g}"
-        spread += "" if metrics["latency"]["steady"] else ", unsteady"
         cells = [
             f'<td class="left">{number}</td>',
             f'<td class="left">{escape(entry["stage"])}<small>{escape(entry["model"])}</small>',
             _accuracy_cell(metrics["test"]),
             f"<td>{metrics['parameters'] / 1e6:.2f} M</td><td>{metrics['macs'] / 1e6:.1f} M</td>",
             f"<td>{metrics['onnx_bytes'] / 1e6:.2f} MB<small>{smaller}</small></td>",
-            f"<td>{metrics['latency']['median_ms']:.3g} ms<small>{spread}</small></td>",
-            f"<td>{times:.1f}×</td>" if number > 1 else "<td></td>",
+            _latency_cell(metrics["latency"]),
+            _faster_cell(base["latency"], metrics["latency"]) if number > 1 else "<td></td>",
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     heads = "".join(
@@ -223,6 +226,20 @@ def _table(entries: Sequence[Entry]) -> str:
         )
     )  # fmt: skip
     return f'<div class="wide"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
+
+
+def _latency_cell(latency: Mapping[str, Any] | None) -> str:
+    if not latency:
+        return "<td>not measured</td>"
+    spread = f"{latency['low_ms']:.3g} to {latency['high_ms']:.3g}"
+    spread += "" if latency["steady"] else ", unsteady"
+    return f"<td>{latency['median_ms']:.3g} ms<small>{spread}</small></td>"
+
+
+def _faster_cell(base: Mapping[str, Any] | None, latency: Mapping[str, Any] | None) -> str:
+    if not base or not latency:
+        return "<td></td>"
+    return f"<td>{base['median_ms'] / latency['median_ms']:.1f}×</td>"
 
 
 def _accuracy_cell(test: Mapping[str, Any] | None) -> str:
@@ -237,11 +254,13 @@ def _accuracy_cell(test: Mapping[str, Any] | None) -> str:
 
 def _conditions(entries: Sequence[Entry], data: Mapping[str, Any] | None) -> str:
     latency = entries[-1]["metrics"]["latency"]
-    text = (
-        f"Latency: one image, end to end, {latency['threads']} thread, "
-        f"{latency['provider']}, {latency['cpu']}. "
-    )
-    if data is not None:
+    text = "The last file does not run in ONNX Runtime on the CPU: nothing was measured there. "
+    if latency:
+        text = (
+            f"Latency: one image, end to end, {latency['threads']} thread, "
+            f"{latency['provider']}, {latency['cpu']}. "
+        )
+    if data is not None and latency:
         text += (
             f"Accuracy: the held-out {data['splits']['test']:,} images of {data['source']} in the "
             f"same runtime and file; Wilson intervals."

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from safetensors import SafetensorError
 from torch import nn
@@ -23,6 +23,7 @@ from .models import ModelSpec, build, spec_from_json
 ARCHITECTURE = "architecture.json"
 WEIGHTS = "weights.safetensors"
 _KEYS = {"model", "changes", "quantization"}
+Precision = Literal["fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,17 @@ class Network:
         return checkpoint.describe(self.model, build(self.spec))
 
 
+def precision_of(model: nn.Module) -> Precision:
+    """Type of the floating point in the network's exported file."""
+    found: Precision = getattr(model, "exported_precision", "fp32")
+    return found
+
+
+def set_precision(model: nn.Module, precision: Precision) -> None:
+    """Note what the network is exported in; its weights in torch stay float32."""
+    model.exported_precision = precision  # type: ignore[assignment]
+
+
 def save_network(network: Network, folder: Path) -> None:
     """Write both files into `folder`."""
     model = network.model
@@ -50,6 +62,8 @@ def save_network(network: Network, folder: Path) -> None:
         "changes": network.noted(),
         "quantization": quantization.placement(model) if quantised else None,
     }
+    if precision_of(model) != "fp32":  # a reader that does not know it must not take it for float32
+        architecture["precision"] = precision_of(model)
     text = json.dumps(architecture, indent=1, allow_nan=False) + "\n"
     (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
     try:
@@ -74,15 +88,22 @@ def load_network(bundle: Bundle, trusted_factory: str | None = None) -> Network:
         architecture: Any = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error}).") from None
-    if not isinstance(architecture, dict) or set(architecture) != _KEYS:
+    if not isinstance(architecture, dict) or set(architecture) - {"precision"} != _KEYS:
         raise UserError(f"{file}: expected a JSON object with {', '.join(sorted(_KEYS))}.")
+    precision = architecture.get("precision", "fp32")
+    if precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise UserError(f"{file}: precision {precision!r:.80}; known: {known}.")
     spec = spec_from_json(architecture["model"], str(file), trusted_factory)
     tensors = checkpoint.load_tensors(bundle.file(WEIGHTS))
     changes, placement = architecture["changes"], architecture["quantization"]
     base = checkpoint.reshape(build(spec), changes)
     if placement is None:
-        return Network(checkpoint.load(base, tensors, changes.get("versions")).eval(), spec)
+        model = checkpoint.load(base, tensors, changes.get("versions")).eval()
+        set_precision(model, precision)
+        return Network(model, spec)
     if not isinstance(placement, dict):
         raise UserError(f"{file}: quantization is a {type(placement).__name__}, expected a table.")
-    model = quantization.restore(base, placement)
-    return Network(checkpoint.load(model, tensors).eval(), spec, changes)
+    model = checkpoint.load(quantization.restore(base, placement), tensors).eval()
+    set_precision(model, precision)
+    return Network(model, spec, changes)

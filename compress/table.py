@@ -49,10 +49,27 @@ def rows(history: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                 entry["stage"], entry["model"], accuracy_text(metrics["test"]),
                 f"{metrics['parameters'] / 1e6:.2f} M", f"{metrics['macs'] / 1e6:.1f} M",
                 f"{metrics['onnx_bytes'] / 1e6:.2f} MB",
-                f"{latency['median_ms']:.3g} ms" + ("" if latency["steady"] else " (unsteady)"),
+                latency_text(latency),
             )
         )  # fmt: skip
     return found
+
+
+def latency_text(latency: Mapping[str, Any] | None) -> str:
+    if not latency:
+        return "not measured"
+    return f"{latency['median_ms']:.3g} ms" + ("" if latency["steady"] else " (unsteady)")
+
+
+def print_engines(bundle: Bundle) -> None:
+    """The bundle's engines, and how much of each runs in int8."""
+    from .engines import read_engines
+    from .report_engines import HEADS, rows
+
+    lines = [HEADS, *(tuple(map(printable, row)) for row in rows(read_engines(bundle)))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
 
 
 def accuracy_text(test: Mapping[str, Any] | None) -> str:

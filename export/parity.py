@@ -169,6 +169,67 @@ def check(
     )
 
 
+LEAST_CAST_SQNR_DB = {"fp16": 40.0, "bf16": 25.0, "int8+fp16": 15.0}
+"""What a cast may cost. In a quantised network float16 turns values near a tie into whole steps."""
+REFERENCE_IMAGES = 4
+"""The reference evaluator of ONNX is slow."""
+
+
+def check_cast(model: nn.Module, path: Path, images: Tensor, precision: str) -> Parity:
+    """Compare a file that was cast with the float32 network (or its fake-quant) in torch.
+
+    ONNX Runtime has no bfloat16 convolution on the CPU: there the reference evaluator of ONNX
+    computes the file, on a few images.
+
+    Args:
+        precision: fp16, bf16 or int8+fp16.
+    """
+    images = images if runs_on_cpu(path) else images[:REFERENCE_IMAGES]
+    reference, array = run_torch(model, images), images.cpu().numpy()
+    if runs_on_cpu(path):
+        where = "ONNX Runtime"
+        optimised = compare(reference, run_onnx(path, array, optimised=True)[0])
+        plain = compare(reference, run_onnx(path, array, optimised=False)[0])
+    else:
+        where = f"the reference evaluator of ONNX on {len(images)} images"
+        optimised = plain = compare(reference, run_reference(path, array)[0])
+    least = LEAST_CAST_SQNR_DB[precision]
+    ok = min(optimised.sqnr_db, plain.sqnr_db) >= least
+    best = reference.argmax(1)
+    one_class = len(images) > 1 and bool((best == best.reshape(-1)[0]).all())
+    message = (
+        f"{path.name} in {precision} {'agrees with' if ok else 'differs from'} the float32 network "
+        f"in {where}: top-1 {optimised.top1_agreement:.2%}, SQNR {optimised.sqnr_db:.1f} dB"
+        + ("." if ok else f"; expected {least:g} dB. Its values leave the range of the type.")
+    )
+    if one_class:
+        message += " Warning: the network gives every image the same class; agreement says little."
+    return Parity(ok, message, len(images), optimised, plain, one_class, None)
+
+
+def runs_on_cpu(path: Path) -> bool:
+    """Whether ONNX Runtime has every operator of the file on the CPU, in its types."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented:
+        return False
+    return True
+
+
+def run_reference(path: Path, images: Array) -> list[Array]:
+    """All outputs of a file in the reference evaluator of ONNX, one image at a time."""
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(str(path))
+    name = evaluator.input_names[0]
+    parts: list[Any] = [evaluator.run(None, {name: images[i : i + 1]}) for i in range(len(images))]
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+
 def first_divergence(
     model: nn.Module, path: Path, images: Tensor, *, optimised: bool = False
 ) -> str | None:

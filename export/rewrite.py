@@ -37,7 +37,7 @@ class Graph:
 
     def store(self, name: str, values: Array) -> str:
         """Add or replace a constant."""
-        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        self.constants[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
         return name
 
     def only_reader(self, name: str) -> onnx.NodeProto | None:

@@ -6,12 +6,13 @@ import contextlib
 import io
 import logging
 import os
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
+from .precision import Half, convert_file
 from .rewrite import rewrite
 
 OPSET = 20
@@ -61,6 +63,8 @@ class ExportReport:
     float_bytes: int
     """Bytes of floating point in initialisers: biases, scales, layers that are not quantised."""
     notes: tuple[str, ...] = field(default=())
+    cast: dict[str, Any] | None = None
+    """What the conversion to half precision did, where there was one."""
 
 
 @contextlib.contextmanager
@@ -184,6 +188,10 @@ def export(
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    return _report(path, checked, before, after)
+
+
+def _report(path: Path, checked: onnx.ModelProto, before: int, after: int) -> ExportReport:
     operators = Counter(n.op_type for n in checked.graph.node)
     sizes = {
         t.name: (t.data_type, onnx.numpy_helper.to_array(t).nbytes)
@@ -205,6 +213,33 @@ def export(
             if kind in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
         ),
     )
+
+
+def cast_file(report: ExportReport, shape: tuple[int, ...], precision: Half) -> ExportReport:
+    """Convert the float32 file of `report` to half precision in place, and check it again.
+
+    Raises:
+        UserError: the network does not fit the type; the file is as it was.
+    """
+    kept = report.path.with_name(f".{report.path.name}.{os.getpid()}.fp32")
+    shutil.copyfile(report.path, kept)
+    try:
+        cast = convert_file(report.path, precision)
+        checked = check_file(report.path, shape, _dynamic(kept))
+        after = _count(checked, "DequantizeLinear")
+        if after != report.qdq_after:
+            raise ExportError(f"{report.path.name}: {report.qdq_after} quantisers, {after} cast.")
+    except BaseException:
+        kept.replace(report.path)
+        raise
+    finally:
+        kept.unlink(missing_ok=True)
+    return replace(_report(report.path, checked, report.qdq_before, after), cast=asdict(cast))
+
+
+def _dynamic(path: Path) -> bool:
+    proto = onnx.load(str(path), load_external_data=False)
+    return bool(proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param)
 
 
 def check_file(path: Path, shape: tuple[int, ...], dynamic_batch: bool) -> onnx.ModelProto:

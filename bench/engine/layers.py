@@ -33,7 +33,7 @@ _LINE = re.compile(
 _TENSOR = re.compile(
     r"\{ Name: .*?, Dimensions: \[(?P<dims>[-\d,]*)\].*?, Datatype: (?P<type>\w+),"
 )
-_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |$)")
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\x1f?\[ONNX Layer: |\x1f?$)")
 
 
 class LayersUnreadable(UserError):
@@ -83,7 +83,7 @@ class Layer:
         held = any(
             t in LOW and n > 1 for t, n in zip(self.constants, self.constant_elements, strict=True)
         )
-        return not self.compute and held and not self.inputs and wide
+        return not self.compute and held and wide
 
     def _operands(self) -> tuple[str, ...]:
         """An input with a weight, or two inputs where both sides are computed."""

@@ -90,3 +90,51 @@ class Settings:
         }
         body = {**data, "timeout_s": timeout_s, "shapes": shapes}
         return from_mapping(cls, body, "engine settings")
+
+
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """`1:8:32`, the least, the usual and the largest batch; `8` is that one alone.
+
+    Raises:
+        UserError: something else.
+    """
+    parts = text.split(":")
+    try:
+        numbers = [int(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3 or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
+        raise UserError(
+            f"--batch {text}: expected the least, the usual and the largest batch in this order, "
+            "such as 1:8:32, or one number."
+        )
+    return numbers[0], numbers[1], numbers[2]
+
+
+def parse_hw(text: str) -> tuple[int, int]:
+    """`224` or `320x256`, height and width.
+
+    Raises:
+        UserError: something else.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--hw {text}: expected a side such as 224, or height x width: 320x256.")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_sm(text: str) -> tuple[int, ...]:
+    """`86,89`, compute capabilities; 8.6 is taken too.
+
+    Raises:
+        UserError: something else.
+    """
+    found = []
+    for part in filter(None, (p.strip().lower().removeprefix("sm") for p in text.split(","))):
+        number = part.replace(".", "")
+        if not number.isdecimal() or not 10 <= int(number) <= 999:
+            raise UserError(f"--sm {text}: expected compute capabilities such as 75,86,89,120.")
+        found.append(int(number))
+    return tuple(dict.fromkeys(found))

@@ -237,12 +237,12 @@ def _set_shapes(
 
 def _check_size(shape: tuple[int, ...], name: str, settings: Settings, onnx_path: Path) -> None:
     """A size that the file fixes must be the one that was asked for."""
-    if settings.hw is not None and len(shape) == 4 and -1 not in shape[2:]:
-        if shape[2:] != settings.hw:
-            raise UserError(
-                f"{onnx_path}: its input {name} is fixed at {shape[2]}x{shape[3]}, --hw asks for "
-                f"{settings.hw[0]}x{settings.hw[1]}. Leave --hw, or export at that size."
-            )
+    fixed = len(shape) == 4 and -1 not in shape[2:]
+    if settings.hw is not None and fixed and shape[2:] != settings.hw:
+        raise UserError(
+            f"{onnx_path}: its input {name} is fixed at {shape[2]}x{shape[3]}, --hw asks for "
+            f"{settings.hw[0]}x{settings.hw[1]}. Leave --hw, or export at that size."
+        )
 
 
 def _filled(

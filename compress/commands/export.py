@@ -13,23 +13,64 @@ from ..show import show
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Export a bundle's network again, check it against torch and measure it."""
+    """Export a bundle's network again, check it, measure it, and build engines from it."""
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
-    """The bundle; its model.onnx and metrics are replaced."""
-    to: Literal["onnx"] = "onnx"
-    """Format."""
+    """The bundle; its model.onnx and metrics are replaced, or its engines."""
+    to: tuple[Literal["onnx", "tensorrt", "tensorrt-rtx"], ...] = ("onnx",)
+    """Formats. tensorrt builds for the GPU of this machine, tensorrt-rtx for those in --sm."""
     opset: int | None = None
     """ONNX operator set; default: the exporter's."""
     out: Path | None = None
-    """Write the file here instead and leave the bundle as it is."""
+    """Write the ONNX file here instead and leave the bundle as it is."""
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int8+fp16", "fp8"] | None = None
+    """Of the engine; default: what the bundle holds. int8 and fp8 need a quantised bundle."""
+    sm: str = ""
+    """Compute capabilities for tensorrt-rtx, such as 75,86,89,120."""
+    batch: str = "1:1:8"
+    """Least, usual and largest batch of an engine; it is tuned for the usual one."""
+    hw: str | None = None
+    """Height x width of an engine; default: the bundle's."""
+    workspace_mib: int | None = None
+    """Most scratch memory of the GPU for an engine."""
+    timing_cache: Path | None = None
+    """File with what earlier builds have measured; read and written."""
+    optimisation_level: int | None = None
+    """0 builds fast, 5 searches longest; default: TensorRT's own, 3."""
+    build_timeout: float = 900.0
+    """Seconds after which a build is given up."""
+    require_int8: str | None = None
+    """Fail when less became int8: `all` that the file quantises, or a number of layers."""
     trust: str | None = None
     """Your own module:factory that the bundle may run."""
 
     def run(self) -> None:
-        from ..reexport import export_bundle, export_file
+        from vcompress.bench.engine.settings import Settings, parse_batch, parse_hw, parse_sm
 
-        if self.out is not None:
-            print(export_file(self.run_dir, self.out, self.opset, self.trust))
-        else:
-            show(export_bundle(self.run_dir, self.opset, self.trust))
+        from ..engines import build_into, parse_required
+        from ..reexport import export_bundle, export_file
+        from ..table import print_engines
+
+        # Every option is read before anything is written.
+        settings = Settings(
+            sm=parse_sm(self.sm),
+            batch=parse_batch(self.batch),
+            hw=None if self.hw is None else parse_hw(self.hw),
+            workspace_mib=self.workspace_mib,
+            optimisation_level=self.optimisation_level,
+            timeout_s=self.build_timeout,
+        )
+        required = parse_required(self.require_int8)
+        if "onnx" in self.to:
+            if self.out is not None:
+                print(export_file(self.run_dir, self.out, self.opset, self.trust))
+            else:
+                show(export_bundle(self.run_dir, self.opset, self.trust))
+        flavours = tuple(kind for kind in self.to if kind != "onnx")
+        if flavours:
+            print_engines(
+                build_into(
+                    self.run_dir, flavours, settings, precision=self.precision, required=required,
+                    timing_cache=self.timing_cache, trusted_factory=self.trust,
+                )
+            )  # fmt: skip

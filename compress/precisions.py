@@ -1,0 +1,70 @@
+"""Which precision a bundle's ONNX file has, and which ones can be made of it."""
+
+from __future__ import annotations
+
+import json
+
+from vcompress.bench.bundle import Bundle
+from vcompress.bench.errors import UserError
+
+from .store import ARCHITECTURE
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8+fp16", "fp8", "fp8+fp16")
+
+
+def held_by(bundle: Bundle) -> str:
+    """Of the bundle's model.onnx, such as fp32, int8 or int8+fp16.
+
+    Raises:
+        UserError: the bundle's architecture is not readable.
+    """
+    architecture = _architecture(bundle)
+    quantised = architecture.get("quantization")
+    half = architecture.get("precision", "fp32")
+    if quantised is None:
+        return str(half)
+    base = "fp8" if quantised.get("number") == "fp8" else "int8"
+    return base if half == "fp32" else f"{base}+{half}"
+
+
+def _architecture(bundle: Bundle) -> dict[str, object]:
+    file = bundle.file(ARCHITECTURE)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: expected a JSON object.")
+    return found
+
+
+def check_available(bundle: Bundle, holds: str, wanted: str | None) -> str:
+    """The precision of the engine: what was asked for, else what the bundle holds.
+
+    A float32 network can be cast down, a quantised one too; nothing is quantised here, which
+    needs data, and nothing is widened.
+
+    Raises:
+        UserError: the bundle cannot give it, with what to do first.
+    """
+    quantization = _architecture(bundle).get("quantization")
+    if isinstance(quantization, dict) and quantization.get("target") != "tensorrt":
+        raise UserError(
+            f"{bundle.path} is quantised for {quantization.get('target')}, in a way that TensorRT "
+            "does not take. Quantise the float bundle with --target tensorrt."
+        )
+    if wanted is None or wanted == holds:
+        return holds
+    if (holds, wanted) in {("fp32", "fp16"), ("fp32", "bf16"), ("int8", "int8+fp16")}:
+        return wanted
+    base = wanted.partition("+")[0]
+    if base in ("int8", "fp8") and not holds.startswith(base):
+        what = "" if base == "int8" else " --number fp8"
+        raise UserError(
+            f"--precision {wanted}: {bundle.path} holds {holds}. Quantise it first: vcompress "
+            f"quantize --model {bundle.path} --target tensorrt{what}."
+        )
+    raise UserError(
+        f"--precision {wanted}: {bundle.path} holds {holds}. Leave --precision out for an engine "
+        f"in {holds}, or export the bundle that it was made from."
+    )

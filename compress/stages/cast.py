@@ -1,0 +1,38 @@
+"""`vcompress cast`: half precision, as its own small stage.
+
+The weights in torch stay float32, so that the bundle can be trained on; the exported file is cast.
+BN is folded in float32 first. The file's input and output stay float32 with one Cast at each edge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ..stage import Context, Outcome
+
+if TYPE_CHECKING:
+    from torch import nn
+
+INPUTS = {"model": "trained"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The exported file in float16 or bfloat16; a quantised network becomes int8 with float16."""
+
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """fp32 takes an earlier cast back."""
+
+
+def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
+    """Note the type that `model` is exported in; the end of the command casts, proves, measures."""
+    from vcompress.bench.errors import UserError
+
+    from ..quantization import is_quantized
+    from ..store import set_precision
+
+    if is_quantized(model) and config.dtype == "bf16":
+        raise UserError("--dtype bf16: a quantised network goes with fp16. Give --dtype fp16.")
+    set_precision(model, config.dtype)
+    return Outcome(model, {"dtype": config.dtype, "quantised": is_quantized(model)})
