@@ -61,14 +61,11 @@ def pack(folder: Path, out: Path, sign: Path | None = None) -> None:
             f"{'them' if len(left) > 1 else 'it'} elsewhere; an archive holds the bundle alone."
         )
     _check_out(folder, out)
-    signature = folder / SIGNATURE
+    signed = manifests.read_beside(folder, SIGNATURE)
     if sign is not None:
-        signed: bytes | None = signatures.sign(manifest, sign)
-    elif signature.is_file():
-        signed = signature.read_bytes()
-        signatures.parse(signed, str(signature))
-    else:
-        signed = None
+        signed = signatures.sign(manifest, sign)
+    elif signed is not None:
+        signatures.parse(signed, str(folder / SIGNATURE))
     with staged_file(out) as stream:
         # A bundle of before the manifest had a hash gets one here.
         _write(stream, MANIFEST, manifest)

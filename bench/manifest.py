@@ -50,12 +50,17 @@ def read_sealed(folder: Path) -> tuple[bytes, bytes | None]:
         raise UserError(
             f"{folder}: not a bundle (no {MANIFEST}). Expected a directory written by vcompress."
         ) from None
+    return content, read_beside(folder, SEAL)
+
+
+def read_beside(folder: Path, name: str) -> bytes | None:
+    """The small file `name` beside the manifest, None where there is none."""
     try:
-        return content, _read(folder / SEAL, 4096)
+        return _read(folder / name, 4096)
     except FileNotFoundError:
-        return content, None
+        return None
     except IsADirectoryError:
-        raise UserError(f"{folder / SEAL}: expected a file. Write the bundle again.") from None
+        raise UserError(f"{folder / name}: expected a file. Write the bundle again.") from None
 
 
 def _read(file: Path, limit_bytes: int) -> bytes:

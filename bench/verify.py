@@ -133,16 +133,14 @@ def _inconsistent(bundle: Bundle) -> list[str]:
 
 
 def _signature(folder: Path, manifest: bytes, key: Path | None) -> tuple[str, list[str]]:
-    file = folder / SIGNATURE
-    if not file.exists() and key is None:
-        return "none", []
     from . import signature as signatures
 
     try:
-        content = file.read_bytes() if file.is_file() and not file.is_symlink() else None
-        found = None if content is None else signatures.parse(content, str(file))
+        content = manifests.read_beside(folder, SIGNATURE)
+        found = None if content is None else signatures.parse(content, str(folder / SIGNATURE))
         if key is None:
-            return f"by the key {found.signer if found else '?'}, not checked: give --key", []
+            unchecked = found and f"by the key {found.signer}, not checked: give --key"
+            return unchecked or "none", []
         return f"holds, by the key {signatures.check(found, manifest, key, str(folder))}", []
     except UserError as error:
         if error.status != 2 or str(error).startswith(str(key)):
