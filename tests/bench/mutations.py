@@ -111,9 +111,9 @@ def replace_by_something_else(folder: Path, rng: random.Random) -> str:
 
 NAMES = [
     "../evil", "../../evil", "/tmp/evil", "a/../../evil", "..", ".", "", "a\0b", "..\\evil",
-    "C:\\evil", "c:evil", "a//b", "./a", "a/", "manifest.json", "Manifest.Json", "manifest.sig", "x\n",
-    "\u202ex", "con.", " a", "x" * 5000, "model.onnx/a", "MODEL.ONNX", "weights.safetensors/../../evil",
-    "\ud800",
+    "C:\\evil", "c:evil", "a//b", "./a", "a/", "manifest.json", "Manifest.Json", "manifest.sig",
+    "x\n", "\u202ex", "con.", " a", "x" * 5000, "model.onnx/a", "MODEL.ONNX",
+    "weights.safetensors/../../evil", "\ud800",
 ]  # fmt: skip
 NUMBERS = [
     -1, 2**31, 2**63, 2**64, 10**400, -(10**400), 1e308, 0.5, 1e-300, True, False, None, "1",
