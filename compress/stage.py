@@ -27,7 +27,9 @@ class TrainConfig:
     batch_size: int = 64
     """Images in one step, over all processes together."""
     lr: float = 1e-3
-    """Peak learning rate, reached after the warm-up; a cosine takes it to zero."""
+    """Peak learning rate, reached after the warm-up."""
+    schedule: Literal["cosine", "onecycle"] = "cosine"
+    """Down to zero on a cosine, or one cycle: up over 30 % of the run, and down."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.02
     """Applied to weights only, never to norms and biases."""

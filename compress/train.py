@@ -31,6 +31,7 @@ from .processes import process_state
 from .progress import epoch_progress, log
 from .pruning.sparsity import held_sparse
 from .resume import State, load_state, save_state
+from .schedule import share_of_peak
 from .stage import Context, TrainConfig
 
 Loss = Callable[..., Tensor]
@@ -50,6 +51,7 @@ def fit(
     *,
     name: str,
     on_epoch: Callable[[int, nn.Module], None] | None = None,
+    on_batch: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
     extra_groups: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place and leave in it the weights of the best validation epoch.
@@ -59,6 +61,7 @@ def fit(
         loss: cross entropy with label smoothing by default.
         name: says what is trained, and under `context.workdir` keeps what a resume needs.
         on_epoch: called with (epoch, model) after `model.train()`, for example to freeze norms.
+        on_batch: from (model, images, labels) to the images to train on, for example an attack's.
         extra_groups: optimiser groups of parameters that want their own options.
 
     Returns:
@@ -149,11 +152,13 @@ def fit(
                 on_epoch(epoch, model)
             total = torch.zeros((), device=accelerator.device)
             for step, (images, labels, *samples) in enumerate(loader):
-                share = _schedule(epoch * steps + step, steps, config)
+                share = share_of_peak(epoch * steps + step, steps, config)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * share
                 images = images.to(accelerator.device, memory_format=torch.channels_last)
                 labels = labels.to(accelerator.device)
+                if on_batch is not None:
+                    images = on_batch(model, images, labels)
                 with accelerator.autocast():
                     logits = wrapped(images)
                     value = (
@@ -240,15 +245,6 @@ def evaluate(
     model.train(was_training)
     right_total, total = accelerator.reduce(counts, "sum").tolist()
     return float(right_total / total)
-
-
-def _schedule(step: int, steps: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a cosine to zero (arXiv:1608.03983): a share of the peak rate."""
-    warmup = config.warmup_epochs * steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1.0, config.epochs * steps - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def _without_gain(history: Sequence[Mapping[str, float]]) -> int:

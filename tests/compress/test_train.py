@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.compress import train as training
 from vcompress.compress.data import Data
 from vcompress.compress.stage import Context, TrainConfig
-from vcompress.compress.train import _optimizer, _schedule, evaluate, fit
+from vcompress.compress.train import _optimizer, evaluate, fit
 
 SCRIPT = Path(__file__).with_name("training_script.py")
 QUICK = TrainConfig(epochs=2, batch_size=8, lr=0.01, warmup_epochs=0.5)
@@ -112,17 +111,6 @@ def test_workers_do_not_change_the_weights(context: Context, tiny_nets: Any) -> 
     assert same(*ends)
 
 
-def test_the_rate_warms_up_and_falls_to_zero_on_a_cosine() -> None:
-    config = TrainConfig(epochs=10, warmup_epochs=2)
-    shares = [_schedule(step, 5, config) for step in range(50)]
-    assert shares[:3] == pytest.approx([1 / 11, 2 / 11, 3 / 11])
-    assert shares[10] == 1.0
-    assert shares[30] == pytest.approx(0.5)
-    assert all(a < b for a, b in pairwise(shares[:11]))
-    assert all(a > b for a, b in pairwise(shares[10:]))
-    assert _schedule(50, 5, config) == pytest.approx(0.0, abs=1e-12)
-
-
 def test_norms_and_biases_get_no_weight_decay(tiny_nets: Any) -> None:
     model = tiny_nets.batch()
     decayed, plain = _optimizer(model, TrainConfig(weight_decay=0.3), []).param_groups
@@ -185,14 +173,14 @@ def test_accumulation_equals_the_larger_batch(context: Context, tiny_nets: Any) 
             epochs=1, batch_size=batch, accumulate=accumulate, lr=0.05, optimizer="sgd",
             warmup_epochs=0, clip_norm=0.0,
         )  # fmt: skip
-        training_schedule, training._schedule = training._schedule, lambda *_: 1.0
+        training_schedule, training.share_of_peak = training.share_of_peak, lambda *_: 1.0
         try:
             data = context.data
             keep = data.dataset.splits["train"][:36]  # three large batches, nine small ones
             dataset = replace(data.dataset, splits={**data.dataset.splits, "train": keep})
             fit(model, config, replace(context, data=replace(data, dataset=dataset)), name="t")
         finally:
-            training._schedule = training_schedule
+            training.share_of_peak = training_schedule
         ends.append(copy(model))
     for name, value in ends[0].items():
         assert torch.allclose(value, ends[1][name], atol=2e-6), name
@@ -202,7 +190,7 @@ def test_the_last_incomplete_accumulation_counts_whole(
     context: Context, tiny_nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five steps by two are three updates, each with the mean of its own gradients."""
-    monkeypatch.setattr(training, "_schedule", lambda *_: 1.0)
+    monkeypatch.setattr(training, "share_of_peak", lambda *_: 1.0)
     for accumulate, updates in ((1, 5), (2, 3), (4, 2), (9, 1)):
         model = tiny_nets.group()
         before = model[5].bias.detach().clone()
