@@ -18,6 +18,7 @@ from vcompress.bench.errors import UserError
 from . import feature_losses, losses
 from .data import Samples
 from .features import Pair, align
+from .unlabelled import NO_LABEL
 
 EMBEDDING = 128
 """Width in which infonce compares embeddings, as in CRD."""
@@ -125,8 +126,9 @@ class TaughtLoss(nn.Module):
         """The loss of a batch `[B, K]`, `[B, C, H, W]`, `[B]`."""
         logits = logits.float()
         hard = F.cross_entropy(
-            logits, labels, ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing
-        ) / (len(labels) * self.labelled)
+            logits, labels, ignore_index=NO_LABEL, reduction="sum",
+            label_smoothing=self.label_smoothing,
+        ) / (len(labels) * self.labelled)  # fmt: skip
         soft = torch.zeros((), device=logits.device)
         if "self" in self.terms:
             target = self._average_logits(images)
