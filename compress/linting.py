@@ -56,5 +56,3 @@ def describe(report: Report) -> str:
         lines.append(f"  -> {found[0].cure}")
     counts = [f"{report.count(s)} {s}s" for s in ("error", "warning", "note")]  # type: ignore[arg-type]
     return "\n".join([*lines, "", ", ".join(counts)])
-
-

@@ -14,7 +14,7 @@ import onnx.inliner
 from vcompress.bench import onnx_file
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
 
-from . import channels, checker, onnxruntime, operators, placement, quantised
+from . import channels, checker, functions, onnxruntime, operators, placement, quantised
 from .findings import Finding, Report, verdict_of
 from .rules import RULES
 from .view import View
@@ -28,7 +28,7 @@ TARGETS: dict[str, tuple[ModuleType, ...]] = {
     "tensorrt": (channels, operators, quantised, placement),
     "onnxruntime": (channels, onnxruntime),
 }
-CHECKER_TIMEOUT_S = 300.0
+CHECKER_TIMEOUT_S = 120.0
 
 
 def lint(
@@ -97,6 +97,15 @@ def _read(path: Path, say: Say, apart: bool) -> View | None:
     except UserError as error:
         say("external-data", "", str(error))
         return None
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's, of no common base
+        say("unreadable", "", f"protobuf does not read it: {error}")
+        return None
+    endless = functions.refusal(model)
+    if endless is not None:
+        say("invalid", "", endless)
+        return None
     if apart:
         refusal, crashed = checker.refusal_apart(path, CHECKER_TIMEOUT_S)
     else:
@@ -104,7 +113,6 @@ def _read(path: Path, say: Say, apart: bool) -> View | None:
     if refusal is not None:
         say("checker-failed" if crashed else "invalid", "", refusal)
         return None
-    model = onnx.load(str(path), load_external_data=False)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _imports(model, say)

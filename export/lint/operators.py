@@ -7,6 +7,7 @@ graphs (one or more for every operator) and in the labelled set of the tests.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 from onnx import NodeProto, TensorProto
@@ -16,6 +17,7 @@ from .view import View, attribute, label, type_name
 Say = Callable[[str, str, str], None]
 OPSETS = (7, 28)
 """The oldest and the newest opset of the default domain that was built."""
+MOST_ELEMENTS = 2**40
 _T = TensorProto
 
 KNOWN = frozenset(
@@ -115,7 +117,9 @@ def _tensors(view: View, say: Say) -> None:
     names = dict.fromkeys((*view.inputs, *view.maker, *view.stored))
     wide: list[str] = []
     for name in names:
-        kind = view.dtype(name)
+        kind, shape = view.dtype(name), view.shape(name)
+        if shape and min(shape) > 0 and prod(shape) > MOST_ELEMENTS:
+            say("too-large", name, f"{name} has the shape {shape}")
         if kind and kind not in _TYPES:
             say("unsupported-type", name, f"{name} is {type_name(kind)}")
         elif kind == _T.DOUBLE:

@@ -169,4 +169,6 @@ def _concat(view: View, node: NodeProto, say: Say) -> None:
 def _inside(view: View, node: NodeProto, say: Say) -> None:
     maker = view.maker.get(node.input[0])
     if maker is not None and maker.op_type == DEQUANTISE:
-        say("quantised-inside", label(maker), f"{node.op_type} {label(node)} reads a rounded tensor")
+        say(
+            "quantised-inside", label(maker), f"{node.op_type} {label(node)} reads a rounded tensor"
+        )

@@ -17,19 +17,39 @@ def _one_conv(**rounding: object) -> onnx.ModelProto:
     return net.done(net.add("Conv", x, net.weight(16, 16, 3, 3)))
 
 
-def _enter(name: str, verdict: str, rule: str, why: str, make: Callable[[], onnx.ModelProto]) -> None:
+def _enter(
+    name: str, verdict: str, rule: str, why: str, make: Callable[[], onnx.ModelProto]
+) -> None:
     CASES.append(Case(name, verdict, rule, why, make))
 
 
 for _name, _verdict, _rule, _why, _options in (
-    ("zero_point_3", "blocked", "zero-point", "an int8 activation with a zero point of 3", {"zero": 3}),
+    (
+        "zero_point_3",
+        "blocked",
+        "zero-point",
+        "an int8 activation with a zero point of 3",
+        {"zero": 3},
+    ),
     ("uint8_zero_0", "unverified", "uint8", "builds, and clips all above 127", {"kind": UINT8}),
-    ("uint8_zero_128", "blocked", "uint8", "ONNX Runtime's usual form", {"kind": UINT8, "zero": 128}),
+    (
+        "uint8_zero_128",
+        "blocked",
+        "uint8",
+        "ONNX Runtime's usual form",
+        {"kind": UINT8, "zero": 128},
+    ),
     ("scale_negative", "blocked", "bad-scale", "a negative scale", {"scale": -0.1}),
     ("scale_zero", "blocked", "bad-scale", "a dead ReLU gave a scale of zero", {"scale": 0.0}),
     ("scale_nan", "blocked", "bad-scale", "a calibration that saw NaN", {"scale": np.nan}),
     ("scale_inf", "unverified", "infinite-scale", "builds, and gives NaN", {"scale": np.inf}),
-    ("int16_activation", "blocked", "quantised-type", "16-bit integers", {"kind": TensorProto.INT16}),
+    (
+        "int16_activation",
+        "blocked",
+        "quantised-type",
+        "16-bit integers",
+        {"kind": TensorProto.INT16},
+    ),
     ("int4_activation", "blocked", "quantised-type", "4-bit activations", {"kind": INT4}),
 ):
     _enter(_name, _verdict, _rule, _why, lambda options=_options: _one_conv(**options))
@@ -42,7 +62,13 @@ def _weighted(*shape: int, **options: object) -> onnx.ModelProto:
 
 for _name, _rule, _why, _shape, _options in (
     ("weight_zero_point", "zero-point", "a weight with a zero point", (16, 16, 3, 3), {"zero": 2}),
-    ("weight_uint8", "uint8-weight", "a weight of uint8", (16, 16, 3, 3), {"kind": UINT8, "zero": 8}),
+    (
+        "weight_uint8",
+        "uint8-weight",
+        "a weight of uint8",
+        (16, 16, 3, 3),
+        {"kind": UINT8, "zero": 8},
+    ),
     ("too_few_scales", "scale-shape", "8 scales for 24 channels", (24, 16, 3, 3), {"steps": 8}),
     ("too_many_scales", "scale-shape", "32 scales for 24 channels", (24, 16, 3, 3), {"steps": 32}),
     ("axis_out_of_range", "scale-shape", "axis 5 of 4", (16, 16, 3, 3), {"axis": -1, "steps": 16}),
@@ -240,7 +266,11 @@ def wrong_order() -> onnx.ModelProto:
     return net.done("b")
 
 
-@case("blocked", "channels", "8 channels into a convolution of 16: ONNX's own inference does not see it")
+@case(
+    "blocked",
+    "channels",
+    "8 channels into a convolution of 16: ONNX's own inference does not see it",
+)
 def wrong_channels() -> onnx.ModelProto:
     net = Net((1, 8, 32, 32))
     return net.done(net.conv("x", quantise=False))

@@ -113,7 +113,9 @@ def sequence() -> onnx.ModelProto:
 def microsoft_domain() -> onnx.ModelProto:
     net = Net()
     net.domains = {"com.microsoft": 1}
-    return net.done(net.add("FusedConvolution", "x", net.random(16, 16, 3, 3), domain="com.microsoft"))
+    return net.done(
+        net.add("FusedConvolution", "x", net.random(16, 16, 3, 3), domain="com.microsoft")
+    )
 
 
 @case("unverified", "custom-domain", "somebody's plugin")
@@ -281,3 +283,9 @@ def training_batch_norm() -> onnx.ModelProto:
     ones = [net.const(np.ones(16, np.float32)) for _ in range(4)]
     net.add("BatchNormalization", net.conv("x"), *ones, outputs=3, training_mode=1)
     return net.done(net.nodes[-1].output[0])
+
+
+@case("blocked", "too-large", "35 trillion elements from one number")
+def huge_tensor() -> onnx.ModelProto:
+    net = Net()
+    return net.done(net.add("ConstantOfShape", net.const(np.array([1 << 45], np.int64))))

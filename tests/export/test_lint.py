@@ -1,0 +1,319 @@
+"""`vcompress lint`: verdicts on the labelled graphs, hostile files, the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from vcompress.bench.errors import UserError
+from vcompress.compress.cli import main
+from vcompress.export.lint import RULES, Report, lint, verdict_of
+from vcompress.export.lint.docs import PAGE, page
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from lint_graphs import CASES, Case  # noqa: E402
+from lint_graphs.net import FLOAT, INT8, UINT8, Net  # noqa: E402
+
+BY_NAME = {case.name: case for case in CASES}
+ROOT = Path(__file__).parents[2]
+
+
+def saved(model: onnx.ModelProto, tmp_path: Path, name: str = "model") -> Path:
+    path = tmp_path / f"{name}.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def rules(report: Report) -> set[str]:
+    return {f.rule for f in report.findings}
+
+
+def test_the_labelled_set_has_enough_graphs_of_each_verdict() -> None:
+    assert len(CASES) == len(BY_NAME) >= 130
+    for verdict, least in (("blocked", 40), ("unverified", 8), ("likely", 60)):
+        assert sum(case.verdict == verdict for case in CASES) >= least
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_a_labelled_graph_gets_its_verdict_and_its_finding(case: Case, tmp_path: Path) -> None:
+    report = lint(saved(case.make(), tmp_path), apart=False)
+    assert report.verdict == case.verdict, report.findings
+    if case.rule is None:
+        assert not [f for f in report.findings if f.severity != "note"]
+    else:
+        assert case.rule in rules(report)
+    for finding in report.findings:
+        assert finding.message and finding.cure
+
+
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [("zero_point_3", "n_quantizelinear_3"), ("wrong_axis_conv", "n_conv_9")],
+)
+def test_a_finding_names_its_node(name: str, node: str, tmp_path: Path) -> None:
+    report = lint(saved(BY_NAME[name].make(), tmp_path), apart=False)
+    assert node in {f.node for f in report.findings}
+
+
+def test_the_checker_in_a_process_of_its_own_says_the_same(tmp_path: Path) -> None:
+    for name in ("undefined_tensor", "residual"):
+        path = saved(BY_NAME[name].make(), tmp_path, name)
+        here, apart = lint(path, apart=False), lint(path, apart=True)
+        assert (here.verdict, here.findings) == (apart.verdict, apart.findings)
+
+
+def test_external_data_outside_the_folder_is_refused_and_never_read(tmp_path: Path) -> None:
+    model = BY_NAME["float_conv"].make()
+    tensor = next(t for t in model.graph.initializer if len(t.dims) == 4)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret.bin")
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    (tmp_path / "secret.bin").write_bytes(bytes(9216))
+    report = lint(saved(model, folder), apart=False)
+    assert (report.verdict, rules(report)) == ("blocked", {"external-data"})
+
+
+def test_external_data_beside_the_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    model = BY_NAME["zero_point_3"].make()
+    onnx.save(model, path, save_as_external_data=True, size_threshold=0, location="model.data")
+    assert "zero-point" in rules(lint(path, apart=False))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 50, 0.5, 0.99])
+def test_a_file_that_is_cut_off_is_blocked(cut: float, tmp_path: Path) -> None:
+    whole = BY_NAME["residual"].make().SerializeToString()
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(whole[: int(cut * len(whole)) if cut < 1 else int(cut)])
+    report = lint(path, apart=False)
+    assert report.verdict == "blocked"
+    assert rules(report) <= {"unreadable", "invalid"}
+
+
+def _with_functions(calls: dict[str, list[str]], start: str) -> onnx.ModelProto:
+    opset = [helper.make_opsetid("", 21), helper.make_opsetid("f", 1)]
+    net = Net((1,))
+    net.domains = {"f": 1}
+    for name, called in calls.items():
+        nodes = [
+            helper.make_node(other, [f"t{i}"], [f"t{i + 1}"], domain="f" if other in calls else "")
+            for i, other in enumerate(called)
+        ]
+        net.functions.append(
+            helper.make_function("f", name, ["t0"], [f"t{len(called)}"], nodes, opset)
+        )
+    net.nodes.append(helper.make_node(start, ["x"], ["y"], domain="f", name="call"))
+    return net.done("y", shape=(1,))
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        {"A": ["A"]},
+        {"A": ["B"], "B": ["A"]},
+        {"A": ["Relu"], **{f"A{i}": [f"A{i - 1}" if i else "A"] * 2 for i in range(40)}},
+    ],
+    ids=["itself", "each other", "a trillion nodes"],
+)
+def test_functions_without_end_are_refused_at_once(
+    calls: dict[str, list[str]], tmp_path: Path
+) -> None:
+    path = saved_raw(calls, tmp_path)
+    report = lint(path, apart=False)
+    assert (report.verdict, rules(report)) == ("blocked", {"invalid"})
+    assert report.seconds < 5
+
+
+def saved_raw(calls: dict[str, list[str]], tmp_path: Path) -> Path:
+    import unittest.mock
+
+    # The set's own shape inference would follow the functions.
+    with unittest.mock.patch.object(onnx.shape_inference, "infer_shapes", side_effect=ValueError):
+        model = _with_functions(calls, list(calls)[-1])
+    return saved(model, tmp_path)
+
+
+def test_graphs_nested_without_end_are_refused(tmp_path: Path) -> None:
+    def field(number: int, content: bytes) -> bytes:
+        size, length = len(content), b""
+        while size > 127:
+            length, size = length + bytes([size & 127 | 128]), size >> 7
+        return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+    graph = b""
+    for _ in range(2000):  # the graph in an attribute of a node of a graph
+        graph = field(1, field(5, field(6, graph)))
+    path = tmp_path / "deep.onnx"
+    path.write_bytes(b"\x08\x08" + field(7, graph) + field(8, b"\x10\x11"))
+    assert rules(lint(path, apart=False)) == {"unreadable"}
+
+
+def test_damaged_files_never_end_in_a_traceback(tmp_path: Path) -> None:
+    """Bytes changed at random: every one gets a verdict."""
+    rng = np.random.default_rng(1)
+    whole = BY_NAME["squeeze_excite"].make().SerializeToString()
+    path = tmp_path / "damaged.onnx"
+    verdicts = set()
+    for _ in range(150):
+        data = np.frombuffer(whole, np.uint8).copy()
+        places = rng.integers(0, len(data) if rng.random() < 0.5 else 400, rng.integers(1, 6))
+        data[places] = rng.integers(0, 256, len(places))
+        path.write_bytes(data.tobytes())
+        verdicts.add(lint(path, apart=False).verdict)
+    assert verdicts <= {"blocked", "unverified", "likely"}
+    assert "blocked" in verdicts
+
+
+def test_a_missing_file_and_an_unknown_target_are_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        lint(tmp_path / "none.onnx")
+    path = saved(BY_NAME["float_conv"].make(), tmp_path)
+    with pytest.raises(UserError, match="Did you mean 'tensorrt'"):
+        lint(path, "tensorr")
+
+
+# ONNX Runtime's own rules.
+
+
+def _for_onnxruntime(kind: int, zero: int, rounded_output: bool) -> onnx.ModelProto:
+    net = Net()
+    x = net.qdq("x", kind=kind, zero=zero)
+    y = net.add("Relu", net.add("Conv", x, net.weight(16, 16, 3, 3)))
+    return net.done(net.qdq(y, kind=kind, zero=zero) if rounded_output else y)
+
+
+@pytest.mark.parametrize(
+    ("kind", "zero", "rounded", "expected"),
+    [
+        (UINT8, 0, True, set()),
+        (UINT8, 128, True, {"relu-zero-point"}),
+        (UINT8, 0, False, {"not-fused"}),
+        (INT8, 0, True, {"relu-zero-point", "signed-activations"}),
+    ],
+)
+def test_onnxruntime_rules(
+    kind: int, zero: int, rounded: bool, expected: set[str], tmp_path: Path
+) -> None:
+    path = saved(_for_onnxruntime(kind, zero, rounded), tmp_path)
+    report = lint(path, "onnxruntime", apart=False)
+    assert {f.rule for f in report.findings if f.severity != "note"} == expected
+    pytest.importorskip("onnxruntime")
+    assert ("QLinearConv" in optimised(path)) == (not expected)
+
+
+def optimised(path: Path) -> set[str]:
+    """The operators that are left when ONNX Runtime has optimised a file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path.with_suffix(".optimised.onnx"))
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return {n.op_type for n in onnx.load(options.optimized_model_filepath).graph.node}
+
+
+def test_a_file_that_onnxruntime_does_not_load_is_blocked(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    net = Net(dtype=TensorProto.BFLOAT16, opset=22)
+    path = saved(net.done(net.conv("x", quantise=False)), tmp_path)
+    report = lint(path, "onnxruntime", apart=False)
+    assert (report.verdict, "no-kernel" in rules(report)) == ("blocked", True)
+
+
+# The verdict and the command.
+
+
+def test_verdicts_follow_from_effects() -> None:
+    path = "x"
+    assert verdict_of([]) == "likely"
+    assert not Report(path, "tensorrt", "likely", ()).fails("warning")
+    assert Report(path, "tensorrt", "blocked", ()).fails("error")
+    assert not Report(path, "tensorrt", "blocked", ()).fails("never")
+
+
+@pytest.mark.parametrize(
+    ("name", "fail_on", "status"),
+    [
+        ("residual", "warning", 0),
+        ("wrong_axis_conv", "error", 0),
+        ("wrong_axis_conv", "warning", 1),
+        ("zero_point_3", "error", 1),
+        ("zero_point_3", "never", 0),
+    ],
+)
+def test_the_command_prints_the_verdict_and_ends_with_the_status(
+    name: str, fail_on: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(BY_NAME[name].make(), tmp_path)
+    assert run("lint", str(path), "--fail-on", fail_on) == status
+    out = capsys.readouterr().out
+    assert BY_NAME[name].verdict.upper() in out
+    assert (BY_NAME[name].rule or "0 errors") in out
+
+
+def run(*argv: str) -> int:
+    try:
+        return main(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def test_json_holds_every_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(BY_NAME["zero_point_3"].make(), tmp_path)
+    assert run("lint", str(path), "--json", "-") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["target"]) == ("blocked", "tensorrt")
+    assert {f["rule"] for f in found["findings"]} == {"zero-point"}
+    assert {"severity", "node", "message", "cure"} <= set(found["findings"][0])
+
+
+def test_the_page_of_the_rules_is_made_from_them() -> None:
+    written = (ROOT / PAGE).read_text(encoding="utf-8")
+    assert page(written) == written, "run: python -m vcompress.export.lint.docs"
+    for rule in RULES:
+        assert f"`{rule}`" in written
+
+
+# Held against builds. TensorRT-RTX builds on a machine with no GPU.
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("residual", "verified"), ("non_zero", "blocked")])
+def test_build_makes_the_verdict_sure(
+    name: str, verdict: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    path = saved(BY_NAME[name].make(), tmp_path)
+    assert run("lint", str(path), "--build") == (verdict == "blocked")
+    out = capsys.readouterr().out
+    assert verdict.upper() in out
+    assert ("for SM 89" in out) == (verdict == "verified")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [[], ["--conformance"]], ids=["labelled", "conformance"])
+def test_no_graph_that_is_called_likely_fails_to_build(which: list[str]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    script = ROOT / "tests" / "benchmarks" / "lint_against_builds.py"
+    done = subprocess.run([sys.executable, str(script), *which], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_values_of_a_small_scale_survive_the_round_trip_of_the_set() -> None:
+    """The set's own helper: float8 and int4 constants hold what they should."""
+    net = Net()
+    name = net.weight(4, 2, axis=None, kind=TensorProto.FLOAT8E4M3FN)
+    assert name.startswith("dequantizelinear")
+    kinds = {t.data_type for t in net.constants}
+    assert TensorProto.FLOAT8E4M3FN in kinds
+    assert numpy_helper.to_array(net.constants[0]).shape == (4, 2)
+    assert FLOAT in kinds
