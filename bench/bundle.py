@@ -219,8 +219,9 @@ def strangers(bundle: Bundle) -> list[str]:
 
 
 def find_bundle(model: str | Path) -> Bundle | None:
-    """The bundle that the model file lies in, or None."""
+    """The bundle that the model file lies in, itself or in `engines/`, or None."""
     folder = Path(model).resolve().parent
+    folder = folder.parent if folder.name == "engines" else folder
     return Bundle.open(folder) if is_bundle(folder) else None
 
 

@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--inputs", type=Path, metavar="FILE.npz", help="arrays by input name")
     g.add_argument("--io-binding", action="store_true", help="keep the arrays on the device")
     g.add_argument("--cuda-graph", action="store_true", help="TensorRT engines as a CUDA graph")
+    g.add_argument("--rebuild", action="store_true",
+                   help="an engine of a bundle that does not fit this GPU or TensorRT is built "
+                   "here from the bundle's ONNX file, and kept")  # fmt: skip
     g.add_argument("--compile", action="store_true", help="PyTorch with torch.compile")
     g.add_argument("--no-optimize", dest="optimize", action="store_false",
                    help="ONNX Runtime without graph optimisation")  # fmt: skip

@@ -57,6 +57,9 @@ def run(options: Options, tell: Tell = lambda text: None) -> Result:
     tell("looking at the machine")
     environment = preflight(gpu=_on_gpu(options))
     found = subjects(options.models, options.runtime)
+    if options.rebuild:
+        tell("building engines for this GPU")
+        found = tuple(_rebuilt(subject, options) for subject in found)
     images, notes = images_for(options, found)
     result = Result(
         models=(), environment=environment, command=options.command,
@@ -87,6 +90,22 @@ def budget(options: Options) -> Budget:
             if not options.publish else found.most_warmup_seconds,
         )  # fmt: skip
     return found
+
+
+def _rebuilt(subject: Subject, options: Options) -> Subject:
+    """The subject with an engine that fits this machine."""
+    from .rebuild import MODEL, engine_for
+
+    engine = subject.path.suffix in (".engine", ".plan", ".trt")
+    if not engine and options.runtime != "tensorrt":
+        return subject
+    if subject.bundle is None:
+        raise UserError(
+            f"{subject.path}: --rebuild is for an engine in a bundle, whose ONNX file it is built "
+            "from."
+        )
+    name = subject.path.resolve().relative_to(subject.bundle.path.resolve()).as_posix()
+    return replace(subject, path=engine_for(subject.bundle, None if name == MODEL else name))
 
 
 def _runtime(options: Options, path: Path) -> str:

@@ -19,6 +19,7 @@ class Options:
     inputs: Path | None = None
     io_binding: bool = False
     cuda_graph: bool = False
+    rebuild: bool = False
     compile: bool = False
     optimize: bool = True
     data: str | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..cuda import TO_DEVICE, TO_HOST, Cuda
+from ..engine.library import libraries
 from ..errors import EnvironmentLacks, UserError
 from ..session import Facts, Node, Session, TensorSpec
 
@@ -25,27 +25,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".engine", ".plan", ".trt")
 DEVICES = ("cuda",)
-FLAVOURS = ("tensorrt", "tensorrt_rtx")
 DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64",
     "BOOL": "bool", "UINT8": "uint8",
 }  # fmt: skip
-
-
-def libraries() -> list[Any]:
-    """The TensorRT packages that can be imported: classic, then RTX."""
-    found, errors = [], []
-    for name in FLAVOURS:
-        try:
-            found.append(import_module(name))
-        except (ImportError, OSError) as error:  # OSError: bindings without their libraries
-            errors.append(f"{name}: {error}")
-    if not found:
-        raise EnvironmentLacks(
-            f"TensorRT cannot be imported ({'; '.join(errors)}). Install it: pip install tensorrt, "
-            "or tensorrt-rtx for an engine that TensorRT-RTX built."
-        )
-    return found
 
 
 def library() -> Any:
