@@ -38,9 +38,16 @@ from vcompress.export import to_onnx
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 FASHION = Preprocess(size=(32, 32), mean=(0.286,) * 3, std=(0.353,) * 3)
 TRAIN, TEST = 6000, 10_000
+NONE = {"equalize": "off", "correct_bias": "off", "adaround": "off"}
 WAYS: dict[str, dict[str, Any]] = {
+    "ptq, no repairs": {"method": "ptq", **NONE},
+    "ptq, equalised": {"method": "ptq", **NONE, "equalize": "on"},
+    "ptq, bias corrected": {"method": "ptq", **NONE, "correct_bias": "on"},
+    "ptq, AdaRound": {"method": "ptq", **NONE, "adaround": "on"},
     "ptq": {"method": "ptq"},
     "qat": {"method": "qat"},
+    "ptq, 4 bits": {"method": "ptq", "weight_bits": 4},
+    "qat, 4 bits": {"method": "qat", "weight_bits": 4},
 }
 
 

@@ -89,3 +89,31 @@ def test_auto_keeps_layers_in_float_only_as_far_as_the_budget_asks(trained: Any)
 def test_a_negative_budget_is_refused() -> None:
     with pytest.raises(UserError, match=r"max_drop = -1.*0 or more"):
         quantize.Config(max_drop=-1.0)
+
+
+def test_repairs_are_tried_where_they_are_asked_for_and_say_what_they_did(trained: Any) -> None:
+    model, context = trained
+    ptq = replace(CONFIG, method="ptq", weight_bits=4)
+    off = {"equalize": "off", "correct_bias": "off", "adaround": "off"}
+    plain = quantize.apply(model, replace(ptq, **off), context).details["calibration"]
+    assert set(plain) == {"sqnr_db", "sqnr_db_before"}
+    assert plain["sqnr_db"] == plain["sqnr_db_before"]
+    every = {"equalize": "on", "correct_bias": "on", "adaround": "on"}
+    full = quantize.apply(model, replace(ptq, **every), context).details["calibration"]
+    assert full["sqnr_db_before"] == plain["sqnr_db"]
+    assert full["sqnr_db"] > full["sqnr_db_before"] + 1
+    assert (full["equalized_layers"], full["corrected_layers"]) == (1, 3)
+    assert full["adaround"]["error_chosen"] < 0.9 * full["adaround"]["error_nearest"]
+    chosen = quantize.apply(model, ptq, context).details["calibration"]
+    assert chosen["sqnr_db"] >= plain["sqnr_db"]
+
+
+def test_four_bit_weights_train_and_are_stored_as_small_integers(trained: Any) -> None:
+    model, context = trained
+    outcome = quantize.apply(model, replace(CONFIG, weight_bits=4, epochs=6), context)
+    assert accuracy(outcome.model, context.data) >= accuracy(model, context.data) - 0.05
+    deployed = q.to_export(outcome.model)
+    integers = [b for n, b in deployed.named_buffers() if n.endswith("weight.integers")]
+    assert len(integers) == 3
+    assert all(i.dtype == torch.int8 and 1 <= int(i.abs().max()) <= 7 for i in integers)
+    assert accuracy(deployed, context.data) == accuracy(outcome.model, context.data)
