@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import ctypes
-import json
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +14,6 @@ import pytest
 from vcompress.bench.cuda import Cuda
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.runtimes import tensorrt
-
-SURFACE = Path(__file__).with_name("tensorrt_surface.json")
 
 
 class FakeCudart:
@@ -252,24 +248,3 @@ def test_an_engine_of_another_gpu_or_version_is_told_from_a_damaged_one(
 ) -> None:
     error = tensorrt.refusal(Path("m.engine"), [said] if said else [], ["tensorrt 11.4"])
     assert error.status == status
-
-
-def test_the_code_uses_nothing_outside_the_recorded_api_of_any_version() -> None:
-    recorded = json.loads(SURFACE.read_text())
-    tree = ast.parse(Path(tensorrt.__file__).read_text())
-    owners = {
-        "trt": "module", "context": "IExecutionContext", "_context": "IExecutionContext",
-        "engine": "ICudaEngine", "_engine": "ICudaEngine", "runtime": "Runtime",
-    }  # fmt: skip
-    used: set[tuple[str, str]] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            base = node.value
-            name = base.id if isinstance(base, ast.Name) else getattr(base, "attr", "")
-            if name in owners and not node.attr.startswith("_"):
-                used.add((owners[name], node.attr))
-    assert ("IExecutionContext", "execute_async_v3") in used
-    assert ("Runtime", "deserialize_cuda_engine") in used
-    for version, surface in recorded.items():
-        for owner, attribute in used:
-            assert attribute in surface[owner], (version, owner, attribute)
