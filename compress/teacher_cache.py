@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,9 @@ class TeacherCache:
         return (self._view(view) / "view.json").is_file()
 
     def write(
-        self, view: int, batches: Iterable[tuple[npt.NDArray[np.int64], Sequence[Tensor]]]
-    ) -> None:
+        self, view: int, batches: Iterable[tuple[npt.NDArray[np.int64], Sequence[Tensor]]],
+        unreadable: Container[int] = (),
+    ) -> None:  # fmt: skip
         """Keep what `batches` give, `(indices [B], [B, *shape] of each output)`, of all images.
 
         Raises:
@@ -85,15 +86,17 @@ class TeacherCache:
             for indices, values in batches:
                 rows = self._rows(indices)
                 for output, array, value in zip(self.outputs, arrays, values, strict=True):
-                    array[rows] = value.cpu().numpy()
+                    with np.errstate(over="ignore"):  # the next line says so
+                        array[rows] = value.cpu().numpy()
                     if not np.isfinite(array[rows]).all():
                         raise UserError(
                             f"the teacher's {output.name} are not finite as {output.dtype}, so "
                             f"they cannot be cached. Leave --cache-teacher out."
                         )
                 written[rows] = True
-            if not written.all():
-                raise UserError(f"{int((~written).sum())} images are missing from the cache.")
+            # What cannot be read is not trained on either: another image stands in for it.
+            if lost := [int(i) for i in self.indices[~written] if int(i) not in unreadable]:
+                raise UserError(f"{len(lost)} images are missing, the first is {lost[0]}.")
             for array in arrays:
                 array.flush()
             del arrays

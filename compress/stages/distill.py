@@ -285,7 +285,7 @@ def _cached(
     missing = [view for view in views if not cache.has(view)]
     for view in missing[state.process_index :: state.num_processes]:
         log.info("asking the teacher, view %d of %d, into %s", view + 1, len(views), cache.folder)
-        cache.write(view, answers(view))
+        cache.write(view, answers(view), data.dataset.bad_images)
     state.wait_for_everyone()
 
     def read(images: Any, samples: Any) -> Answer:
