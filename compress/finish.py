@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from vcompress.bench.inputs import from_images
 from vcompress.bench.runtimes import open_session
 from vcompress.export import parity, to_onnx
 from vcompress.export import precision as precisions
+from vcompress.export.onnx_properties import properties
 
 from . import quantization
 from .data import Data
@@ -72,8 +73,9 @@ def finish(
         log.info("exporting to ONNX and checking it against torch")
         file = folder / MODEL
         exported, proof = export_checked(
-            network, file, images, labels=labels, preprocess=preprocess, opset=opset
-        )
+            network, file, images, labels=labels, preprocess=preprocess, opset=opset,
+            history=everything,
+        )  # fmt: skip
         runs = parity.runs_on_cpu(file)
         if runs:
             log.info("measuring accuracy and latency in the runtime")
@@ -109,6 +111,7 @@ def export_checked(
     preprocess: Preprocess,
     opset: int | None = None,
     precision: Precision | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[to_onnx.ExportReport, parity.Parity]:
     """Export, and hold the file against the network on `images` `[N, C, H, W]`.
 
@@ -130,7 +133,7 @@ def export_checked(
         exportable,
         file,
         input_spec(preprocess),
-        metadata=_metadata(network, labels, preprocess),
+        metadata=properties(network.spec.name, labels, preprocess, history),
         opset=opset,
     )
     proof = parity.check(exportable, file, images)
@@ -199,15 +202,6 @@ def latency(file: Path, images: Tensor) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """JSON's own types: tuples become lists, paths become text."""
     return json.loads(json.dumps(value, default=str))
-
-
-def _metadata(network: Network, labels: tuple[str, ...], preprocess: Preprocess) -> dict[str, str]:
-    """What the ONNX file itself says, so that it can travel alone."""
-    return {
-        "vcompress.model": network.spec.name,
-        "vcompress.labels": json.dumps(list(labels)),
-        "vcompress.preprocess": json.dumps(asdict(preprocess)),
-    }
 
 
 def _write_golden(folder: Path, inputs: Any, runs: bool) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from PIL import Image
 
 from vcompress.bench.bundle import Bundle
+from vcompress.bench.data import Dataset
 from vcompress.bench.errors import UserError
+from vcompress.export.onnx_options import OnnxOptions, drawn_images, refine
 
 from .finish import export_checked, finish, parity_images
 from .flow import open_recorded
 from .store import load_network
+
+PICTURES = 12
 
 
 def export_bundle(path: Path, opset: int | None, trusted_factory: str | None) -> Bundle:
@@ -27,8 +34,11 @@ def export_bundle(path: Path, opset: int | None, trusted_factory: str | None) ->
     )  # fmt: skip
 
 
-def export_file(path: Path, out: Path, opset: int | None, trusted_factory: str | None) -> str:
-    """Write the ONNX file to `out`; returns what was proved about it.
+def export_file(
+    path: Path, out: Path, opset: int | None, trusted_factory: str | None,
+    options: OnnxOptions | None = None,
+) -> str:  # fmt: skip
+    """Write the ONNX file to `out`, whole or not at all; returns what was proved about it.
 
     Raises:
         UserError: `out` is not an .onnx file, or the file fails its checks and is not kept.
@@ -40,7 +50,23 @@ def export_file(path: Path, out: Path, opset: int | None, trusted_factory: str |
     dataset = open_recorded(bundle)
     images = parity_images(dataset, bundle.preprocess)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _, proof = export_checked(
-        network, out, images, labels=bundle.labels, preprocess=bundle.preprocess, opset=opset
-    )
-    return f"{out}: {out.stat().st_size / 1e6:.2f} MB. {proof.message}"
+    notes: tuple[str, ...] = ()
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        file = Path(folder) / out.name
+        _, proof = export_checked(
+            network, file, images, labels=bundle.labels, preprocess=bundle.preprocess, opset=opset,
+            history=bundle.history,
+        )  # fmt: skip
+        if options is not None and options.any:
+            pictures = _pictures(dataset)
+            notes = refine(file, options, bundle.preprocess, pictures).notes
+        file.replace(out)
+    said = f"{out}: {out.stat().st_size / 1e6:.2f} MB. {proof.message}"
+    return "\n".join([said, *(f"  {note}" for note in notes)])
+
+
+def _pictures(dataset: Dataset | None) -> list[Image.Image]:
+    """Images as they are before preprocessing, to prove options on."""
+    if dataset is None:
+        return drawn_images(PICTURES)
+    return [dataset.image(int(i)) for i in dataset.splits["val"][:PICTURES]]

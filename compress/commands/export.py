@@ -23,6 +23,18 @@ class Command:
     """ONNX operator set; default: the exporter's."""
     out: Path | None = None
     """Write the ONNX file here instead and leave the bundle as it is."""
+    embed_preprocess: Literal["normalise", "resize"] | None = None
+    """With --out: take uint8 pixels, NHWC; of the network's size, or of any size."""
+    softmax: bool = False
+    """With --out: answer with probabilities."""
+    top_k: int | None = None
+    """With --out: answer with the k best scores and their class numbers."""
+    static_batch: int | None = None
+    """With --out: a fixed number of images in a call; default: free."""
+    slim: bool = False
+    """With --out: clean the graph with onnxslim, kept only if quantisers and numbers stay."""
+    infer_shapes: bool = False
+    """With --out: write the shape of every tensor into the file."""
     precision: Literal["fp32", "fp16", "bf16", "int8", "int8+fp16", "fp8"] | None = None
     """Of the engine; default: what the bundle holds. int8 and fp8 need a quantised bundle."""
     sm: str = ""
@@ -46,6 +58,8 @@ class Command:
 
     def run(self) -> None:
         from vcompress.bench.engine.settings import Settings, parse_batch, parse_hw, parse_sm
+        from vcompress.bench.errors import UserError
+        from vcompress.export.onnx_options import OnnxOptions
 
         from ..engines import build_into, parse_required
         from ..reexport import export_bundle, export_file
@@ -61,9 +75,19 @@ class Command:
             timeout_s=self.build_timeout,
         )
         required = parse_required(self.require_int8)
+        options = OnnxOptions(
+            embed_preprocess=self.embed_preprocess, softmax=self.softmax, top_k=self.top_k,
+            static_batch=self.static_batch, slim=self.slim, infer_shapes=self.infer_shapes,
+        )  # fmt: skip
+        if options.any and (self.out is None or "onnx" not in self.to):
+            raise UserError(
+                "--embed-preprocess, --softmax, --top-k, --static-batch, --slim and "
+                "--infer-shapes make an ONNX file of its own: give --out FILE.onnx. The bundle's "
+                "model.onnx keeps the input and output that its golden values are for."
+            )
         if "onnx" in self.to:
             if self.out is not None:
-                print(export_file(self.run_dir, self.out, self.opset, self.trust))
+                print(export_file(self.run_dir, self.out, self.opset, self.trust, options))
             else:
                 show(export_bundle(self.run_dir, self.opset, self.trust))
         flavours = tuple(kind for kind in self.to if kind != "onnx")
