@@ -64,21 +64,24 @@ class Found:
 
 def check(
     model: Path, golden: Path, *, runtime: str, device: str, task: str, precision: str,
-    timeout_s: float = 300.0,
+    batch: tuple[int, int] | None = None, timeout_s: float = 300.0,
 ) -> Found:  # fmt: skip
     """Run the golden inputs of the file `golden` through `model` in a fresh process.
 
+    `batch` is the least and the largest that an engine takes; None takes all inputs at once.
     A runtime, device or package that is missing gives the state "absent"; a model that the runtime
     does not open or run, or a process that crashes or does not end, gives "fails".
     """
     request = {
         "model": str(model), "golden": str(golden), "runtime": runtime, "device": device,
-        "task": task, "precision": precision,
+        "task": task, "precision": precision, "batch": batch,
     }  # fmt: skip
 
     def failed(message: str, state: Literal["fails", "absent"] = "fails") -> Found:
         return Found(runtime, device, model.name, state, message, precision=precision)
 
+    if device == "cuda" and not _has_nvidia_driver():
+        return failed("no NVIDIA driver here", "absent")
     try:
         done = subprocess.run(
             [sys.executable, "-m", "vcompress.bench.golden"], input=json.dumps(request),
@@ -95,6 +98,19 @@ def check(
     if "error" in answer:
         return failed(answer["error"], "absent" if answer["status"] == 4 else "fails")
     return Found(runtime, device, model.name, precision=precision, **answer)
+
+
+def _has_nvidia_driver() -> bool:
+    """Whether the driver's library is here: without it nothing that needs CUDA is started."""
+    import ctypes
+
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def limit_db(precision: str, device: str) -> float:
@@ -227,7 +243,10 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
     ) as session:
         spec = session.inputs[0]
         images = inputs.astype(spec.dtype)
-        size = spec.shape[0] if isinstance(spec.shape[0], int) else len(images)
+        least, largest = request["batch"] or (1, len(images))
+        size = max(least, min(len(images), largest))
+        if isinstance(spec.shape[0], int):
+            size = spec.shape[0]
         parts = [session.run({spec.name: batch}) for batch in _batches(images, size)]
         names = [output.name for output in session.outputs]
         if set(reference) != set(names) and len(reference) == len(names):

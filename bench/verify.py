@@ -181,12 +181,13 @@ def _golden(bundle: Bundle, runtimes: Sequence[str], timeout_s: float) -> Iterat
         module(name)  # refuses one that is not known
     if MODEL not in bundle.files or GOLDEN not in bundle.files:
         return
-    precision = precision_of(bundle.plain_file(MODEL))
 
     def run(runtime: str, device: str, file: str) -> Found:
+        source, batch = (MODEL, None) if file == MODEL else _source(bundle, file)
         return check(
             bundle.plain_file(file), bundle.plain_file(GOLDEN), runtime=runtime, device=device,
-            task=bundle.task, precision=precision, timeout_s=timeout_s,
+            task=bundle.task, precision=precision_of(bundle.plain_file(source)), batch=batch,
+            timeout_s=timeout_s,
         )  # fmt: skip
 
     for name in wanted:
@@ -197,6 +198,23 @@ def _golden(bundle: Bundle, runtimes: Sequence[str], timeout_s: float) -> Iterat
         if not engines:
             yield Found(name, "cuda", "", "absent", "no engine in the bundle")
         yield from (run(name, "cuda", engine) for engine in sorted(engines))
+
+
+def _source(bundle: Bundle, engine: str) -> tuple[str, tuple[int, int] | None]:
+    """The ONNX file that the engine was built from, and the batches that it takes: from the record
+    beside it, where there is one."""
+    import json
+
+    beside = str(Path(engine).with_suffix(".json"))
+    if beside not in bundle.files:
+        return MODEL, None
+    try:
+        record = json.loads(bundle.plain_file(beside).read_bytes())
+        least, _, largest = (int(size) for size in record["build"]["settings"]["batch"])
+        known = record["onnx"] in bundle.files
+        return (record["onnx"] if known else MODEL), (least, max(least, largest, 1))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        return MODEL, None
 
 
 def _judged(found: Sequence[Found], runtimes: Sequence[str]) -> list[str]:
