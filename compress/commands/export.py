@@ -17,8 +17,9 @@ class Command:
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
     """The bundle; its model.onnx and metrics are replaced, or its engines."""
-    to: tuple[Literal["onnx", "tensorrt", "tensorrt-rtx"], ...] = ("onnx",)
-    """Formats. tensorrt builds for the GPU of this machine, tensorrt-rtx for those in --sm."""
+    to: tuple[Literal["onnx", "tensorrt", "tensorrt-rtx", "triton"], ...] = ("onnx",)
+    """Formats. tensorrt builds for the GPU of this machine, tensorrt-rtx for those in --sm; triton
+    writes a model repository to --out."""
     opset: int | None = None
     """ONNX operator set; default: the exporter's."""
     out: Path | None = None
@@ -35,6 +36,14 @@ class Command:
     """With --out: clean the graph with onnxslim, kept only if quantisers and numbers stay."""
     infer_shapes: bool = False
     """With --out: write the shape of every tensor into the file."""
+    serve_name: str | None = None
+    """With --to triton: the model's name in requests; default: the bundle's."""
+    max_batch: int = 8
+    """With --to triton: requests are gathered up to so many images."""
+    instances: int = 1
+    """With --to triton: copies of the model on each device."""
+    engine: str | None = None
+    """With --to triton: the bundle's engine to serve, such as tensorrt-fp16-sm86."""
     precision: Literal["fp32", "fp16", "bf16", "int8", "int8+fp16", "fp8"] | None = None
     """Of the engine; default: what the bundle holds. int8 and fp8 need a quantised bundle."""
     sm: str = ""
@@ -57,7 +66,13 @@ class Command:
     """Your own module:factory that the bundle may run."""
 
     def run(self) -> None:
-        from vcompress.bench.engine.settings import Settings, parse_batch, parse_hw, parse_sm
+        from vcompress.bench.engine.settings import (
+            Flavour,
+            Settings,
+            parse_batch,
+            parse_hw,
+            parse_sm,
+        )
         from vcompress.bench.errors import UserError
         from vcompress.export.onnx_options import OnnxOptions
 
@@ -79,6 +94,26 @@ class Command:
             embed_preprocess=self.embed_preprocess, softmax=self.softmax, top_k=self.top_k,
             static_batch=self.static_batch, slim=self.slim, infer_shapes=self.infer_shapes,
         )  # fmt: skip
+        if "triton" in self.to:
+            from vcompress.export.triton import Serving
+
+            from ..serving import default_name, export_triton
+
+            if self.out is None or len(self.to) > 1:
+                raise UserError(
+                    "--to triton writes a model repository: give --out FOLDER, and no other format."
+                )
+            serving = Serving(
+                name=self.serve_name or default_name(self.run_dir), max_batch=self.max_batch,
+                instances=self.instances,
+            )  # fmt: skip
+            print(
+                export_triton(
+                    self.run_dir, self.out, serving, engine=self.engine, opset=self.opset,
+                    options=options, trusted_factory=self.trust,
+                )
+            )  # fmt: skip
+            return
         if options.any and (self.out is None or "onnx" not in self.to):
             raise UserError(
                 "--embed-preprocess, --softmax, --top-k, --static-batch, --slim and "
@@ -90,7 +125,11 @@ class Command:
                 print(export_file(self.run_dir, self.out, self.opset, self.trust, options))
             else:
                 show(export_bundle(self.run_dir, self.opset, self.trust))
-        flavours = tuple(kind for kind in self.to if kind != "onnx")
+        flavours: tuple[Flavour, ...] = tuple(
+            kind
+            for kind in self.to
+            if kind == "tensorrt" or kind == "tensorrt-rtx"  # noqa: PLR1714 - mypy narrows this
+        )
         if flavours:
             print_engines(
                 build_into(
