@@ -12,9 +12,15 @@ one row. Accuracy is on the 359 test images, of the epoch that is best on the va
 
 from __future__ import annotations
 
+import argparse
+import json
+import statistics
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
