@@ -171,6 +171,9 @@ def _rounded_again(node: onnx.NodeProto, graph: Graph, integers: Array, scale: A
 
 def _retype(node: onnx.NodeProto, precision: Half) -> None:
     """Attributes that name float32 as the type of what a node makes."""
+    if node.op_type == "ConstantOfShape" and not node.attribute:  # it makes float32 zeros
+        zero = numpy_helper.from_array(np.zeros(1, _NUMPY[precision]))
+        node.attribute.append(helper.make_attribute("value", zero))
     typed = ("Cast", "RandomNormal", "RandomUniform", "EyeLike", "DequantizeLinear")
     for found in node.attribute:
         if found.name in ("to", "dtype", "output_dtype") and node.op_type in typed:

@@ -21,6 +21,8 @@ KNOWN_VERSIONS = ("1.7",)
 HEADER = "Layers:\n"
 COMPUTE = frozenset({"correlation", "deconv", "gemm", "runtime_fusion"})
 """Convolution, transposed convolution, matrix product, and one of these fused at run time."""
+ATTENTION = "_gemm_mha"
+"""How the name of a kernel begins that does a whole attention; its kind is kgen."""
 BOOKKEEPING = frozenset({"shape_call", "signal", "wait"})
 """Shape arithmetic on the host, and the order between streams: nothing is computed in them."""
 LOW = frozenset({"Int4", "Int8", "FP8", "FP4"})
@@ -58,8 +60,13 @@ class Layer:
 
     @property
     def compute(self) -> bool:
-        """A convolution or a matrix product."""
-        return self.kind in COMPUTE
+        """A convolution, a matrix product, or both products of an attention."""
+        return self.kind in COMPUTE or self.attention
+
+    @property
+    def attention(self) -> bool:
+        """Both matrix products and the softmax of an attention in one kernel."""
+        return self.name.startswith(ATTENTION)
 
     @property
     def precision(self) -> str:
@@ -74,7 +81,7 @@ class Layer:
     def low(self) -> bool:
         """A convolution or matrix product on two operands of 8 bits or fewer."""
         operands = self._operands()
-        return self.compute and len(operands) == 2 and all(t in LOW for t in operands)
+        return self.compute and len(operands) >= 2 and all(t in LOW for t in operands)
 
     @property
     def expands(self) -> bool:
@@ -89,6 +96,8 @@ class Layer:
         """An input with a weight, or two inputs where both sides are computed."""
         if not self.inputs:
             return ()
+        if self.attention:  # query, key and value
+            return self.inputs[:3]
         weights = [t for t, n in zip(self.constants, self.constant_elements, strict=True) if n > 1]
         if self.kind == "gemm" and len(self.inputs) > 1 and not (weights and weights[0] in LOW):
             return self.inputs[:2]
