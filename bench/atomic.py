@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _STALE_SECONDS = 24 * 3600
+_TRIES = 10
 
 
 @contextmanager
@@ -98,10 +100,17 @@ def _previous(path: Path) -> Path:
 def _swap(staging: Path, path: Path) -> None:
     """Put `staging` in the place of `path`. A kill between the renames is mended by `recover`."""
     previous = _previous(path)
-    if path.exists():
-        _discard(previous, path)
-        path.rename(previous)
-    staging.rename(path)
+    for tries_left in reversed(range(_TRIES)):
+        if path.exists():
+            _discard(previous, path)
+            path.rename(previous)
+        try:
+            staging.rename(path)
+            break
+        except OSError as error:
+            # A reader between the two renames took it for a kill and put the old one back.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not tries_left:
+                raise
     sync(path.parent)
     _discard(previous, path)
 

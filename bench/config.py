@@ -38,7 +38,7 @@ def from_mapping(cls: type[T], data: Any, where: str) -> T:
             f"{where}: {error.field_path} = {_short(error.value)}, "
             f"expected {_name(error.field_type)}."
         ) from None
-    except (dacite.DaciteError, TypeError, ValueError) as error:
+    except (dacite.DaciteError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: {error}") from None
 
 

@@ -132,6 +132,25 @@ def test_a_kill_between_the_two_renames_is_mended(
     assert left_in(tmp_path) == ["b"]
 
 
+def test_a_reader_between_the_two_renames_does_not_stop_the_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "b", "old")
+    rename, read = Path.rename, []
+
+    def with_a_reader(self: Path, target: Path) -> Path:
+        if self.name.endswith(".writing") and len(read) < 2:
+            read.append(Bundle.open(tmp_path / "b").file("model.onnx").read_text())
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", with_a_reader)
+    write(tmp_path / "b", "new")
+    monkeypatch.undo()
+    assert read == ["old", "old"]
+    assert Bundle.open(tmp_path / "b").file("model.onnx").read_text() == "new"
+    assert left_in(tmp_path) == ["b"]
+
+
 def test_a_process_that_is_killed_while_writing_leaves_the_old_bundle(tmp_path: Path) -> None:
     write(tmp_path / "b", "old")
     script = f"""
@@ -235,6 +254,7 @@ def test_a_file_name_that_leaves_the_bundle_is_refused(tmp_path: Path, name: str
         ({"files": {"a": {"sha256": "F" * 64, "bytes": 1}}}, "is not 64 hexadecimal digits"),
         ({"files": {"a": {"sha256": "0" * 64, "bytes": -1}}}, "bytes = -1: no such size"),
         ({"files": {"a": {"sha256": "0" * 64, "bytes": 2**63}}}, "no such size"),
+        ({"preprocess": {"size": [8, 8], "mean": [10**400, 0, 0]}}, "int too large"),
         ({"schema_version": True}, "schema_version is True"),
         ({"schema_version": 1.0}, "schema_version is 1.0"),
         ({"input": {"name": "i", "shape": [3, 10**30, 8]}}, "each 1 to 16384"),
