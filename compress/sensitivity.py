@@ -51,7 +51,6 @@ def sensitivity(model: nn.Module, batches: Batches) -> list[LayerSensitivity]:
         UserError: the model is not quantised or there are no images.
     """
     quantization.placement(model)
-    assert isinstance(model, fx.GraphModule)
     groups = dict(_layers(model))
     with _evaluation(model), _only(model, ()):
         reference = _logits(model, batches)
@@ -90,7 +89,7 @@ def choose_keep_float(
         max_drop: points of accuracy, 0.5 means from 90.0 % to 89.5 %.
     """
 
-    def quantised(kept: tuple[str, ...]) -> fx.GraphModule:
+    def quantised(kept: tuple[str, ...]) -> nn.Module:
         prepared = quantization.prepare(
             model, example, target=target, weight_bits=weight_bits, keep_float=(*keep_float, *kept)
         )
@@ -139,8 +138,14 @@ def _doubling(most: int) -> Iterator[int]:
         count *= 2
 
 
-def _layers(model: fx.GraphModule) -> Iterator[tuple[str, list[nn.Module]]]:
+def _layers(model: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
     """Layer -> the quantisers of its weight and of its input."""
+    for path, graph in model.named_modules():
+        if isinstance(graph, fx.GraphModule):
+            yield from _layers_of(graph, f"{path}." if path else "")
+
+
+def _layers_of(model: fx.GraphModule, prefix: str) -> Iterator[tuple[str, list[nn.Module]]]:
     for node in model.graph.nodes:
         if node.op != "call_module":
             continue
@@ -154,11 +159,11 @@ def _layers(model: fx.GraphModule) -> Iterator[tuple[str, list[nn.Module]]]:
                 model.get_submodule(str(before.target)) if before.op == "call_module" else None
             )
             if isinstance(rounding, ActivationQuantizer):
-                yield str(node.target), [found[1], rounding]
+                yield prefix + str(node.target), [found[1], rounding]
                 break
             before = before.all_input_nodes[0]
         else:
-            yield str(node.target), [found[1]]
+            yield prefix + str(node.target), [found[1]]
 
 
 @contextmanager

@@ -84,6 +84,7 @@ def rewrite(proto: onnx.ModelProto) -> None:
     constants_to_initializers(graph)
     store_integers(graph)
     fold_transposes(graph)
+    fold_pads(graph)
     fold_bn(graph)
     global_pools(graph)
     name_quantised(graph)
@@ -147,6 +148,37 @@ def fold_transposes(graph: Graph) -> None:
             if found.name == "axis":
                 found.i = order.index(found.i % integers.ndim)
         before.output[0] = node.output[0]
+        graph.drop(node)
+        graph.index()
+
+
+def fold_pads(graph: Graph) -> None:
+    """Zeros added before a convolution become its own padding: a Pad between a DequantizeLinear
+    and a convolution would keep it out of int8."""
+    for node in list(graph.nodes):
+        if node.op_type != "Pad" or attribute(node, "mode", b"constant") != b"constant":
+            continue
+        pads = graph.value(node.input[1])
+        value = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        conv = graph.only_reader(node.output[0])
+        if conv is None or conv.op_type != "Conv" or conv.input[0] != node.output[0]:
+            continue
+        if pads is None or len(node.input) > 3 or (value is not None and bool(np.any(value))):
+            continue
+        rank = len(pads) // 2
+        given = [*pads[2:rank], *pads[rank + 2 :]]
+        if any(pads[:2]) or any(pads[rank : rank + 2]) or min(given) < 0:
+            continue
+        if attribute(conv, "auto_pad", b"NOTSET") != b"NOTSET":
+            continue
+        own = attribute(conv, "pads", [0] * len(given))
+        assert isinstance(own, list)
+        kept = [a for a in conv.attribute if a.name != "pads"]
+        del conv.attribute[:]
+        conv.attribute.extend(kept)
+        total = [int(a) + int(b) for a, b in zip(given, own, strict=True)]
+        conv.attribute.append(helper.make_attribute("pads", total))
+        conv.input[0] = node.input[0]
         graph.drop(node)
         graph.index()
 

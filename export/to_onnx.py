@@ -197,7 +197,10 @@ def _report(path: Path, checked: onnx.ModelProto, before: int, after: int) -> Ex
         t.name: (t.data_type, onnx.numpy_helper.to_array(t).nbytes)
         for t in checked.graph.initializer
     }
-    integers = [s for kind, s in sizes.values() if kind == onnx.TensorProto.INT8 and s > 1]
+    stored = {n.input[0] for n in checked.graph.node if n.op_type == "DequantizeLinear"}
+    integers = [
+        s for name, (kind, s) in sizes.items() if kind == onnx.TensorProto.INT8 and name in stored
+    ]
     return ExportReport(
         path=path,
         opset=next(o.version for o in checked.opset_import if o.domain in ("", "ai.onnx")),

@@ -8,12 +8,13 @@ put it together again.
 
 from .calibration import calibrate
 from .lower import to_export
-from .placement import is_quantized, placement, prepare, restore
+from .placement import count_quantised, is_quantized, placement, prepare, restore
 from .quantizers import freeze_bn
 from .targets import target_names
 
 __all__ = [
     "calibrate",
+    "count_quantised",
     "freeze_bn",
     "is_quantized",
     "placement",

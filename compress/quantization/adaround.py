@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .quantizers import WeightQuantizer, weight_of
+from .trace import SameConv2d, pad_same
 from .walk import Site, walk
 
 STRETCH = (-0.1, 1.1)
@@ -140,6 +141,7 @@ def _sample(site: Site, generator: torch.Generator) -> tuple[Tensor, Tensor] | N
             return None
         groups = layer.groups
         for x, y in zip(site.quantised_inputs, site.float_outputs, strict=True):
+            x = pad_same(x, layer) if isinstance(layer, SameConv2d) else x
             for image, made in zip(x, y, strict=True):
                 columns = F.unfold(
                     image[None], layer.kernel_size, layer.dilation, layer.padding, layer.stride

@@ -17,7 +17,7 @@ from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of
 def activation_quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
     """Name of the quantised tensor -> its quantiser."""
     return {
-        name.rpartition(".")[2]: module
+        name.replace("activation_quantizers.", ""): module
         for name, module in model.named_modules()
         if isinstance(module, ActivationQuantizer)
     }
@@ -26,12 +26,12 @@ def activation_quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
 def weight_quantizers(model: nn.Module) -> list[tuple[Tensor, WeightQuantizer]]:
     """Each weight with its quantiser: in a layer, or in the graph behind a bare parameter."""
     found = [pair for pair in map(weight_of, model.modules()) if pair is not None]
-    if isinstance(model, fx.GraphModule):
-        for node in model.graph.nodes:
+    for graph in model.modules():
+        for node in graph.graph.nodes if isinstance(graph, fx.GraphModule) else ():
             if node.op == "call_module":
-                module = model.get_submodule(str(node.target))
+                module = graph.get_submodule(str(node.target))
                 if isinstance(module, WeightQuantizer):
-                    found.append((attribute(model, str(node.all_input_nodes[0].target)), module))
+                    found.append((attribute(graph, str(node.all_input_nodes[0].target)), module))
     return found
 
 

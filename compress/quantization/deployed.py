@@ -17,6 +17,7 @@ from torch.onnx.ops import symbolic
 
 from .graph import kind
 from .quantizers import ActivationQuantizer, transposed
+from .trace import SameConv2d, pad_same
 
 
 class DeployedActivation(nn.Module):
@@ -157,6 +158,8 @@ class DeployedLayer(nn.Module):
         if isinstance(plain, nn.ConvTranspose2d):
             return transposed(plain, x, weight, bias)
         assert isinstance(plain, nn.Conv2d)
+        if isinstance(plain, SameConv2d):
+            x = pad_same(x, plain)
         out: Tensor = plain._conv_forward(x, weight, bias)
         return out
 

@@ -104,6 +104,19 @@ _METHODS: dict[str, str] = {
 }
 
 
+_WEIGHTED: dict[str, type[nn.Module]] = {
+    "conv": nn.Conv2d,
+    "conv_transpose": nn.ConvTranspose2d,
+    "linear": nn.Linear,
+}
+
+
+def _computes_as(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether a subclass kept the forward pass of a layer, or is ours."""
+    ours = (type(module).__module__ or "").startswith(__package__ or "vcompress")
+    return ours or type(module).forward is kind.forward
+
+
 def leaf(node: fx.Node) -> nn.Module | None:
     """The module that a node calls."""
     if node.op != "call_module":
@@ -131,6 +144,8 @@ def kind(node: fx.Node) -> str:
         if type(module).__name__ in {"StochasticDepth", "DropPath", "DropBlock2d"}:
             return "identity"
         found = next((k for types, k in _MODULES if isinstance(module, types)), "other")
+        if found in _WEIGHTED and not _computes_as(module, _WEIGHTED[found]):
+            return "other"
     elif node.op == "call_function":
         found = _FUNCTIONS.get(node.target, "other")  # type: ignore[arg-type]
     elif node.op == "call_method":

@@ -18,7 +18,8 @@ from .deployed import (
     compute_in_integers,
 )
 from .graph import attribute, kind, leaf
-from .placement import placement
+from .parts import put
+from .placement import is_quantized, placement
 from .quantizers import SMALLEST_SCALE, ActivationQuantizer, WeightQuantizer, weight_of
 
 
@@ -73,9 +74,13 @@ def to_export(model: nn.Module) -> nn.Module:
         UserError: the network is not from `prepare` or `restore`, or was never calibrated.
     """
     description = placement(model)
-    assert isinstance(model, fx.GraphModule)
     if any(isinstance(m, ActivationQuantizer) and not m.enabled for m in model.modules()):
         raise UserError("the quantised network was never calibrated: call calibrate() first.")
+    if not isinstance(model, fx.GraphModule):
+        whole = copy.deepcopy(model).eval()
+        for path in description["parts"]:
+            put(whole, path, to_export(whole.get_submodule(path)))
+        return whole
     source = copy.deepcopy(model).eval()
     root, graph = nn.Module(), fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
@@ -135,7 +140,8 @@ def _carry_over(source: nn.Module, root: nn.Module, node: fx.Node, target: str) 
     name = "kept_" + target.replace(".", "_")
     node.target = name
     if node.op == "call_module":
-        root.add_module(name, source.get_submodule(target))
+        module = source.get_submodule(target)
+        root.add_module(name, to_export(module) if is_quantized(module) else module)
         return
     value = attribute(source, target)
     if not hasattr(root, name):

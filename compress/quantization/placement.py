@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,14 +15,22 @@ from vcompress.bench.errors import UserError, nearest
 
 from .calibration import activation_quantizers, set_weight_scales
 from .graph import activations_of, attribute, kind, leaf, qualified_name, source
+from .parts import (
+    prepare_children,
+    put,
+    record_inputs,
+    submodule,
+    trace_around,
+    traceable_form,
+)
 from .quantizers import (
     ActivationQuantizer,
     WeightQuantizer,
     weight_of,
     with_quantised_weight,
 )
-from .targets import Plan, load_target
-from .trace import record_shapes, shape, trace
+from .targets import Plan, Target, load_target
+from .trace import Untraceable, record_shapes, shape, trace
 
 FORMAT = 1
 _HOLDER = "activation_quantizers"
@@ -36,8 +46,11 @@ def prepare(
     target: str,
     weight_bits: int = 8,
     keep_float: tuple[str, ...] = (),
-) -> fx.GraphModule:
+) -> nn.Module:
     """A copy of `model` with quantisers where `target` wants them; calibrate it next.
+
+    A network that can be traced becomes an `fx.GraphModule`. Of one that cannot, the largest parts
+    that can are quantised; `placement(...)["float"]` names the rest and what stopped the tracer.
 
     Args:
         model: a float network.
@@ -47,7 +60,7 @@ def prepare(
         keep_float: paths of modules, or patterns (`layer4.*`), that stay in floating point.
 
     Raises:
-        UserError: an unknown target or name, weight bits out of range, an untraceable network.
+        UserError: an unknown target or name, weight bits out of range, or nothing to quantise.
     """
     rules = load_target(target)
     if not 2 <= weight_bits <= 8:
@@ -60,42 +73,136 @@ def prepare(
                 f"{name} is {str(parameter.dtype).removeprefix('torch.')}: quantisation starts "
                 "from float32. Call model.float() first, and cast what is left afterwards."
             )
-    graph = trace(model)
-    record_shapes(graph, example)
-    nodes = list(graph.graph.nodes)
-    used = dict.fromkeys(keep_float, False)
+    job = _Job(rules, target, weight_bits, dict.fromkeys(keep_float, False))
+    made = _prepare(model, (example,), "", job)
+    for pattern, found in job.patterns.items():
+        if not found:
+            raise UserError(
+                f"keep_float: {pattern!r} is no module of the network."
+                + nearest(pattern, job.names)
+            )
+    if isinstance(made, str):
+        raise UserError(f"nothing to quantise for {target}: {made}")
+    set_weight_scales(made)
+    for quantizer in activation_quantizers(made).values():
+        quantizer.enabled = False
+    return made
 
-    def keep(node: fx.Node) -> str | None:
-        name = qualified_name(node)
-        for pattern in keep_float:
+
+@dataclass
+class _Job:
+    """What is asked, and which of the patterns were found so far."""
+
+    rules: Target
+    target: str
+    weight_bits: int
+    patterns: dict[str, bool]
+    names: list[str] = field(default_factory=list)
+
+    def keep(self, name: str) -> str | None:
+        """Why a node is to stay in floating point, given its path in the whole network."""
+        for pattern in self.patterns:
             inside = name == pattern or name.startswith(f"{pattern}.")
             if inside or fnmatchcase(name, pattern):
-                used[pattern] = True
+                self.patterns[pattern] = True
                 return "asked for"
         return None
 
-    plan = rules.place(nodes, keep)
-    for pattern, found in used.items():
-        if not found:
-            names = [qualified_name(n) for n in nodes]
-            raise UserError(
-                f"keep_float: {pattern!r} is no module of the network." + nearest(pattern, names)
-            )
-    if not plan.weights:
-        raise UserError(
-            f"nothing to quantise for {target}: "
-            + ("; ".join(f"{n} ({r})" for n, (_, r) in plan.kept.items()) or "no layer was found")
-        )
+
+def _prepare(
+    model: nn.Module, inputs: tuple[Tensor, ...], prefix: str, job: _Job
+) -> nn.Module | str:
+    """A quantised copy of the network, or of the part at `prefix`; or why there is nothing."""
+    form = traceable_form(model)
+    try:
+        traced = trace_around(form)
+    except Untraceable as error:
+        return _in_parts(model, inputs, prefix, job, str(error))
+    graph = traced.graph
+    record_shapes(graph, *inputs)
+    nodes = list(graph.graph.nodes)
+    dot = f"{prefix}." if prefix else ""
+
+    def full(node: fx.Node) -> str:
+        return prefix if form is not model else f"{dot}{qualified_name(node)}"
+
+    job.names += [full(n) for n in nodes]
+    plan = job.rules.place(nodes, lambda node: job.keep(full(node)))
     _explain_the_rest(nodes, plan)
-    description = _describe(nodes, plan, target, weight_bits, rules.UNSIGNED, rules.REPEAT)
+    parts: dict[str, nn.Module] = {}
+    called = record_inputs(graph, inputs) if traced.leaves else {}
+    for path, reason in traced.leaves.items():
+        given = called.get(path, "it is never called")
+        sub = graph.get_submodule(path)
+        made = (
+            given if isinstance(given, str) else _in_parts(sub, given, f"{dot}{path}", job, reason)
+        )
+        plan.kept[path] = (type(sub).__name__, reason)
+        if not isinstance(made, str):
+            parts[path] = made
+    if not plan.weights and not parts:
+        return "; ".join(f"{n} ({r})" for n, (_, r) in plan.kept.items()) or "no layer was found"
+    description = _describe(
+        nodes, plan, job.target, job.weight_bits, job.rules.UNSIGNED, job.rules.REPEAT
+    )
+    if traced.leaves:
+        description["leaves"] = sorted(traced.leaves)
+        _add_parts(description, parts)
+        for path, part in parts.items():
+            put(graph, path, part)
     _apply(graph, description)
-    set_weight_scales(graph)
-    for quantizer in activation_quantizers(graph).values():
-        quantizer.enabled = False
     return graph
 
 
-def restore(model: nn.Module, placement: dict[str, Any]) -> fx.GraphModule:
+def _in_parts(
+    model: nn.Module, inputs: tuple[Tensor, ...], prefix: str, job: _Job, reason: str
+) -> nn.Module | str:
+    """A copy of a network that cannot be traced, with its children quantised."""
+    dot = f"{prefix}." if prefix else ""
+    made, parts, kept = prepare_children(
+        model, inputs, dot, lambda child, given, path: _prepare(child, given, path, job)
+    )
+    if not parts:
+        return "; ".join([reason, *(f"{name} ({why})" for name, why in kept.items())])
+    description = {
+        "format": FORMAT,
+        "target": job.target,
+        "weight_bits": job.weight_bits,
+        "unsigned": job.rules.UNSIGNED,
+        "graph": False,
+        "activations": [],
+        "weights": [],
+        "repeat": [],
+        "float": [
+            {"name": prefix or type(model).__name__, "operation": "forward", "reason": reason},
+            *({"name": n, "operation": "module", "reason": why} for n, why in kept.items()),
+        ],
+    }
+    _add_parts(description, parts)
+    made.meta = {"quantization": description}  # type: ignore[assignment]
+    return made
+
+
+def _add_parts(description: dict[str, Any], parts: dict[str, nn.Module]) -> None:
+    description["parts"] = {path: placement(part) for path, part in parts.items()}
+    for path, part in description["parts"].items():
+        inner = part["float"]
+        whole = part.get("graph", True)  # others name their own with the whole path already
+        description["float"] += [
+            {**e, "name": f"{path}.{e['name']}"} if whole else e for e in inner
+        ]
+
+
+def count_quantised(placement: dict[str, Any]) -> tuple[int, int]:
+    """Layers with a quantised weight and activations that are rounded, parts included."""
+    inner = [count_quantised(part) for part in placement.get("parts", {}).values()]
+    return (
+        len(placement["weights"]) + sum(layers for layers, _ in inner),
+        len(placement["activations"]) + sum(tensors for _, tensors in inner),
+    )
+
+
+def restore(model: nn.Module, placement: dict[str, Any]) -> nn.Module:
     """The quantised structure again, from the float network and `placement(...)` alone.
 
     The keys of the state_dict are those of the network that `placement` was taken from; load it
@@ -109,7 +216,16 @@ def restore(model: nn.Module, placement: dict[str, Any]) -> fx.GraphModule:
             f"quantisation placement of format {placement.get('format')!r}, expected {FORMAT}. "
             "Was the bundle written by a newer version?"
         )
-    graph = trace(model)
+    parts: dict[str, Any] = placement.get("parts", {})
+    if not placement.get("graph", True):
+        whole = copy.deepcopy(model)
+        for path, part in parts.items():
+            put(whole, path, restore(submodule(whole, path), part))
+        whole.meta = {"quantization": placement}  # type: ignore[assignment]
+        return whole
+    graph = trace(traceable_form(model), frozenset(placement.get("leaves", ())))
+    for path, part in parts.items():
+        put(graph, path, restore(submodule(graph, path), part))
     _apply(graph, placement)
     return graph
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vcompress.bench.errors import UserError
 
 from .observers import Observer
+from .trace import SameConv2d, pad_same
 
 SMALLEST_SCALE = 2.0**-24
 """Below it float16 has no number left; a step is never smaller."""
@@ -212,6 +213,16 @@ class QuantConv2d(nn.Conv2d):
         return out
 
 
+class QuantSameConv2d(SameConv2d):
+    """The same with the padding of TensorFlow's SAME."""
+
+    weight_quantizer: WeightQuantizer
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight: Tensor = self.weight_quantizer(self.weight)
+        return self._conv_forward(pad_same(input, self), weight, self.bias)
+
+
 class QuantConvTranspose2d(nn.ConvTranspose2d):
     """A transposed convolution whose weight is rounded along its output channels."""
 
@@ -242,6 +253,7 @@ class QuantLinear(nn.Linear):
 
 
 _QUANTISED: tuple[tuple[type[nn.Module], type[nn.Module], int], ...] = (
+    (SameConv2d, QuantSameConv2d, 0),
     (nn.Conv2d, QuantConv2d, 0),
     (nn.ConvTranspose2d, QuantConvTranspose2d, 1),
     (nn.Linear, QuantLinear, 0),
@@ -250,8 +262,9 @@ _QUANTISED: tuple[tuple[type[nn.Module], type[nn.Module], int], ...] = (
 
 def weight_axis(module: nn.Module) -> int | None:
     """Axis of the output channels in the weight, or None where the class has no quantised form."""
-    for plain, _, axis in _QUANTISED:
-        if isinstance(module, plain):
+    for plain, quantised, axis in _QUANTISED:
+        # A subclass with a forward pass of its own computes something else.
+        if isinstance(module, plain) and type(module).forward in (plain.forward, quantised.forward):
             return axis
     return None
 

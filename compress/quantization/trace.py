@@ -53,15 +53,68 @@ def _open_attention(model: nn.Module) -> None:
                 parent.add_module(name, SelfAttention(child))
 
 
+class SameConv2d(nn.Conv2d):
+    """A convolution padded to ceil(size / stride), more at the bottom and right, as TensorFlow's
+    SAME does. What timm's `Conv2dSame` computes, without its branch on the shape."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(pad_same(input, self), self.weight, self.bias)
+
+
+def pad_same(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`x` [B, C, H, W] with the zeros that a SAME convolution adds."""
+    edges: list[int] = []
+    for axis in (1, 0):
+        size, stride = x.shape[2 + axis], conv.stride[axis]
+        reach = (conv.kernel_size[axis] - 1) * conv.dilation[axis] + 1
+        missing = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        edges += [missing // 2, missing - missing // 2]
+    return nn.functional.pad(x, edges) if any(edges) else x
+
+
+def _open_same_padding(model: nn.Module) -> None:
+    """Let timm's SAME convolutions be layers like others; their keys stay."""
+    for module in model.modules():
+        if type(module).__name__ == "Conv2dSame" and isinstance(module, nn.Conv2d):
+            module.__class__ = SameConv2d
+
+
+class Untraceable(UserError):
+    """The forward pass depends on values."""
+
+    def __init__(self, message: str, stopped: str | None) -> None:
+        super().__init__(message)
+        self.stopped = stopped
+        """Path of the innermost module that stopped the tracer; None for the network itself."""
+
+
 class _Tracer(fx.Tracer):
     """Keeps whole what behaves differently in training, since a trace freezes that."""
 
+    def __init__(self, leaves: frozenset[str]) -> None:
+        super().__init__()
+        self.leaves = leaves
+        self.stopped: str | None = None
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.leaves:
+            return True
         if type(m).__name__ in {"StochasticDepth", "DropPath", "DropBlock2d"}:
+            return True
+        if isinstance(m, SameConv2d):
             return True
         if isinstance(m, SelfAttention):
             return False
         return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.stopped = self.stopped or self.path_of_module(m)
+            raise
 
 
 _IN_PLACE_FUNCTIONS = {
@@ -120,24 +173,29 @@ def _living_dropout(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(model: nn.Module, leaves: frozenset[str] = frozenset()) -> fx.GraphModule:
     """A graph of a deep copy of `model`; names of nodes depend on the architecture alone.
 
+    Args:
+        leaves: paths of modules that are not looked into.
+
     Raises:
-        UserError: the forward pass depends on values; names the call that stopped the tracer.
+        Untraceable: the forward pass depends on values; names the call that stopped the tracer.
     """
     model = copy.deepcopy(model)
     training = model.training
     model.eval()
     _open_attention(model)
-    tracer = _Tracer()
+    _open_same_padding(model)
+    tracer = _Tracer(leaves)
     try:
         graph = fx.GraphModule(model, tracer.trace(model))
     except Exception as error:
-        raise UserError(
+        raise Untraceable(
             f"{type(model).__name__} cannot be traced: {_culprit(error)} ({error}). "
             "The forward pass branches on a value or a shape; move that into a submodule of its "
-            "own or replace it by an operation on tensors."
+            "own or replace it by an operation on tensors.",
+            tracer.stopped,
         ) from error
     _without_side_effects(graph)
     _living_dropout(graph)
@@ -160,13 +218,13 @@ def _culprit(error: BaseException) -> str:
     return place
 
 
-def record_shapes(graph: fx.GraphModule, example: Tensor) -> None:
+def record_shapes(graph: fx.GraphModule, *example: Tensor) -> None:
     """Run `example` [1, C, H, W] once; every node's `meta` then has its shape and type."""
     training = graph.training
     graph.eval()
     try:
         with torch.no_grad():
-            ShapeProp(graph).propagate(example)
+            ShapeProp(graph).propagate(*example)
     finally:
         graph.train(training)
 

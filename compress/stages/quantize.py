@@ -85,7 +85,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     from ..losses import from_teacher
     from ..progress import log
-    from ..quantization import freeze_bn, placement
+    from ..quantization import count_quantised, freeze_bn, placement
     from ..quantization.repairs import Repairs, calibrated
     from ..sensitivity import choose_keep_float
     from ..train import fit
@@ -115,12 +115,15 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         ),
     )  # fmt: skip
     where = placement(quantised)
+    layers, tensors = count_quantised(where)
+    if not where.get("graph", True):
+        log.info("quantize: in parts, since %s", where["float"][0]["reason"])
     details = {
         "target": config.target,
         "method": config.method,
         "calibration_images": len(images),
-        "quantised_layers": len(where["weights"]),
-        "quantised_tensors": len(where["activations"]),
+        "quantised_layers": layers,
+        "quantised_tensors": tensors,
         "kept_float": where["float"],
         "calibration": repaired,
         **chosen,

@@ -210,7 +210,7 @@ def test_a_name_that_is_not_in_the_network_suggests_the_nearest(tiny: nn.Module)
 
 
 def test_an_unknown_target_lists_the_known_ones(tiny: nn.Module) -> None:
-    with pytest.raises(UserError, match="onnxruntime, tensorrt"):
+    with pytest.raises(UserError, match=r"onnxruntime, .*tensorrt"):
         q.prepare(tiny, images(1), target="tensorr")
 
 
@@ -331,19 +331,6 @@ def test_seven_bit_weights_use_half_the_range(tiny: nn.Module) -> None:
     integers = [b for n, b in deployed.named_buffers() if n.endswith("weight.integers")]
     assert len(integers) == 5
     assert max(int(i.abs().max()) for i in integers) == 63
-
-
-def test_a_forward_pass_that_branches_on_values_names_the_line() -> None:
-    class Branching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x) if x.sum() > 0 else x
-
-    with pytest.raises(UserError, match=r"Branching cannot be traced: at .*\.py:\d+ in forward"):
-        q.prepare(Branching(), images(1), target="onnxruntime")
 
 
 def test_a_float16_network_is_refused_with_what_to_do() -> None:
