@@ -54,5 +54,5 @@ def describe(report: Report) -> str:
         if len(found) > _SHOWN:
             lines.append(f"  ... and {len(found) - _SHOWN} more (--json lists all)")
         lines.append(f"  -> {found[0].cure}")
-    counts = [f"{report.count(s)} {s}s" for s in ("error", "warning", "note")]  # type: ignore[arg-type]
+    counts = [f"{report.count(s)} {s}s" for s in ("error", "warning", "note")]
     return "\n".join([*lines, "", ", ".join(counts)])

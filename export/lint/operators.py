@@ -20,8 +20,7 @@ OPSETS = (7, 28)
 MOST_ELEMENTS = 2**40
 _T = TensorProto
 
-KNOWN = frozenset(
-    """
+_KNOWN = """
     Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool
     BatchNormalization Cast CastLike Ceil Celu Clip Concat Constant ConstantOfShape Conv
     ConvTranspose Cos Cosh CumSum DepthToSpace DequantizeLinear Div Dropout Einsum Elu Equal Erf
@@ -36,11 +35,10 @@ KNOWN = frozenset(
     ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus
     Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu
     Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor
-    """.split()
-)
-CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
-REFUSED = frozenset(
     """
+KNOWN = frozenset(_KNOWN.split())
+CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+_REFUSED = """
     AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor
     BlackmanWindow CausalConvWithState CenterCropPad Col2Im Compress ConcatFromSequence ConvInteger
     CumProd DFT DeformConv Det DynamicQuantizeLinear HammingWindow HannWindow ImageDecoder
@@ -50,8 +48,8 @@ REFUSED = frozenset(
     SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap
     SoftmaxCrossEntropyLoss SplitToSequence StringConcat StringNormalizer StringSplit SwiGLU
     TfIdfVectorizer Unique
-    """.split()
-)
+    """
+REFUSED = frozenset(_REFUSED.split())
 _TYPES = frozenset(
     {
         _T.FLOAT, _T.FLOAT16, _T.BFLOAT16, _T.DOUBLE, _T.INT8, _T.UINT8, _T.INT32, _T.INT64,
@@ -269,5 +267,6 @@ _OPTIONS: dict[str, Callable[[View, NodeProto], str | None]] = {
     "AveragePool": _dilated, "MaxPool": _dilated, "LpPool": _dilated,
     "BatchNormalization": _training, "LayerNormalization": _one_output,
     "ScatterND": _reduction, "ScatterElements": _reduction, "Mod": _modulo, "Resize": _resize,
-    "Celu": _celu, "Clip": _clip, "MatMul": _product, "RandomUniformLike": _random, "QuantizeLinear": _quantise, "DequantizeLinear": _quantise,
+    "Celu": _celu, "Clip": _clip, "MatMul": _product, "RandomUniformLike": _random,
+    "QuantizeLinear": _quantise, "DequantizeLinear": _quantise,
 }  # fmt: skip

@@ -118,7 +118,7 @@ def _root(view: View, name: str) -> str:
     if found is None:
         return name
     source = view.maker.get(found[0].input[0])
-    return source.input[0] if source is not None and source.op_type == QUANTISE else (
+    return str(source.input[0]) if source is not None and source.op_type == QUANTISE else (
         found[0].input[0]
     )  # fmt: skip
 

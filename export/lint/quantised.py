@@ -14,7 +14,7 @@ from .view import DEQUANTISE, QUANTISE, View, attribute, label, type_name
 Say = Callable[[str, str, str], None]
 _T = TensorProto
 _QUANTISED = frozenset({_T.INT8, _T.FLOAT8E4M3FN, _T.INT4, _T.FLOAT4E2M1})
-_SMALLEST_NORMAL = {_T.FLOAT16: 6.1035e-5}
+_SMALLEST_NORMAL: dict[int, float] = {_T.FLOAT16: 6.1035e-5}
 _FLOATS = (_T.FLOAT, _T.FLOAT16, _T.BFLOAT16, _T.DOUBLE)
 
 
@@ -77,7 +77,11 @@ def _one(view: View, node: NodeProto, say: Say) -> None:
         _pair(view, node, say)
         many = steps is not None and steps.size > 1 and not attribute(node, "block_size", 0)
         if many and not (node.op_type == DEQUANTISE and _of_stored(view, node)):
-            say("per-channel-activation", at, f"{np.size(steps)} scales for one activation")
+            say(
+                "per-channel-activation",
+                at,
+                f"{0 if steps is None else steps.size} scales for one activation",
+            )
 
 
 def _of_stored(view: View, node: NodeProto) -> bool:
@@ -105,7 +109,7 @@ def _type(view: View, node: NodeProto, kind: int, zero: Any, say: Say) -> None:
             say("quantised-type", at, f"{type_name(kind)} for an activation")
     elif kind == _T.INT4 and stored and prod(view.shape(node.input[0]) or [0]) % 2:
         say("int4-even", at, f"{node.input[0]} has an odd number of elements")
-    elif kind == _T.FLOAT8E4M3FN and DEQUANTISE == node.op_type and readers:
+    elif kind == _T.FLOAT8E4M3FN and node.op_type == DEQUANTISE and readers:
         say("needs-sm89", at, "float8e4m3fn")
 
 
@@ -185,7 +189,8 @@ def _same(view: View, a: NodeProto, b: NodeProto) -> bool:
         values = [view.value(name) if name else np.zeros(()) for name in names]
         if any(v is None for v in values):
             continue
-        if not np.array_equal(*[np.asarray(v, np.float64).reshape(-1) for v in values]):
+        a_values, b_values = (np.asarray(v, np.float64).reshape(-1) for v in values)
+        if not np.array_equal(a_values, b_values):
             return False
     return True
 

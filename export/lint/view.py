@@ -123,7 +123,7 @@ def label(node: onnx.NodeProto) -> str:
 def type_name(kind: int) -> str:
     """Such as float16."""
     names = {v: k for k, v in TensorProto.DataType.items()}
-    return names.get(kind, f"type {kind}").lower()
+    return str(names.get(kind, f"type {kind}")).lower()
 
 
 _MOVES = frozenset({"Transpose", "Reshape", "Identity", "Flatten", "Squeeze", "Unsqueeze", "Cast"})

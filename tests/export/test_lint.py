@@ -19,8 +19,8 @@ from vcompress.export.lint.docs import PAGE, page
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from lint_graphs import CASES, Case  # noqa: E402
-from lint_graphs.net import FLOAT, INT8, UINT8, Net  # noqa: E402
+from lint_graphs import CASES, Case
+from lint_graphs.net import FLOAT, INT8, UINT8, Net
 
 BY_NAME = {case.name: case for case in CASES}
 ROOT = Path(__file__).parents[2]
@@ -304,7 +304,9 @@ def test_build_makes_the_verdict_sure(
 def test_no_graph_that_is_called_likely_fails_to_build(which: list[str]) -> None:
     pytest.importorskip("tensorrt_rtx")
     script = ROOT / "tests" / "benchmarks" / "lint_against_builds.py"
-    done = subprocess.run([sys.executable, str(script), *which], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(script), *which], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
