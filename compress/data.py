@@ -101,7 +101,7 @@ class Data:
     def _mixes(self) -> bool:
         return bool(self.mixup or self.cutmix)
 
-    def _order(self, indices: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+    def _order(self, indices: npt.NDArray[Any], epoch: int) -> Any:
         """The images of an epoch, shuffled. One that comes a second time has the number of images
         added to its own, so that it is augmented anew."""
         generator = torch.Generator().manual_seed(_mix(self.seed, epoch))

@@ -28,6 +28,7 @@ from .data import Data
 from .macs import count_macs, count_parameters
 from .progress import log
 from .report_html import write_report
+from .robustness import measure as measure_robustness
 from .store import Network, Precision, precision_of, save_network
 
 MODEL = "model.onnx"
@@ -48,10 +49,13 @@ def finish(
     preprocess: Preprocess,
     dataset: Dataset | None,
     opset: int | None = None,
+    robustness: int = 0,
+    section: str = "",
 ) -> Bundle:
     """Write `network` as a bundle to `out`; `entry` gains `metrics` and ends the history.
 
     Without a `dataset` the exported file is proved on noise and its accuracy is not measured.
+    Robustness is measured on that many test images; `section` is HTML for this report alone.
 
     Raises:
         UserError: the exported file does not compute what the network does; nothing is written.
@@ -96,10 +100,26 @@ def finish(
                 "export": asdict(exported),
             }
         )
+        if robustness and data and runs:
+            log.info("measuring robustness on up to %d test images", robustness)
+            entry["metrics"]["robustness"] = measure_robustness(model, file, data, robustness)
         held_out = data.images("test", GOLDEN_COUNT) if data else images[:GOLDEN_COUNT]
         _write_golden(folder, held_out.numpy(), runs)
-        write_report(folder / REPORT, everything, record)
+        if dataset is not None and dataset.bad_images:
+            entry["bad_images"] = _bad_images(dataset)
+        write_report(folder / REPORT, everything, record, section=section)
     return Bundle.open(out)
+
+
+def _bad_images(dataset: Dataset) -> dict[str, Any]:
+    """How many images were skipped, and which; the log names them."""
+    reasons = [dataset.bad_images[i] for i in sorted(dataset.bad_images)]
+    more = f", and {len(reasons) - 5:,} more" if len(reasons) > 5 else ""
+    log.warning(
+        "%d images could not be read and were left out: %s%s",
+        len(reasons), " ".join(reasons[:5]), more,
+    )  # fmt: skip
+    return {"count": len(reasons), "named": reasons[:100]}
 
 
 def export_checked(

@@ -122,6 +122,7 @@ def run_stage(
         finish(
             Network(outcome.model, source.spec, changes), target, entry, history,
             labels=data.classes, preprocess=data.preprocess, dataset=data.dataset,
+            robustness=options.robustness, section=outcome.section,
         )  # fmt: skip
         shutil.rmtree(work, ignore_errors=True)
     state.wait_for_everyone()
@@ -253,6 +254,8 @@ def _teacher(
 ) -> tuple[nn.Module | None, str | None]:  # fmt: skip
     """Who teaches and where it lies: the one that was named, else that of the history, where the
     stage has `inherits_teacher(config)` and wants it."""
+    if stages.inputs(stage).get("teacher") == "several":
+        return None, None
     if "teacher" in opened:
         found = opened["teacher"]
         return load_network(found, options.trust).model, str(found.path)
@@ -266,8 +269,6 @@ def _teacher(
 def _trained_first(name: str, role: str, options: Options, data: Data) -> Bundle:
     """Fine-tune what is only a name, or take what an earlier run left under `runs/`."""
     spec = make_spec(name, len(data.classes), data.preprocess.size)
-    if stages.inputs(stage).get("teacher") == "several":
-        return None, None
     target = RUNS / _short(name)
     if is_bundle(target) and _is_same(Bundle.open(target), spec, data):
         log.info("%s %s: taking the fine-tuned bundle %s", role, name, target)

@@ -43,12 +43,16 @@ class Options:
     """Go on where a run with the same options stopped."""
     overwrite: bool = False
     """Replace a bundle that is already at --out."""
+    robustness: int = 0
+    """Test images on which robustness is measured, for the report; 0 leaves it out."""
     track: tuple[str, ...] = ()
     """Trackers: tensorboard, wandb, mlflow."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UserError(f"seed = {self.seed}: it must be 0 or more.")
+        if self.robustness < 0:
+            raise UserError(f"robustness = {self.robustness}: it must be 0 or more.")
         if not 0 <= self.erase <= 1:
             raise UserError(f"erase = {self.erase}: it must be from 0 to 1.")
         if self.resume and self.overwrite:

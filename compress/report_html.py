@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .report_engines import engine_section
+from .report_robustness import robustness_section
 
 WIDTH, HEIGHT = 460, 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 18, 46
@@ -48,10 +49,11 @@ def write_report(
     data: Mapping[str, Any] | None,
     comparison: Mapping[str, Any] | None = None,
     engines: Sequence[Mapping[str, Any]] = (),
+    section: str = "",
 ) -> None:
     """Write the page. `comparison` holds the first and last model measured side by side,
-    `engines` the records of the bundle's engines."""
-    path.write_text(render(history, data, comparison, engines), encoding="utf-8")
+    `engines` the records of the bundle's engines, `section` HTML of the last stage alone."""
+    path.write_text(render(history, data, comparison, engines, section), encoding="utf-8")
 
 
 def render(
@@ -59,6 +61,7 @@ def render(
     data: Mapping[str, Any] | None,
     comparison: Mapping[str, Any] | None = None,
     engines: Sequence[Mapping[str, Any]] = (),
+    section: str = "",
 ) -> str:
     """The page as text."""
     entries = [e for e in history if e.get("metrics")]
@@ -73,7 +76,9 @@ def render(
     ]
     if comparison is not None:
         body.append(_comparison(comparison))
+    body += robustness_section(entries)
     body += engine_section(engines)
+    body.append(section)
     body += ["<h2>How each stage was made</h2>", *map(_details, entries)]
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'

@@ -124,3 +124,5 @@ class Outcome:
     model: nn.Module
     details: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts for the bundle's history: what was reached against what was asked."""
+    section: str = ""
+    """HTML for this stage's report alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vcompress.bench.bundle import Bundle
@@ -77,6 +78,22 @@ def accuracy_text(test: Mapping[str, Any] | None) -> str:
         return "not measured"
     low, high = (100 * x for x in test["interval"])
     return f"{100 * test['top1']:.2f} % ({low:.1f} to {high:.1f})"
+
+
+def print_robustness(found: Mapping[Path, Mapping[str, Any]]) -> None:
+    """A row for each bundle: top-1 as they are, under PGD, and the mean of five severities."""
+    from .corruptions import CORRUPTIONS
+
+    heads = ("clean", "PGD", *CORRUPTIONS, "mean")
+    width = max(len(printable(str(path))) for path in found)
+    print(f"{'top-1, %':{width}}" + "".join(f"{head:>12}" for head in heads))
+    for path, measured in found.items():
+        each = measured["corruptions"]
+        means = [sum(each[kind]) / len(each[kind]) for kind in CORRUPTIONS]
+        shares = (measured["clean"], measured["pgd"], *means, measured["mean_corrupted"])
+        print(
+            f"{printable(str(path)):{width}}" + "".join(f"{100 * share:12.1f}" for share in shares)
+        )
 
 
 def print_ranking(layers: Sequence[LayerSensitivity]) -> None:

@@ -151,7 +151,20 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             seed=context.seed, view=view, identity=identity,
         )  # fmt: skip
         trained = fit(model, config, replace(context, data=training), loss, name="distill")
-    return Outcome(model, {**trained, **facts})
+    return Outcome(model, {**trained, **facts}, _explained(model, teachers, context))
+
+
+def _explained(model: nn.Module, teachers: Sequence[Teacher], context: Context) -> str:
+    """HTML: where teacher and student look on images about which they disagree."""
+    from ..gradcam import Viewer, disagreements_section
+    from ..processes import process_state
+
+    if not teachers or not process_state().is_main_process:
+        return ""
+    first = teachers[0]
+    teacher = Viewer("teacher", first.model.to("cpu"), first.preprocess, first.order)
+    student = Viewer("student", model, context.data.preprocess)
+    return disagreements_section(teacher, student, context.data)
 
 
 def _own_view(epoch: int) -> int:

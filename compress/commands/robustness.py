@@ -1,0 +1,52 @@
+"""`vcompress robustness`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Accuracy under an attack and under common corruptions, of every bundle given.
+
+    The numbers are also written into each bundle and its report.
+    """
+
+    bundles: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE...")]
+    """The bundles, for example a teacher and what was made of it."""
+    images: int = 256
+    """Test images, spread over the split."""
+    epsilon: float = 0.03
+    """Largest change of a pixel by the attack, on a scale of 0 to 1."""
+    attack_steps: int = 10
+    """Of PGD."""
+    json: Path | None = None
+    """Write the numbers to this file too."""
+    trust: str | None = None
+    """Your own module:factory that a bundle may run."""
+
+    def run(self) -> None:
+        from vcompress.bench.errors import UserError
+
+        from ..robustness import Attack, measure_bundles
+        from ..table import print_robustness
+
+        if not self.bundles:
+            raise UserError("no bundle given. Expected: vcompress robustness BUNDLE...")
+        if self.images < 1 or self.attack_steps < 1 or not 0 < self.epsilon <= 1:
+            raise UserError(
+                f"images = {self.images}, attack_steps = {self.attack_steps}, epsilon = "
+                f"{self.epsilon}: expected at least one image and step, and an epsilon above 0, "
+                f"at most 1."
+            )
+        attack = Attack(self.epsilon, self.attack_steps)
+        found = dict(measure_bundles(self.bundles, self.images, attack, self.trust))
+        print_robustness(found)
+        if self.json is not None:
+            text = json.dumps({str(path): measured for path, measured in found.items()}, indent=1)
+            self.json.write_text(text + "\n", encoding="utf-8")
