@@ -13,13 +13,18 @@ epochs = 20               # the stage's own options
 [[stages]]
 stage = "distill"        # the teacher is the stage before
 student = "r18"
+
+[joint]                   # at the end, or alone: distil, prune and quantise on one budget
+student = "r18"
+epochs = 30
+prune.macs = 0.5
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,8 +67,64 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Joint:
+    """One budget of epochs and one learning-rate schedule: a student is distilled, pruned in steps
+    and quantised under the same teacher. It is three stages, each of which can be resumed."""
+
+    student: str
+    distill: dict[str, Any] = field(default_factory=dict)
+    """Further options of each of the three, as in [[stages]]."""
+    prune: dict[str, Any] = field(default_factory=dict)
+    quantize: dict[str, Any] = field(default_factory=dict)
+    teacher: str | None = None
+    """The stage before, by default."""
+    epochs: int = 20
+    lr: float = 1e-3
+    shares: tuple[float, float, float] = (0.5, 0.3, 0.2)
+    """Of the epochs: distillation, pruning, quantisation."""
+    steps: int = 3
+    """Of the pruning."""
+
+    def tables(self, teacher: str) -> list[dict[str, Any]]:
+        """The three as [[stages]] have them.
+
+        Raises:
+            UserError: a budget that cannot be divided.
+        """
+        if len(self.shares) != 3 or min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6:
+            raise UserError(f"joint: shares = {list(self.shares)}; three that add up to 1.")
+        first = round(self.epochs * self.shares[0])
+        second = round(self.epochs * (self.shares[0] + self.shares[1]))
+        each = (second - first) // max(1, self.steps)
+        if self.steps < 1 or min(first, each, self.epochs - second) < 1:
+            raise UserError(
+                f"joint: epochs = {self.epochs} with shares {list(self.shares)} and steps = "
+                f"{self.steps} leaves a part without an epoch; give more epochs or fewer steps."
+            )
+        whole = {"lr": self.lr, "teacher": teacher}
+        later = {**whole, "warmup_epochs": 0.0}
+        return [
+            {
+                "stage": "distill", "name": "joint-distill", **whole, "student": self.student,
+                "epochs": first, "part": [0.0, first / self.epochs], **self.distill,
+            },
+            {
+                "stage": "prune", "name": "joint-prune", **later, "steps": self.steps,
+                "step_epochs": each, "epochs": second - first - each * (self.steps - 1),
+                "part": [first / self.epochs, second / self.epochs], **self.prune,
+            },
+            {
+                "stage": "quantize", "name": "joint-quantize", **later,
+                "epochs": self.epochs - second, "part": [second / self.epochs, 1.0],
+                **self.quantize,
+            },
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
 class _File:
-    stages: list[dict[str, Any]]
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    joint: Joint | None = None
     out: str | None = None
     options: dict[str, Any] | None = None
 
@@ -81,8 +142,8 @@ def read_recipe(path: Path) -> Recipe:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: not valid TOML ({error}).") from None
     file = from_mapping(_File, body, str(path))
-    if not file.stages:
-        raise UserError(f"{path}: a recipe needs at least one [[stages]].")
+    if not file.stages and file.joint is None:
+        raise UserError(f"{path}: a recipe needs at least one [[stages]], or [joint].")
     for key in ("resume", "overwrite"):
         if key in (file.options or {}):
             raise UserError(
@@ -91,6 +152,12 @@ def read_recipe(path: Path) -> Recipe:
     steps: list[Step] = []
     for number, table in enumerate(file.stages, 1):
         steps.append(_step(dict(table), number, steps, f"{path}, stage {number}"))
+    if file.joint is not None:
+        teacher = file.joint.teacher or (steps[-1].name if steps else None)
+        if teacher is None:
+            raise UserError(f"{path}, [joint]: give teacher = a model's name or a bundle.")
+        for table in file.joint.tables(teacher):
+            steps.append(_step(table, len(steps) + 1, steps, f"{path}, [joint], {table['stage']}"))
     return Recipe(
         Path(file.out or f"runs/{path.stem}"),
         from_mapping(Options, file.options or {}, f"{path}, [options]"),

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import TypeVar
 
 from .stage import TrainConfig
+
+C = TypeVar("C", bound=TrainConfig)
 
 ONECYCLE_FIRST, ONECYCLE_LAST = 1 / 25, 1 / 25 / 1e4
 """Shares of the peak at both ends, and where the peak is by default: as in torch's OneCycleLR."""
 ONECYCLE_RISE = 0.3
 
 
-def share_of_peak(step: int, steps: int, config: TrainConfig) -> float:
+def within(config: C, before: int, total: int) -> C:
+    """`config` with the part of its part that its epochs are, after `before` of `total` others."""
+    start, end = config.part
+    if total == 0 or (start, end) == (0.0, 1.0):
+        return config
+    first, last = before / total, (before + config.epochs) / total
+    span = end - start
+    return replace(config, part=(start + span * first, min(end, start + span * last)))
+
+
+def share_of_peak(step: float, steps: int, config: TrainConfig) -> float:
     """What share of the peak rate `step` (from 0, over all epochs) gets, 0 to 1.
 
     `cosine` warms up in a line over `warmup_epochs` and falls to zero on a cosine (SGDR,
@@ -22,7 +36,9 @@ def share_of_peak(step: int, steps: int, config: TrainConfig) -> float:
     Args:
         steps: in one epoch.
     """
-    whole = config.epochs * steps
+    start, end = config.part
+    whole = config.epochs * steps / (end - start)
+    step = step + start * whole
     warmup = config.warmup_epochs * steps
     if config.schedule == "onecycle":
         top = max(1.0, warmup, ONECYCLE_RISE * whole - 1)

@@ -30,6 +30,8 @@ class TrainConfig:
     """Peak learning rate, reached after the warm-up."""
     schedule: Literal["cosine", "onecycle"] = "cosine"
     """Down to zero on a cosine, or one cycle: up over 30 % of the run, and down."""
+    part: tuple[float, float] = (0.0, 1.0)
+    """Which part of the schedule these epochs run through, where several stages share one."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.02
     """Applied to weights only, never to norms and biases."""
@@ -68,6 +70,8 @@ class TrainConfig:
         ):
             if not value >= least:
                 raise UserError(f"{name} = {value}: it must be {least} or more.")
+        if not 0 <= self.part[0] < self.part[1] <= 1:
+            raise UserError(f"part = {self.part}: two shares, the first below the second.")
         for name, share in (
             ("ema_decay", self.ema_decay),
             ("label_smoothing", self.label_smoothing),

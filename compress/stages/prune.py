@@ -119,6 +119,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     from ..losses import from_teacher
     from ..macs import count_macs, count_parameters
     from ..pruning import drop_blocks, prune
+    from ..schedule import within
     from ..train import fit
 
     refuse_quantised(model)
@@ -154,6 +155,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             "latency_predicted_ms": timed.predicted_ms,
             "latency_measured_ms": timed.measured_ms,
         }
+    total = (config.steps - 1) * config.step_epochs + config.epochs
     for step in range(1, config.steps + 1):
         wanted = share ** (step / config.steps) / remains
         if what in ("macs", "params", "channels") and wanted < 1.0:
@@ -180,7 +182,11 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         final = step == config.steps
         training = fit(
             model,
-            config if final else replace(config, epochs=config.step_epochs),
+            within(
+                config if final else replace(config, epochs=config.step_epochs),
+                (step - 1) * config.step_epochs,
+                total,
+            ),
             context,
             recovery,
             name=f"prune-{step}of{config.steps}",

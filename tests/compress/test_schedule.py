@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
-from vcompress.compress.schedule import share_of_peak
+from vcompress.bench.errors import UserError
+from vcompress.compress.schedule import share_of_peak, within
 from vcompress.compress.stage import TrainConfig
 
 
@@ -39,3 +41,31 @@ def test_one_cycle_rises_over_a_longer_warm_up_and_is_defined_for_one_step() -> 
     shares = [share_of_peak(step, 5, config) for step in range(50)]
     assert shares.index(max(shares)) == 30 and max(shares) == 1.0
     assert 0 < share_of_peak(0, 1, TrainConfig(epochs=1, schedule="onecycle")) <= 1
+
+
+def test_parts_in_a_row_are_one_schedule() -> None:
+    whole = TrainConfig(epochs=10, warmup_epochs=2.0)
+    expected = [share_of_peak(step, 7, whole) for step in range(70)]
+    parts = [
+        replace(whole, epochs=4, part=(0.0, 0.4)),
+        replace(whole, epochs=3, part=(0.4, 0.7)),
+        replace(whole, epochs=3, part=(0.7, 1.0)),
+    ]
+    found = [share_of_peak(step, 7, c) for c in parts for step in range(7 * c.epochs)]
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_part_is_divided_among_the_steps_of_a_stage() -> None:
+    config = TrainConfig(epochs=2, part=(0.5, 0.8))
+    found = [within(config, before, 6).part for before in (0, 2, 4)]
+    assert [list(part) for part in found] == [
+        pytest.approx(part) for part in ([0.5, 0.6], [0.6, 0.7], [0.7, 0.8])
+    ]
+    # Without a part every step has a schedule of its own, as before.
+    assert within(TrainConfig(epochs=2), 4, 6) == TrainConfig(epochs=2)
+
+
+@pytest.mark.parametrize("part", [(0.5, 0.5), (-0.1, 1.0), (0.5, 1.1), (0.8, 0.2)])
+def test_a_part_that_is_none_is_refused(part: tuple[float, float]) -> None:
+    with pytest.raises(UserError, match="two shares, the first below the second"):
+        TrainConfig(part=part)
