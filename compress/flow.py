@@ -248,6 +248,16 @@ def _network(value: str, found: Bundle | None, data: Data, options: Options) -> 
     return Network(network.model, replace(network.spec, classes=classes))
 
 
+def open_network(value: str, options: Options) -> tuple[Network, Data, str]:
+    """A named network or a bundle's, with the data that it would be trained on and a short name."""
+    _check_is_name_or_bundle(value)
+    found = Bundle.open(value) if is_bundle(value) else None
+    data = open_data(options, [found] if found is not None else [])
+    network = _network(value, found, data, options)
+    check_forward(network.model, data.example, len(data.classes))
+    return network, data, _short(value)
+
+
 def _teacher(
     stage: ModuleType, config: TrainConfig, given: Mapping[str, str],
     opened: Mapping[str, Bundle], options: Options,

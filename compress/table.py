@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vcompress.bench.bundle import Bundle
 
 if TYPE_CHECKING:
+    from .lr_finder import Sweep
     from .sensitivity import LayerSensitivity
 
 
@@ -94,6 +95,18 @@ def print_robustness(found: Mapping[Path, Mapping[str, Any]]) -> None:
         print(
             f"{printable(str(path)):{width}}" + "".join(f"{100 * share:12.1f}" for share in shares)
         )
+
+
+def print_sweep(found: Sweep) -> None:
+    """Some ten of the rates with their loss, and what to take."""
+    print("learning rate  smoothed loss")
+    step = max(1, len(found.rates) // 10)
+    for rate, loss in list(zip(found.rates, found.losses, strict=True))[::step]:
+        print(f"{rate:13.2e}  {loss:13.4f}")
+    end = "the loss blew up" if found.stopped else "the highest rate"
+    print(f"ended at {found.rates[-1]:.2e}: {end}")
+    print(f"loss is least at {found.highest:.2e} and falls most steeply at {found.suggestion:.2e}")
+    print(f"suggestion: --lr {found.suggestion:.1e}")
 
 
 def print_ranking(layers: Sequence[LayerSensitivity]) -> None:

@@ -103,7 +103,7 @@ def fit(
     frozen = _freeze(model, config, len(context.data.classes))
     own = [] if taught is None else [p for p in taught.parameters() if p.requires_grad]
     projections = {"params": own, "weight_decay": config.weight_decay}
-    optimizer = _optimizer(model, config, [*(extra_groups or []), projections])
+    optimizer = optimizer_for(model, config, [*(extra_groups or []), projections])
     ema = None
     if config.ema_decay:
         average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
@@ -253,7 +253,7 @@ def _without_gain(history: Sequence[Mapping[str, float]]) -> int:
     return len(accuracies) - 1 - accuracies.index(max(accuracies))
 
 
-def _optimizer(
+def optimizer_for(
     model: nn.Module, config: TrainConfig, extra: list[dict[str, Any]]
 ) -> torch.optim.Optimizer:
     special = {id(p) for group in extra for p in group["params"]}

@@ -22,7 +22,7 @@ from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.compress import train as training
 from vcompress.compress.data import Data
 from vcompress.compress.stage import Context, TrainConfig
-from vcompress.compress.train import _optimizer, evaluate, fit
+from vcompress.compress.train import evaluate, fit, optimizer_for
 
 SCRIPT = Path(__file__).with_name("training_script.py")
 QUICK = TrainConfig(epochs=2, batch_size=8, lr=0.01, warmup_epochs=0.5)
@@ -113,7 +113,7 @@ def test_workers_do_not_change_the_weights(context: Context, tiny_nets: Any) -> 
 
 def test_norms_and_biases_get_no_weight_decay(tiny_nets: Any) -> None:
     model = tiny_nets.batch()
-    decayed, plain = _optimizer(model, TrainConfig(weight_decay=0.3), []).param_groups
+    decayed, plain = optimizer_for(model, TrainConfig(weight_decay=0.3), []).param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
     names = {id(p): n for n, p in model.named_parameters()}
     assert sorted(names[id(p)] for p in decayed["params"]) == ["0.weight", "3.weight", "9.weight"]
@@ -123,7 +123,7 @@ def test_norms_and_biases_get_no_weight_decay(tiny_nets: Any) -> None:
 def test_extra_groups_keep_their_own_options(tiny_nets: Any) -> None:
     model = tiny_nets.group()
     group = {"params": [model[0].weight], "lr": 0.5, "weight_decay": 0.0}
-    groups = _optimizer(model, TrainConfig(lr=0.1), [group]).param_groups
+    groups = optimizer_for(model, TrainConfig(lr=0.1), [group]).param_groups
     assert [g["lr"] for g in groups] == [0.1, 0.1, 0.5]
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
 
