@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import accuracy, baseline, fresh, gate, noise, onnx_file, traffic
+from . import accuracy, baseline, fresh, gate, noise, onnx_file, saturation, traffic
 from .accuracy import Accuracy
 from .bundle import Preprocess
 from .compare import CompareBudget, compare
@@ -145,12 +145,21 @@ def _cold(options: Options, subject: Subject, tell: Tell) -> ColdStart | None:
     return fresh.cold_start(_request(options, subject))
 
 
+def _saturation(options: Options, subject: Subject, notes: list[str]) -> None:
+    """Say once where the processor cannot do the file's int8 products exactly."""
+    if not _on_gpu(options) and _runtime(options, subject.path) == "onnxruntime":
+        text = saturation.note(subject.path)
+        if text and text not in notes:
+            notes.append(text)
+
+
 def _one(
     options: Options, found: tuple[Subject, ...], images: Images | None, result: Result,
     notes: list[str], tell: Tell,
 ) -> Result:  # fmt: skip
     subject = found[0]
     file = artefact(subject.path, subject.name)
+    _saturation(options, subject, notes)
     cold = _cold(options, subject, tell)
     tell("loading")
     with _open(options, subject.path) as session:
@@ -186,6 +195,8 @@ def _two(
     if options.publish:
         raise UserError("--publish measures one model; two are compared in one process.")
     files = [artefact(s.path, s.name) for s in found]
+    for subject in found:
+        _saturation(options, subject, notes)
     cold = [_cold(options, s, tell) for s in found]
     with ExitStack() as stack:
         tell("loading")

@@ -51,6 +51,8 @@ class OnnxFacts:
     weight_bytes: dict[str, int]
     """Bytes of the constant tensors by type."""
     external: tuple[External, ...]
+    int8_reach: int = 0
+    """Largest magnitude in the int8 tensors: 63 says 7-bit weights. 0 where there are none."""
 
     @property
     def precision(self) -> str:
@@ -109,9 +111,11 @@ class _Reader:
         self.operators: Counter[str] = Counter()
         self.weight_bytes: Counter[str] = Counter()
         self.external: list[External] = []
+        self.int8_reach = 0
 
     def tensor(self, start: int, end: int) -> None:
         data, dims, dtype, name, entries, outside = self.data, [], 0, "", {}, False
+        raw: tuple[int, int] | None = None
         for number, value, a, b in _fields(data, start, end):
             if number == 1 and a == b:
                 dims.append(value)
@@ -123,6 +127,8 @@ class _Reader:
                 dtype = value
             elif number == 8:
                 name = _text(data, a, b)
+            elif number == 9:
+                raw = a, b
             elif number == 13:
                 key = content = ""
                 for n, _, c, d in _fields(data, a, b):
@@ -135,8 +141,19 @@ class _Reader:
                 outside = value == 1
         kind = DTYPES.get(dtype, f"type {dtype}")
         self.weight_bytes[kind] += (prod(dims) * BITS.get(kind, 8) + 7) // 8
+        if kind == "int8" and prod(dims):
+            self.int8_reach = max(self.int8_reach, self._reach(raw))
         if outside or entries:
             self.external.append(External(name, entries.get("location", "")))
+
+    def _reach(self, raw: tuple[int, int] | None) -> int:
+        """Largest magnitude of int8 values; the most there can be where they lie elsewhere."""
+        if raw is None or raw[0] == raw[1]:
+            return 128
+        import numpy as np
+
+        values = np.frombuffer(self.data[slice(*raw)], np.int8)
+        return max(int(values.max()), -int(values.min()))
 
     def graph(self, start: int, end: int, depth: int) -> None:
         if depth > DEEPEST:
@@ -214,6 +231,7 @@ def _read(data: memoryview, size: int) -> OnnxFacts:
         ir_version=ir_version, producer=producer, opsets=opsets,
         operators=dict(reader.operators.most_common()),
         weight_bytes=dict(reader.weight_bytes.most_common()), external=tuple(reader.external),
+        int8_reach=reader.int8_reach,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vcompress.bench import accuracy, bundle, measure
+from vcompress.bench import accuracy, bundle, measure, saturation
 from vcompress.bench.bundle import Bundle, InputSpec, Preprocess
 from vcompress.bench.data import Dataset, batches
 from vcompress.bench.environment import preflight
@@ -156,10 +156,14 @@ def export_checked(
         metadata=properties(network.spec.name, labels, preprocess, history),
         opset=opset,
     )
+    saturated = saturation.note(file)
+    if saturated:
+        log.warning(saturated)
     proof = parity.check(exportable, file, images)
     if not proof.ok:
         file.unlink()
-        raise UserError(f"the exported file fails its parity check: {proof.message}")
+        why = f" {saturated}" if saturated else ""
+        raise UserError(f"the exported file fails its parity check: {proof.message}{why}")
     if half == "fp32":
         return exported, proof
     exported = to_onnx.cast_file(exported, input_spec(preprocess).shape, half)
