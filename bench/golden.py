@@ -204,6 +204,7 @@ def load(file: Path) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     Raises:
         UserError: the file is not as vcompress writes it. Nothing larger than the file is read.
     """
+    import tokenize
     import zipfile
 
     import numpy as np
@@ -219,7 +220,10 @@ def load(file: Path) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         with np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         inputs = found.pop("input")
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+    except (
+        ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, MemoryError, SyntaxError,
+        tokenize.TokenError,
+    ) as error:  # fmt: skip
         text = " ".join(str(error).split())[:200]
         raise UserError(f"{file}: not golden arrays as vcompress writes them ({text}).") from None
     outputs = {

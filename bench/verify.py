@@ -184,10 +184,13 @@ def _golden(bundle: Bundle, runtimes: Sequence[str], timeout_s: float) -> Iterat
 
     def run(runtime: str, device: str, file: str) -> Found:
         source, batch = (MODEL, None) if file == MODEL else _source(bundle, file)
+        try:
+            precision = precision_of(bundle.plain_file(source))
+        except UserError as error:
+            return Found(runtime, device, file, "fails", str(error))
         return check(
             bundle.plain_file(file), bundle.plain_file(GOLDEN), runtime=runtime, device=device,
-            task=bundle.task, precision=precision_of(bundle.plain_file(source)), batch=batch,
-            timeout_s=timeout_s,
+            task=bundle.task, precision=precision, batch=batch, timeout_s=timeout_s,
         )  # fmt: skip
 
     for name in wanted:

@@ -160,6 +160,18 @@ def test_another_network_with_right_hashes_is_found(whole_bundle: Make, tmp_path
     assert found.golden[0].state in ("differs", "fails")
 
 
+def test_a_model_that_is_none_with_right_hashes_is_a_finding(
+    whole_bundle: Make, tmp_path: Path
+) -> None:
+    whole_bundle(tmp_path / "b")
+    reseal(tmp_path / "b", model=b"not a model")
+    found = check(tmp_path / "b")
+    assert not found.ok
+    assert "is not a whole ONNX file" in found.problems[0]
+    with pytest.raises(UserError, match="There is no runtime 'onnxruntim'"):
+        check(tmp_path / "b", runtimes=("onnxruntim",))
+
+
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"PK\x05\x06" + bytes(18)])
 def test_golden_files_that_are_none_are_one_message(
     whole_bundle: Make, tmp_path: Path, content: bytes
