@@ -36,6 +36,12 @@ MOST_LEVELS = 1
 """Of 255, between the embedded resize and Pillow's: its weights and sums are rounded in float32."""
 
 
+ONLY_ONNX_RUNTIME = (
+    "the embedded resize is for ONNX Runtime: OpenVINO leaves its antialiasing out without a word, "
+    "TensorRT does not take it; give them --embed-preprocess normalise"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnnxOptions:
     """Asked for with `vcompress export --to onnx --out FILE`."""
@@ -305,6 +311,8 @@ class _Proof:
                 f"images are {levels:.0f} of 255 levels from Pillow's, the best class is the same "
                 f"for {np.mean(end_to_end):.1%}"
             )
+        if options.embed_preprocess == "resize" and preprocess.interpolation != "nearest":
+            self.notes.append(ONLY_ONNX_RUNTIME)
 
     def check(self, proto: onnx.ModelProto, name: str) -> list[str]:
         """Raises `ExportError` where the file does not answer as the plain one does."""

@@ -52,11 +52,14 @@ def preprocess_model(
             )
         shape = [batch, "height", "width", channels]
     build = _Builder()
-    # Pixels stay 8-bit until they are cropped: resampling rounds to 8 bits, as Pillow does.
-    last = build.node("Transpose", [IMAGE], "planes", perm=[0, 3, 1, 2])
     if embedding == "resize":
+        # Pixels stay 8-bit until they are cropped: resampling rounds to 8 bits, as Pillow does.
+        last = build.node("Transpose", [IMAGE], "planes", perm=[0, 3, 1, 2])
         last = _resize(build, last, preprocess)
-    last = build.node("Cast", [last], "float", to=TensorProto.FLOAT)
+        last = build.node("Cast", [last], "float", to=TensorProto.FLOAT)
+    else:  # TensorRT casts uint8, and does nothing else with it
+        last = build.node("Cast", [IMAGE], "float", to=TensorProto.FLOAT)
+        last = build.node("Transpose", [last], "planes", perm=[0, 3, 1, 2])
     per_channel = (1, channels, 1, 1)
     mean = np.asarray(preprocess.mean, np.float32).reshape(per_channel)
     std = np.asarray(preprocess.std, np.float32).reshape(per_channel)
