@@ -18,6 +18,7 @@ _ADVICE: tuple[tuple[tuple[str, ...], str], ...] = (
         "One of the GPUs in --sm lacks a type of this graph (FP8 needs SM 89 or later, BF16 SM 80 "
         "or later): leave it out, or choose another --precision.",
     ),
+    (("Failed to parse the ONNX model",), "Is it an ONNX model, and whole?"),
     (
         ("plugin",),
         "TensorRT has no such operator: leave it out of the network, as with the decoding and "

@@ -178,7 +178,7 @@ def parse(message: str, version: str) -> LayerReport:
     if not message.startswith(HEADER):
         raise LayersUnreadable("the builder's message does not begin with 'Layers:'.")
     found = []
-    for line in message.removeprefix(HEADER).splitlines():
+    for line in message.removeprefix(HEADER).split("\n"):
         if not line.strip():  # the input and output tensors follow
             break
         match = _LINE.match(line)
