@@ -13,6 +13,7 @@ from typing import Any
 
 from .report_engines import engine_section
 from .report_robustness import robustness_section
+from .report_verdict import verdict_section
 
 WIDTH, HEIGHT = 460, 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 18, 46
@@ -76,6 +77,7 @@ def render(
     ]
     if comparison is not None:
         body.append(_comparison(comparison))
+    body += verdict_section(entries)
     body += robustness_section(entries)
     body += engine_section(engines)
     body.append(section)
