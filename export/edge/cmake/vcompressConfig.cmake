@@ -11,9 +11,9 @@
 # Target vcompress::vcompress has the headers alone.
 # VCOMPRESS_PYTHON names the Python that has vcompress; usually it is found.
 
-if(CMAKE_VERSION VERSION_LESS 3.20)
+if(CMAKE_VERSION VERSION_LESS 3.21)
   set(vcompress_FOUND FALSE)
-  set(vcompress_NOT_FOUND_MESSAGE "vcompress needs CMake 3.20 or later, this is ${CMAKE_VERSION}")
+  set(vcompress_NOT_FOUND_MESSAGE "vcompress needs CMake 3.21 or later, this is ${CMAKE_VERSION}")
   return()
 endif()
 

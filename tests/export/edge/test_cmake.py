@@ -133,7 +133,7 @@ def test_the_example_refuses_another_model_and_bad_arguments(
 
 
 APPLICATION = """
-cmake_minimum_required(VERSION 3.20)
+cmake_minimum_required(VERSION 3.21)
 project(application LANGUAGES {languages})
 find_package(vcompress 0.1 REQUIRED)
 add_executable(application main.{suffix})
