@@ -21,11 +21,14 @@ _FILTERS = {
 def apply(preprocess: Preprocess, image: Image.Image) -> npt.NDArray[np.float32]:
     """`image` as the network's input, `[C, H, W] float32`."""
     image = crop(preprocess, to_mode(image, preprocess.channels))
-    values = np.asarray(image, dtype=np.float32) / np.float32(255)
-    values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
-    mean = np.asarray(preprocess.mean, dtype=np.float32)[:, None, None]
-    std = np.asarray(preprocess.std, dtype=np.float32)[:, None, None]
-    return np.ascontiguousarray((values - mean) / std)
+    pixels = np.asarray(image)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    # In place on a contiguous copy: a quarter of the time of new arrays at every step.
+    values = pixels.astype(np.float32, order="C")
+    values /= np.float32(255)
+    values -= np.asarray(preprocess.mean, dtype=np.float32)[:, None, None]
+    values /= np.asarray(preprocess.std, dtype=np.float32)[:, None, None]
+    return values
 
 
 def crop(preprocess: Preprocess, image: Image.Image) -> Image.Image:
@@ -33,7 +36,8 @@ def crop(preprocess: Preprocess, image: Image.Image) -> Image.Image:
     height, width = preprocess.size
     resample = _FILTERS[preprocess.interpolation]
     if preprocess.resize is None:
-        return image.resize((width, height), resample)
+        same = image.size == (width, height)
+        return image if same else image.resize((width, height), resample)
     # The longer side is cut, not rounded, and the offsets are rounded: torchvision's arithmetic.
     short = min(image.size)
     scaled = [
@@ -64,7 +68,8 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)  # or an upright one would be copied
+            return image
     except FileNotFoundError:
         raise UserError(f"{path}: no such image.") from None
     except Exception as error:  # Pillow's decoders raise many kinds on a damaged file
