@@ -90,7 +90,7 @@ std::vector<unsigned char> read(const std::filesystem::path &path) {
 }
 
 // The embedded model, or the file beside the executable: it must be the one this was built for.
-std::vector<unsigned char> onnx_bytes(const vcompress_model &model, const char *self) {
+[[maybe_unused]] std::vector<unsigned char> onnx_bytes(const vcompress_model &model, const char *self) {
   if (model.data != nullptr) return {model.data, model.data + model.bytes};
   std::error_code failed;
   auto here = std::filesystem::read_symlink("/proc/self/exe", failed);
@@ -105,7 +105,7 @@ std::vector<unsigned char> onnx_bytes(const vcompress_model &model, const char *
 }
 
 std::unique_ptr<classify::Backend> open(const Arguments &arguments, const vcompress_model &info,
-                                        const char *self) {
+                                        [[maybe_unused]] const char *self) {
   classify::Model model{{}, info.input, info.channels, info.height, info.width, arguments.threads};
   const std::string &name = arguments.runtime;
 #ifdef WITH_TENSORRT
