@@ -26,6 +26,7 @@ from vcompress.export.onnx_properties import properties
 from . import quantization
 from .data import Data
 from .macs import count_macs, count_parameters
+from .openvino_proof import openvino_parity
 from .progress import log
 from .report_html import write_report
 from .robustness import measure as measure_robustness
@@ -97,6 +98,7 @@ def finish(
                 "onnx_bytes": file.stat().st_size,
                 "latency": latency(file, images) if runs else None,
                 "parity": asdict(proof),
+                "parity_openvino": openvino_parity(network.model, file, images),
                 "export": asdict(exported),
             }
         )

@@ -84,6 +84,11 @@ class OpenVinoSession(Session):
             },
         )  # fmt: skip
 
+    @property
+    def compiled(self) -> Any:
+        """OpenVINO's compiled model, whose runtime graph says what runs in which type."""
+        return self._compiled
+
     def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
         self._check(inputs)
         fed, infer = dict(inputs), self._request.infer

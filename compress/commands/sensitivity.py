@@ -15,13 +15,22 @@ class Command:
 
     bundle: Annotated[Path, tyro.conf.Positional]
     """A float bundle with data."""
-    target: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
+    target: Literal["onnxruntime", "openvino", "tensorrt"] = "onnxruntime"
     """Where the network will run."""
+    out: Path | None = None
+    """Draw it as well: a page (.html), a picture (.svg), or the numbers (.json)."""
     trust: str | None = None
     """Your own module:factory that the bundle may run."""
 
     def run(self) -> None:
+        from .. import sensitivity_picture
         from ..rank import rank_layers
         from ..table import print_ranking
 
-        print_ranking(rank_layers(self.bundle, self.target, self.trust))
+        if self.out is not None:
+            sensitivity_picture.check_suffix(self.out)
+        layers = rank_layers(self.bundle, self.target, self.trust)
+        if self.out is not None:
+            title = f"What int8 for {self.target} costs each layer of {self.bundle}"
+            sensitivity_picture.write(self.out, layers, title)
+        print_ranking(layers)

@@ -126,7 +126,13 @@ def type_name(kind: int) -> str:
     return str(names.get(kind, f"type {kind}")).lower()
 
 
-_MOVES = frozenset({"Transpose", "Reshape", "Identity", "Flatten", "Squeeze", "Unsqueeze", "Cast"})
+_MOVES = frozenset(
+    {
+        "Transpose", "Reshape", "Identity", "Flatten", "Squeeze", "Unsqueeze", "Cast", "MaxPool",
+        "DepthToSpace", "Slice", "Split",
+    }
+)  # fmt: skip
+"""Operators that pass values on, so that a rounding before them is one behind them."""
 
 
 def dequantiser(view: View, name: str) -> tuple[onnx.NodeProto, int | None] | None:

@@ -183,6 +183,14 @@ def maxpool_between() -> onnx.ModelProto:
     return net.done(net.add("Conv", net.qdq(y), net.weight(16, 16, 3, 3)))
 
 
+@case("likely", None, "max pooling between the rounding and the convolution that reads it")
+def maxpool_after_rounding() -> onnx.ModelProto:
+    net = Net()
+    y = net.qdq(net.add("Relu", net.conv("x")))
+    y = net.add("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2])
+    return net.done(net.add("Conv", y, net.weight(16, 16, 3, 3)))
+
+
 @case("likely", None, "a classifier head after global pooling")
 def pooled_head() -> onnx.ModelProto:
     net = Net()
