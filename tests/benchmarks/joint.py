@@ -1,7 +1,7 @@
 """Distilled, pruned and quantised jointly, against one after the other on the same budget.
 
     python tests/benchmarks/joint.py --seeds 3
-    python tests/benchmarks/joint.py --seeds 1 --epochs 6 --teacher-epochs 1
+    python tests/benchmarks/joint.py --seeds 1 --epochs 10 --teacher-epochs 1
 
 R18 on the digits with 144 labels, half of its MACs, int8 for ONNX Runtime, the teacher an R50 that
 was trained on all labels (kept, the same as that of distill_methods.py). Every way has the same
