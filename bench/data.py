@@ -253,10 +253,10 @@ def _without_overlap(
     found = {name: np.flatnonzero(part == number) for number, name in enumerate(SPLITS)}
     for name in SPLITS:
         if not len(found[name]):
-            one, other = (paths[i] for i in groups[0][:2])
+            first, copy = (paths[i] for i in groups[0][:2])
             raise UserError(
                 f"Nothing is left for {name}: {len(groups):,} images are there more than once, "
-                f"such as {one} and {other}. Remove the copies."
+                f"such as {first} and {copy}. Remove the copies."
             )
     return found
 

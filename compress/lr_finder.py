@@ -80,7 +80,7 @@ def sweep(
         least = min(least, smoothed)
         rates.append(rate)
         losses.append(smoothed)
-        loss.backward()
+        torch.autograd.backward(loss)
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
         optimizer.step()
