@@ -87,6 +87,9 @@ def float_network(name: str, data: Data, epochs: int, folder: Path) -> torch.nn.
     file = folder / "float.safetensors"
     if file.exists():
         return checkpoint.load(model, checkpoint.load_tensors(file)).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.1  # MobileNetV3's 0.01 is for runs of many thousand steps
     config = finetune.Config(epochs=epochs, lr=2e-3)
     finetune.apply(model, config, Context(data, folder / "training", resume=True))
     checkpoint.save_tensors(model, file)

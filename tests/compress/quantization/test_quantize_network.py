@@ -345,3 +345,48 @@ def test_mixed_precision_rounds_in_float32(tiny: nn.Module) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mixed = prepared(images())
     assert sqnr_db(plain, mixed.float()) > 20
+
+
+def test_a_network_without_convolutions_is_quantised_by_its_matrix_products() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(432, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 4)
+    ).eval()
+    prepared = quantised(model)
+    assert [w["layer"] for w in q.placement(prepared)["weights"]] == ["1", "4"]
+    with torch.no_grad():
+        assert sqnr_db(model(images()), q.to_export(prepared)(images())) > 30
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_a_network_without_any_layer_says_that_nothing_is_to_quantise(target: str) -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ReLU())
+    with pytest.raises(UserError, match=f"nothing to quantise for {target}"):
+        q.prepare(model, images(1), target=target)
+
+
+def broken() -> nn.Module:
+    """A dead ReLU, a channel of zeros and a gain of zero."""
+    model = settled(Tiny())
+    with torch.no_grad():
+        model.block.bn1.weight.zero_()
+        model.block.bn1.bias.fill_(-1.0)
+        model.block.conv2.weight[0].zero_()
+        model.stem[1].weight[1] = 0.0
+    return model
+
+
+@pytest.mark.parametrize("count", [1, 32])
+def test_every_repair_lives_with_dead_channels_and_a_single_image(count: int) -> None:
+    from vcompress.compress.quantization.repairs import Repairs, calibrated
+
+    model = broken()
+    made, found = calibrated(
+        model, images(1), [images(count)], images(8), target="onnxruntime", weight_bits=6,
+        repairs=Repairs("on", "on", "on"),
+    )  # fmt: skip
+    with torch.no_grad():
+        out = q.to_export(made)(images())
+    assert torch.isfinite(out).all()
+    assert all(bool(torch.isfinite(t).all()) for t in made.state_dict().values())
+    assert found["sqnr_db"] > 15
