@@ -1,4 +1,4 @@
-"""What `vcompress lint` does: lint, print the findings by rule, write JSON, say the status."""
+"""What `vcompress lint` does: lint, the findings by rule as text, JSON, the status."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _MEANING = {
 }
 
 
-def run_lint(command: Command) -> int:
-    """Run `vcompress lint`; the exit status: 0, or 1 where the file fails `--fail-on`."""
+def run_lint(command: Command) -> tuple[str, int]:
+    """What to print, and the status: 0, or 1 where the file fails `--fail-on`."""
     path = command.model / "model.onnx" if command.model.is_dir() else command.model
     settings = None
     if command.build:
@@ -30,12 +30,12 @@ def run_lint(command: Command) -> int:
     report = lint(path, command.target, build=settings)
     as_json = json.dumps(report.to_json(), indent=1)
     if command.json is not None and str(command.json) == "-":
-        print(as_json)
+        text = as_json
     else:
         if command.json is not None:
             command.json.write_text(as_json + "\n", encoding="utf-8")
-        print(describe(report))
-    return int(report.fails(command.fail_on))
+        text = describe(report)
+    return text, int(report.fails(command.fail_on))
 
 
 def describe(report: Report) -> str:

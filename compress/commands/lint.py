@@ -38,6 +38,7 @@ class Command:
     def run(self) -> None:
         from ..linting import run_lint
 
-        status = run_lint(self)
+        text, status = run_lint(self)
+        print(text)
         if status:
             sys.exit(status)

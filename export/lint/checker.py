@@ -55,4 +55,4 @@ def _limit_memory(path: Path) -> None:
 
 if __name__ == "__main__":
     _limit_memory(Path(sys.argv[1]))
-    print(MARK + (refusal(Path(sys.argv[1])) or ""))
+    sys.stdout.write(MARK + (refusal(Path(sys.argv[1])) or "") + "\n")
