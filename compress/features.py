@@ -47,7 +47,7 @@ class Point:
             return output
         if self.layout == "channels-last":
             return output.permute(0, 3, 1, 2)
-        return output[:, self.prefix :].transpose(1, 2).unflatten(2, self.shape[1:])
+        return output[:, self.prefix :].transpose(1, 2).reshape(len(output), *self.shape)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class TeacherCache:
         work.mkdir(parents=True)
         try:
             arrays = [
-                np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+                np.lib.format.open_memmap(
                     work / f"{o.name}.npy", "w+", o.dtype, (len(self.indices), *o.shape)
                 )
                 for o in self.outputs

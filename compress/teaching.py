@@ -120,6 +120,7 @@ class TaughtLoss(nn.Module):
         if "self" in terms:
             self.average = copy.deepcopy(student).requires_grad_(False).eval()
             _forget_hooks(self.average)
+            self.updates: Tensor
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def forward(self, logits: Tensor, images: Tensor, labels: Tensor, samples: Samples) -> Tensor:

@@ -91,7 +91,7 @@ def fit(
         )
     file = context.workdir / name / "state.safetensors"
     identity = _identity(model, config, context, name)
-    taught = loss if isinstance(loss, nn.Module) else None
+    taught: Any = loss if isinstance(loss, nn.Module) else None
     if taught is not None:
         identity["loss"] = json.loads(json.dumps(taught.identity))
     state = _resumed(file, identity, context.resume)

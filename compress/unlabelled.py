@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,23 +34,16 @@ def with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
     for path in files:
         name = path.relative_to(folder).as_posix()
         digest.update(f"{name}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
-    own, count = dataset.image, len(dataset.labels)
+    own, count, extra = dataset.image, len(dataset.labels), len(files)
 
     def image(number: int) -> Image.Image:
         return own(number) if number < count else read_image(files[number - count])
 
-    return joined(dataset, len(files), digest.hexdigest(), image)
-
-
-def joined(dataset: Dataset, extra: int, fingerprint: str, image: object) -> Dataset:
-    """`dataset` with `extra` training images more, numbered after its own and given by `image`."""
-    count = len(dataset.labels)
-    splits: Mapping[str, object] = {
-        **dataset.splits,
-        "train": np.concatenate([dataset.splits["train"], np.arange(count, count + extra)]),
-    }
+    train = np.concatenate([dataset.splits["train"], np.arange(count, count + extra)])
     return replace(
         dataset,
         labels=np.concatenate([dataset.labels, np.full(extra, NO_LABEL)]),
-        splits=splits, fingerprint=fingerprint, image=image,
-    )  # type: ignore[arg-type]  # fmt: skip
+        splits={**dataset.splits, "train": train},
+        fingerprint=digest.hexdigest(),
+        image=image,
+    )

@@ -132,11 +132,11 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             for t, p in zip(teachers, pairs, strict=True)
         ]
         ask, view = live(teachers, seen, pairs, views) if teachers else None, _own_view
-        identity = {"teachers": [_digest(t) for t in teachers], "labelled": labelled}
+        digests = [_digest(teacher) for teacher in teachers]
         training = replace(data, views=views)
         if config.cache_teacher and ask is not None:
             kept = config.cache_views
-            ask = _cached(ask, teachers, pairs, training, config, identity["teachers"])
+            ask = _cached(ask, teachers, pairs, training, config, digests)
             training = data  # the teachers need no images any more
             if kept:
                 view = lambda epoch: epoch % kept  # noqa: E731
@@ -148,7 +148,8 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             terms, ask, teachers, pairs, model, students, alpha=config.alpha,
             temperature=config.temperature, label_smoothing=config.label_smoothing,
             how=config.ensemble, labelled=labelled, self_decay=config.self_decay,
-            seed=context.seed, view=view, identity=identity,
+            seed=context.seed, view=view,
+            identity={"teachers": digests, "labelled": labelled},
         )  # fmt: skip
         trained = fit(model, config, replace(context, data=training), loss, name="distill")
     return Outcome(model, {**trained, **facts}, _explained(model, teachers, context))
