@@ -12,6 +12,7 @@ No torch, and nothing is imported that a first prediction does not need.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,18 +160,29 @@ def load(
     bundle = Bundle.open(Path(path))
     if bundle.task != "classification":
         raise UserError(f"{path}: its task is {bundle.task!r}; predict knows classification.")
-    checked = _Check(bundle, MODEL)
-    checked.start()
-    from . import preprocess  # noqa: F401 - numpy and Pillow load while the file is hashed
-    from .runtimes import module, names, open_session
+    name = runtime or "onnxruntime"
+    file = _checked_beside_imports(bundle, name)
+    from .runtimes import open_session
 
-    if (runtime or "onnxruntime") in names():
-        module(runtime or "onnxruntime").library()
-    file = checked.result()
-    return Model(
-        bundle,
-        open_session(file, runtime=runtime or "onnxruntime", device=device, threads=threads),
-    )
+    return Model(bundle, open_session(file, runtime=name, device=device, threads=threads))
+
+
+def _checked_beside_imports(bundle: Bundle, runtime: str) -> Path:
+    """The model's file, hashed in a thread while numpy, Pillow and the runtime load."""
+    checked = _Check(bundle, MODEL)
+    interval = sys.getswitchinterval()
+    # The thread hands over after each piece of the file; by default it would wait 5 ms each time.
+    sys.setswitchinterval(1e-4)
+    try:
+        checked.start()
+        from . import preprocess  # noqa: F401
+        from .runtimes import module, names
+
+        if runtime in names():
+            module(runtime).library()
+        return checked.result()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 class _Check(Thread):
