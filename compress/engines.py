@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from vcompress.bench.bundle import Bundle
 from vcompress.bench.engine import BuildReport, Settings, build_engine
 from vcompress.bench.engine.settings import Flavour
 from vcompress.bench.errors import UserError
-from vcompress.export import engine_proof, parity
+from vcompress.export import engine_proof, float8, parity
+from vcompress.export import precision as precision_of_file
 
 from .finish import MODEL, REPORT, export_checked, parity_images, plain, score
 from .flow import open_recorded
@@ -27,6 +28,8 @@ from .store import load_network
 FOLDER = "engines"
 FORMAT = "vcompress-engine"
 SCHEMA_VERSION = 1
+LEAST_FP8_SQNR_DB = 10.0
+"""E4M3 has three bits of mantissa: the errors of the layers add up to some 20 dB."""
 Required = int | Literal["all"] | None
 
 
@@ -101,6 +104,8 @@ def _source(
     """The bundle's own file, or one of another precision that is made and measured here."""
     if wanted == holds:
         return Source(bundle.file(MODEL), MODEL, {})
+    if wanted == "fp8":
+        return _float8(bundle, work)
     from .data import Data
 
     network = load_network(bundle, trusted_factory)
@@ -122,6 +127,49 @@ def _source(
         }
     )
     return Source(file, f"{FOLDER}/{file.name}", facts)
+
+
+def _float8(bundle: Bundle, work: Path) -> Source:
+    """The quantised file with FP8 in the place of int8 and float16 around it.
+
+    ONNX Runtime 1.31 fuses FP8 pairs into int8 operators that do not take them, so the file is
+    held against the int8 one and scored with its optimisations off.
+    """
+    from vcompress.bench import accuracy
+    from vcompress.bench.data import batches
+    from vcompress.bench.runtimes import open_session
+
+    file = work / "model.fp8.onnx"
+    log.info("converting the quantised network to fp8 and checking it")
+    shutil.copyfile(bundle.file(MODEL), file)
+    converted = float8.convert_file(file)
+    cast = precision_of_file.convert_file(file, "fp16")
+    dataset = open_recorded(bundle)
+    images = parity_images(dataset, bundle.preprocess).numpy()
+    int8, fp8 = (
+        parity.run_onnx(path, images, optimised=False)[0] for path in (bundle.file(MODEL), file)
+    )
+    found = parity.compare(int8, fp8)
+    if not found.sqnr_db >= LEAST_FP8_SQNR_DB:
+        raise UserError(
+            f"--precision fp8: SQNR {found.sqnr_db:.1f} dB against the int8 file, expected "
+            f"{LEAST_FP8_SQNR_DB:g}: the ranges of this network do not suit it. Stay with int8."
+        )
+    test = None
+    if dataset is not None:
+        with open_session(file, optimize=False) as session:
+            scored = accuracy.score(
+                session, batches(dataset, "test", bundle.preprocess, 64), classes=bundle.labels
+            )
+        test = {"n": scored.n, "correct": scored.correct, "top1": scored.top1}
+    facts = {
+        "parity": f"against the int8 file in ONNX Runtime, optimisations off: top-1 "
+        f"{found.top1_agreement:.2%}, SQNR {found.sqnr_db:.1f} dB",
+        "cast": asdict(cast),
+        "float8": asdict(converted),
+        "test": test,
+    }
+    return Source(file, f"{FOLDER}/{file.name}", plain(facts))
 
 
 def _file_name(precision: str) -> str:

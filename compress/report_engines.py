@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 HEADS = (
-    "engine", "library", "precision", "size", "build", "int8 layers", "weights expanded",
+    "engine", "library", "precision", "size", "build", "int8 layers", "expanded",
 )  # fmt: skip
 
 
@@ -22,7 +22,7 @@ def rows(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             share = f"{layers['low_precision_layers']} of {layers['compute_layers']}"
             expanded = str(len(layers["expanded_at_run_time"]))
         if proof is not None and proof["quantised_nodes"]:
-            share += f" ({proof['low_precision_nodes']} of {proof['quantised_nodes']} quantised)"
+            share += f" ({proof['low_precision_nodes']}/{proof['quantised_nodes']} quantised)"
         found.append(
             (
                 record["engine"], f"{build['library']} {build['version']}", record["precision"],
@@ -37,19 +37,21 @@ def engine_section(records: Sequence[Mapping[str, Any]]) -> list[str]:
     if not records:
         return []
     heads = "".join(
-        f'<th class="left">{escape(h)}</th>' if place < 3 else f"<th>{escape(h)}</th>"
-        for place, h in enumerate(HEADS)
+        f'<th class="left">{escape(h)}</th>' if h in ("engine", "precision") else f"<th>{h}</th>"
+        for h in HEADS
+        if h != "library"
     )
     lines = []
-    for row in rows(records):
-        cells = "".join(
-            f'<td class="left">{escape(c)}</td>' if place < 3 else f"<td>{escape(c)}</td>"
-            for place, c in enumerate(row)
+    for engine, library, precision, *numbers in rows(records):
+        cells = "".join(f"<td>{escape(text)}</td>" for text in numbers)
+        lines.append(
+            f'<tr><td class="left">{escape(engine)}<small>{escape(library)}</small></td>'
+            f'<td class="left">{escape(precision)}</td>{cells}</tr>'
         )
-        lines.append(f"<tr>{cells}</tr>")
     note = (
-        "Built and read from the builder's own list of layers; nothing here was run on a GPU, and "
-        "the size is no measure of the precision."
+        "From the builder's own list of layers: which of them run in int8, and of how many weights "
+        "the integers are expanded each time. No engine was run for this table, and its size is no "
+        "measure of its precision."
     )
     return [
         "<h2>Engines</h2>",

@@ -45,7 +45,8 @@ class Command:
     engine: str | None = None
     """With --to triton: the bundle's engine to serve, such as tensorrt-fp16-sm86."""
     precision: Literal["fp32", "fp16", "bf16", "int8", "int8+fp16", "fp8"] | None = None
-    """Of the engine; default: what the bundle holds. int8 and fp8 need a quantised bundle."""
+    """Of the engine; default: what the bundle holds. int8 and fp8 need a quantised bundle.
+    fp8 puts E4M3 in the place of int8, with fp16 around it."""
     sm: str = ""
     """Compute capabilities for tensorrt-rtx, such as 75,86,89,120."""
     batch: str = "1:1:8"
