@@ -124,7 +124,8 @@ def test_nothing_unpickles_or_runs_data() -> None:
 def test_only_the_commands_and_what_they_show_print() -> None:
     speakers = {
         "bench/cli.py", "bench/job.py", "bench/report.py", "compress/cli.py", "compress/inspect.py",
-        "compress/table.py", "compress/show.py", "bench/worker.py", "bench/verify.py", "bench/engine/worker.py",
+        "compress/table.py", "compress/show.py", "bench/worker.py", "bench/verify.py",
+        "bench/engine/worker.py",
         "export/edge/__main__.py",
         *(p.relative_to(ROOT).as_posix() for p in (ROOT / "compress" / "commands").glob("*.py")),
     }  # fmt: skip
