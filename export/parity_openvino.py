@@ -38,7 +38,8 @@ def check(model: nn.Module, path: Path | str, images: Tensor, batch: int = 32) -
         UserError: it does not load or run the file.
     """
     reference = run_torch(model, images, batch)
-    with openvino.open_session(Path(path), threads=1) as session:
+    opened = openvino.open_session(Path(path), threads=1)
+    with opened as session:
         name, output = session.inputs[0].name, session.outputs[0].name
         fixed = session.inputs[0].shape[0]
         size = fixed if isinstance(fixed, int) else batch
@@ -47,7 +48,7 @@ def check(model: nn.Module, path: Path | str, images: Tensor, batch: int = 32) -
             session.run({name: array[start : start + size]})[output]
             for start in range(0, len(array), size)
         ]
-        low, high = layers(session.compiled)
+        low, high = layers(opened.compiled)
         version = session.facts.version
     agreement = compare(reference, np.concatenate(parts))
     return OpenVinoParity(version, len(images), agreement, len(low), high)
@@ -55,7 +56,8 @@ def check(model: nn.Module, path: Path | str, images: Tensor, batch: int = 32) -
 
 def layers(compiled: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the layers of a compiled model that run in int8, and of those that do not."""
-    low, high = [], []
+    low: list[str] = []
+    high: list[str] = []
     for node in compiled.get_runtime_model().get_ops():
         facts = node.get_rt_info()
         kind, precision = (str(facts[k].value) for k in ("layerType", "runtimePrecision"))
