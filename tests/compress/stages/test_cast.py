@@ -1,0 +1,83 @@
+"""`vcompress cast`: the bundle remembers what its file is exported in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from vcompress.bench.bundle import Bundle, Preprocess
+from vcompress.bench.errors import UserError
+from vcompress.compress.finish import finish
+from vcompress.compress.models import build, make_spec
+from vcompress.compress.stages import cast
+from vcompress.compress.store import Network, load_network, precision_of
+from vcompress.compress.table import rows
+
+SIZE = (32, 32)
+
+
+def bundle(folder: Path, dtype: Any) -> Bundle:
+    torch.manual_seed(0)
+    spec = make_spec("r18", 2, SIZE)
+    context: Any = None
+    outcome = cast.apply(build(spec), cast.Config(dtype=dtype), context)
+    entry = {"stage": "cast", "model": "resnet18", "details": outcome.details}
+    return finish(
+        Network(outcome.model, spec), folder, entry, (), labels=("a", "b"),
+        preprocess=Preprocess(size=SIZE), dataset=None,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vcompress.compress.finish.LATENCY_SECONDS", 0.05)
+
+
+def test_a_bundle_in_float16_is_measured_and_stays_trainable_in_float32(tmp_path: Path) -> None:
+    made = bundle(tmp_path / "b", "fp16")
+    metrics = made.history[0]["metrics"]
+    assert metrics["latency"]["median_ms"] > 0
+    assert metrics["parity"]["optimised"]["sqnr_db"] > 40
+    assert metrics["export"]["cast"]["casts"] == 2
+    assert made.input.dtype == "float32"
+    proto = onnx.load(str(made.file("model.onnx")))
+    assert proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    model = load_network(made).model
+    assert precision_of(model) == "fp16"
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_bfloat16_says_what_was_not_measured_instead_of_a_number(tmp_path: Path) -> None:
+    made = bundle(tmp_path / "b", "bf16")
+    metrics = made.history[0]["metrics"]
+    assert metrics["latency"] is None
+    assert metrics["test"] is None
+    assert "reference evaluator" in metrics["parity"]["message"]
+    assert rows(made.history)[0][-1] == "not measured"
+    assert "nothing was measured there" in made.file("report.html").read_text()
+    made.verify()
+
+
+def test_a_precision_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    made = bundle(tmp_path / "b", "fp32")
+    file = made.path / "architecture.json"
+    assert "precision" not in json.loads(file.read_text())
+    body = json.loads(file.read_text()) | {"precision": "fp7"}
+    file.write_text(json.dumps(body))
+    entry = made.files["architecture.json"]
+    changed = {**made.files, "architecture.json": _again(entry, file)}
+    with pytest.raises(UserError, match="precision 'fp7'"):
+        load_network(Bundle(made.path, made.input, made.preprocess, made.labels, changed))
+
+
+def _again(entry: Any, file: Path) -> Any:
+    from dataclasses import replace
+
+    from vcompress.bench.bundle import sha256
+
+    return replace(entry, sha256=sha256(file), bytes=file.stat().st_size)
