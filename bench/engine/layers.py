@@ -198,10 +198,14 @@ def _layer(match: re.Match[str]) -> Layer:
         if len(tensors[part]) != text.count("{ Name: "):
             raise LayersUnreadable(f"a tensor of {match['name']} is not read: {text[:120]!r}")
     return Layer(
-        match["name"], match["kind"], *(tuple(t for t, _ in tensors[p]) for p in tensors),
+        name=match["name"],
+        kind=match["kind"],
+        inputs=tuple(t for t, _ in tensors["inputs"]),
+        constants=tuple(t for t, _ in tensors["constants"]),
+        outputs=tuple(t for t, _ in tensors["outputs"]),
         onnx=tuple(_NODE.findall(match["onnx"])),
         constant_elements=tuple(n for _, n in tensors["constants"]),
-    )  # fmt: skip
+    )
 
 
 def _elements(dims: str) -> int:

@@ -146,7 +146,7 @@ def build(
 
 
 def _logger(trt: Any, messages: list[tuple[str, str]]) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
