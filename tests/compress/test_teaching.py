@@ -157,6 +157,45 @@ def test_every_loss_on_features_trains_the_student_below_them(name: str) -> None
     assert all(p.grad is not None for p in loss.parameters())
 
 
+class Tokens(nn.Module):
+    """Patches of 4 px and a class token, as a ViT hands them on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 4, 4)
+        self.start = nn.Parameter(torch.zeros(1, 1, 12))
+        self.blocks = nn.Sequential(*(nn.Linear(12, 12) for _ in range(8)))
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = self.blocks(torch.cat([self.start.expand(len(x), -1, -1), x], 1))
+        return self.head(x[:, 0])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_cnn_learns_the_tokens_of_a_vit_and_the_other_way_round(turned: bool) -> None:
+    torch.manual_seed(0)
+    student, teacher = (Tokens(), net(8)) if turned else (net(4), Tokens())
+    pairs = find_pairs(student, IMAGES[:1], teacher.eval(), IMAGES[:1])
+    theirs = HOOKS.enter_context(captured(teacher, [p.teacher.name for p in pairs]))
+    ours = HOOKS.enter_context(captured(student, [p.student.name for p in pairs]))
+    teachers = [Teacher(teacher, SIZE)]
+    loss = TaughtLoss(
+        dict.fromkeys(ON_FEATURES, 1.0), live(teachers, [theirs], [pairs], ()), teachers, [pairs],
+        student, ours, alpha=1.0, temperature=1.0,
+    )  # fmt: skip
+    optimizer = torch.optim.Adam([*student.parameters(), *loss.parameters()], lr=0.01)
+    values = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        value = loss(student(IMAGES), IMAGES, LABELS, SAMPLES)
+        value.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+    assert values[-1] < 0.7 * values[0]
+
+
 def test_a_student_with_its_teachers_features_has_no_attention_loss() -> None:
     teacher = net(8).eval()
     pairs = find_pairs(teacher, IMAGES[:1], teacher, IMAGES[:1])
