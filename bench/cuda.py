@@ -53,7 +53,14 @@ class Cuda:
     def __init__(self, lib: Any | None = None) -> None:
         self.lib = library() if lib is None else lib
         count = ctypes.c_int()
-        self.check("cudaGetDeviceCount", self.lib.cudaGetDeviceCount(ctypes.byref(count)))
+        try:
+            self.check("cudaGetDeviceCount", self.lib.cudaGetDeviceCount(ctypes.byref(count)))
+        except EnvironmentLacks as error:
+            # Without any driver CUDA calls the driver too old.
+            raise EnvironmentLacks(
+                f"No NVIDIA GPU with a fitting driver was found here: {error} Run it where "
+                "nvidia-smi lists a GPU."
+            ) from None
         if count.value == 0:
             raise EnvironmentLacks("There is no NVIDIA GPU here (cudaGetDeviceCount gives 0).")
 
