@@ -13,7 +13,7 @@ HEADS = (
 
 def rows(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Engine, library, size, seconds, int8 share and expanded weights, as text for a table."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for record in records:
         build, layers, proof = record["build"], record["layers"], record["proof"]
         if layers is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,21 @@ def bundle(folder: Path, dtype: Any) -> Bundle:
     )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vcompress.compress.finish.LATENCY_SECONDS", 0.05)
+@pytest.fixture(scope="module", autouse=True)
+def short() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vcompress.compress.finish.LATENCY_SECONDS", 0.05)
+        patch.setattr("vcompress.compress.finish.PARITY_IMAGES", 8)
+        yield
 
 
-def test_a_bundle_in_float16_is_measured_and_stays_trainable_in_float32(tmp_path: Path) -> None:
-    made = bundle(tmp_path / "b", "fp16")
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory, short: None) -> Bundle:
+    return bundle(tmp_path_factory.mktemp("half") / "b", "fp16")
+
+
+def test_a_bundle_in_float16_is_measured_and_stays_trainable_in_float32(half: Bundle) -> None:
+    made = half
     metrics = made.history[0]["metrics"]
     assert metrics["latency"]["median_ms"] > 0
     assert metrics["parity"]["optimised"]["sqnr_db"] > 40
@@ -52,6 +62,7 @@ def test_a_bundle_in_float16_is_measured_and_stays_trainable_in_float32(tmp_path
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_bfloat16_says_what_was_not_measured_instead_of_a_number(tmp_path: Path) -> None:
     made = bundle(tmp_path / "b", "bf16")
     metrics = made.history[0]["metrics"]
@@ -63,10 +74,10 @@ def test_bfloat16_says_what_was_not_measured_instead_of_a_number(tmp_path: Path)
     made.verify()
 
 
-def test_a_precision_that_is_not_known_is_refused(tmp_path: Path) -> None:
-    made = bundle(tmp_path / "b", "fp32")
+def test_a_precision_that_is_not_known_is_refused(half: Bundle, tmp_path: Path) -> None:
+    made = Bundle.open(shutil.copytree(half.path, tmp_path / "b"))
     file = made.path / "architecture.json"
-    assert "precision" not in json.loads(file.read_text())
+    assert json.loads(file.read_text())["precision"] == "fp16"
     body = json.loads(file.read_text()) | {"precision": "fp7"}
     file.write_text(json.dumps(body))
     entry = made.files["architecture.json"]
