@@ -192,7 +192,7 @@ def test_a_bundle_made_for_other_classes_is_refused(work: Path) -> None:
     options = Options(data="digits", trust=OWN)
     given = {"teacher": "runs/net", "student": "r18"}
     distill = stages.load("distill")
-    with pytest.raises(UserError, match=r"teacher runs/net knows 3 classes .*digits has 10"):
+    with pytest.raises(UserError, match=r"teacher runs/net knows 3 classes, the data 10: it lacks 0"):
         run_stage(distill, distill.Config(), given, Path("x"), options)
     assert names_in(work / "runs") == ["net"]
 
@@ -206,10 +206,10 @@ def test_images_that_changed_since_are_noticed(work: Path) -> None:
 
 
 def test_another_preprocessing_than_the_bundles_is_refused(work: Path) -> None:
-    distill = stages.load("distill")
-    given = {"teacher": "runs/net", "student": OWN}
+    prune = stages.load("prune")
+    config, options = prune.Config(macs=0.5), Options(image_size=20, trust=OWN)
     with pytest.raises(UserError, match="Leave --preprocess and --image-size out"):
-        run_stage(distill, distill.Config(), given, Path("x"), Options(image_size=20, trust=OWN))
+        run_stage(prune, config, {"model": "runs/net"}, Path("x"), options)
 
 
 def test_a_bundle_with_the_users_own_code_needs_trust(work: Path) -> None:
