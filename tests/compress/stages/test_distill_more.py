@@ -74,6 +74,15 @@ def test_the_projections_are_trained_and_kept_for_a_resume(taught: Context, tiny
     assert len({key.split(".")[0] for key in state.moments}) == parameters + 1
 
 
+def test_mixed_precision_gives_nearly_the_same_losses(taught: Context, tiny_nets: Any) -> None:
+    losses = tuple(distill.WEIGHTS)
+    _, whole = run(taught, tiny_nets.batch, losses=losses, epochs=1)
+    student, half = run(taught, tiny_nets.batch, losses=losses, epochs=1, precision="bf16")
+    assert half["loss"] != whole["loss"]
+    assert half["loss"] == pytest.approx(whole["loss"], rel=0.05)
+    assert all(p.dtype == torch.float32 for p in student.parameters())
+
+
 class Killed(BaseException):
     pass
 
