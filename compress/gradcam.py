@@ -100,8 +100,8 @@ def disagreements_section(first: Viewer, second: Viewer, data: Data) -> str:
     heading = "<h2>Where they disagree</h2>"
     if not len(apart):
         return (
-            f"{heading}<p>{escape(first.name)} and {escape(second.name)} agree on all "
-            f"{len(readable):,} validation images.</p>"
+            f"{heading}<p>On all {len(readable):,} validation images {escape(first.name)} and "
+            f"{escape(second.name)} agree.</p>"
         )
     sure = shares[0].amax(1)[apart] + shares[1].amax(1)[apart]
     apart = apart[sure.argsort(descending=True, stable=True)][:_MOST_IMAGES]
@@ -117,9 +117,9 @@ def disagreements_section(first: Viewer, second: Viewer, data: Data) -> str:
         label = data.classes[int(data.dataset.labels[index])]
         figures.append(f"<p>Labelled {escape(label)}</p><div>{''.join(cells)}</div>")
     return (
-        f'{heading}<p class="soft">{escape(first.name)} and {escape(second.name)} disagree on '
-        f"{count:,} of {len(readable):,} validation images. Red is what spoke for the class that "
-        f"each gave (Grad-CAM of its last convolution).</p>{''.join(figures)}"
+        f'{heading}<p class="soft">On {count:,} of {len(readable):,} validation images '
+        f"{escape(first.name)} and {escape(second.name)} disagree. Red is what spoke for the class "
+        f"that each gave (Grad-CAM of its last convolution).</p>{''.join(figures)}"
     )
 
 

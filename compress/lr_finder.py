@@ -97,7 +97,9 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, flo
         UserError: it does not fall, so nothing can be suggested.
     """
     best = int(np.argmin(losses)) if losses else 0
-    if len(rates) < _LEAST_STEPS or best < 2 or losses[best] > 0.98 * losses[0]:
+    # The first losses are those of few batches: one alone may be low by chance.
+    start = float(np.median(losses[: max(3, best // 2)])) if losses else 0.0
+    if len(rates) < _LEAST_STEPS or best < 2 or losses[best] > 0.98 * start:
         raise UserError(
             "The loss does not fall at any of these rates, so none can be suggested. Give a lower "
             "--low or a higher --high, more --steps, or look at the data."

@@ -87,7 +87,7 @@ def test_images_of_disagreement_are_shown_with_what_each_said(
     found = pictures(section)
     assert len(found) == 18  # six images, three pictures each
     assert all(image.size == (160, 160) and image.mode == "RGB" for image in found)
-    assert "disagree on 6 of 6 validation images" in section
+    assert "On 6 of 6 validation images teacher and" in section
     assert section.count("teacher: red, ") == 12 and "&lt;i&gt;: blue" in section
     assert "<i>" not in section
     assert "http" not in section
@@ -104,7 +104,7 @@ def test_a_teacher_with_another_order_of_classes_is_asked_for_its_own(
         two[5].weight.copy_(one[5].weight.flip(0))
         two[5].bias.copy_(one[5].bias.flip(0))
     viewers = Viewer("a", one, data.preprocess), Viewer("b", two, data.preprocess, (2, 1, 0))
-    assert "a and b agree on all 6 validation images" in disagreements_section(*viewers, data)
+    assert "On all 6 validation images a and b agree" in disagreements_section(*viewers, data)
 
 
 def test_the_report_of_a_distillation_says_where_both_look(
