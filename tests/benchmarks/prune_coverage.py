@@ -74,6 +74,9 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
             options["init_weights"] = False
         model = tv.get_model(name, weights=None, **options)
         size = {"inception_v3": 299}.get(name, getattr(model, "image_size", size))
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not bool(parameter.any()):
+            nn.init.normal_(parameter, 0, 0.02)  # a head of zeros would prove nothing
     return model, torch.randn(1, 3, size, size)
 
 
