@@ -152,3 +152,29 @@ def test_training_reads_no_test_image(
     assert not read & splits["test"]
     assert splits["val"] <= read
     assert read <= splits["train"] | splits["val"]
+
+
+def test_skipped_images_are_counted_and_named_at_the_end_of_a_command(
+    work: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vcompress.bench.bundle import Bundle
+    from vcompress.compress.cli import main
+
+    splits = open_dataset("images").splits
+    paths = sorted(Path("images").rglob("*.png"))
+    bad = sorted(paths[int(splits[name][3])] for name in ("train", "test"))
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:100])
+    args = ["finetune", "--model", "tiny_nets:batch", "--data", "images", "--image-size", "16"]
+    args += ["--epochs", "1", "--batch-size", "4", "--out", "runs/skipped"]
+    assert main(args) == 2
+    assert "cannot be read as an image" in capsys.readouterr().err
+    with caplog.at_level("WARNING", "vcompress"):
+        assert main([*args, "--on-bad-image", "skip"]) == 0
+    entry = Bundle.open("runs/skipped").history[-1]
+    assert entry["bad_images"]["count"] == 2
+    assert all(path.name in " ".join(entry["bad_images"]["named"]) for path in bad)
+    assert "2 images could not be read and were left out" in caplog.text
+    assert entry["metrics"]["test"]["n"] == len(splits["test"]) - 1
+    # What is measured later leaves them out too.
+    assert main(["export", "runs/skipped", "--trust", "tiny_nets:batch"]) == 0
