@@ -159,7 +159,8 @@ def main() -> None:
     file = args.keep / "rows.jsonl"
     settings = {"epochs": args.epochs, "teacher_epochs": args.teacher_epochs}
     lines = file.read_text().splitlines() if file.is_file() else []
-    found = [f for f in map(json.loads, lines) if f.items() >= settings.items()]
+    read = [f for f in map(json.loads, lines) if f.items() >= settings.items()]
+    found = list({(f["row"], f["seed"]): f for f in read}.values())
     done = {(f["row"], f["seed"]) for f in found}
     missing = [(r, s) for s in range(args.seeds) for r in args.only if (r, s) not in done]
     for row, seed in missing[: args.most]:
