@@ -122,16 +122,19 @@ def row(name: str, way: str, data: Data, epochs: int, folder: Path) -> dict[str,
         "torch": accuracy(outcome.model, data, folder),
         "file": deployed(to_export(outcome.model.eval()), data, folder),
         "seconds": seconds,
+        "sqnr_db": outcome.details["calibration"]["sqnr_db"],
         "config": {k: v for k, v in asdict(config).items() if k in WAYS[way]},
     }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
+    ways = ["float", *WAYS]
+    rows = sorted(rows, key=lambda r: (r["data"], r["model"], ways.index(r["way"])))
     lines = [
         "| data | network | method | fake-quant top-1 % | file top-1 % | against float, points "
-        "| file against fake-quant, points | s |",
-        "|---|---|---|--:|--:|--:|--:|--:|",
+        "| file against fake-quant, points | SQNR after calibration, dB | s |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     floats = {(r["data"], r["model"]): r["file"] for r in rows if r["way"] == "float"}
     for r in rows:
@@ -139,7 +142,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {r['data']} ({r['test']:,}) | {r['model']} | {r['way']} | {r['torch']:.2f} "
             f"| {r['file']:.2f} | {'' if r['way'] == 'float' else f'{lost:+.2f}'} "
-            f"| {r['file'] - r['torch']:+.2f} | {r['seconds']:.0f} |"
+            f"| {r['file'] - r['torch']:+.2f} | {r.get('sqnr_db', float('nan')):.1f} "
+            f"| {r['seconds']:.0f} |"
         )
     return "\n".join(lines)
 
