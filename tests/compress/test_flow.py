@@ -192,7 +192,7 @@ def test_a_bundle_made_for_other_classes_is_refused(work: Path) -> None:
     options = Options(data="digits", trust=OWN)
     given = {"teacher": "runs/net", "student": "r18"}
     distill = stages.load("distill")
-    with pytest.raises(UserError, match=r"teacher runs/net knows 3 classes, the data 10: it lacks 0"):
+    with pytest.raises(UserError, match=r"teacher runs/net knows 3 classes, the data 10: it lacks"):
         run_stage(distill, distill.Config(), given, Path("x"), options)
     assert names_in(work / "runs") == ["net"]
 
