@@ -141,7 +141,7 @@ class _Reader:
                 outside = value == 1
         kind = DTYPES.get(dtype, f"type {dtype}")
         self.weight_bytes[kind] += (prod(dims) * BITS.get(kind, 8) + 7) // 8
-        if kind == "int8" and prod(dims):
+        if kind == "int8" and all(dims):
             self.int8_reach = max(self.int8_reach, self._reach(raw))
         if outside or entries:
             self.external.append(External(name, entries.get("location", "")))

@@ -104,7 +104,7 @@ def _mend(
             penalty = (1 - (2 * h - 1).abs().pow(beta)).mean()
             loss = loss + PENALTY * penalty
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.no_grad():
         chosen = (low + (up() > 0.5)).clamp(-quantizer.high, quantizer.high) * scale

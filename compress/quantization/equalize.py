@@ -126,7 +126,8 @@ def _is_depthwise(module: nn.Module) -> bool:
 
 def _input_reach(module: nn.Module) -> Tensor:
     """[C] how large the weights of each input channel are, beside the rows that they stand in."""
-    weight: Tensor = module.weight.detach()  # type: ignore[assignment]
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    weight = weight.detach()
     rows = weight.abs().flatten(1).amax(1).clamp_min(1e-12)
     relative = weight.abs() / rows.view(-1, *[1] * (weight.dim() - 1))
     groups = module.groups if isinstance(module, nn.Conv2d) else 1
@@ -185,4 +186,5 @@ def _tensor(out: Any) -> Tensor:
     segmentation do."""
     if isinstance(out, dict):
         out = out["out"] if "out" in out else next(iter(out.values()))
-    return out[0] if isinstance(out, (tuple, list)) else out
+    found: Tensor = out[0] if isinstance(out, (tuple, list)) else out
+    return found

@@ -111,7 +111,7 @@ _WEIGHTED: dict[str, type[nn.Module]] = {
 }
 
 
-def _computes_as(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+def _computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a subclass kept the forward pass of a layer, or is ours."""
     ours = (type(module).__module__ or "").startswith(__package__ or "vcompress")
     return ours or type(module).forward is kind.forward
@@ -144,7 +144,7 @@ def kind(node: fx.Node) -> str:
         if type(module).__name__ in {"StochasticDepth", "DropPath", "DropBlock2d"}:
             return "identity"
         found = next((k for types, k in _MODULES if isinstance(module, types)), "other")
-        if found in _WEIGHTED and not _computes_as(module, _WEIGHTED[found]):
+        if found in _WEIGHTED and module is not None and not _computes_as(module, _WEIGHTED[found]):
             return "other"
     elif node.op == "call_function":
         found = _FUNCTIONS.get(node.target, "other")  # type: ignore[arg-type]

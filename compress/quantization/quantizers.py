@@ -253,7 +253,8 @@ class QuantSameConv2d(SameConv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         weight: Tensor = self.weight_quantizer(self.weight)
-        return self._conv_forward(pad_same(input, self), weight, self.bias)
+        out: Tensor = self._conv_forward(pad_same(input, self), weight, self.bias)
+        return out
 
 
 class QuantConvTranspose2d(nn.ConvTranspose2d):

@@ -58,7 +58,8 @@ class SameConv2d(nn.Conv2d):
     SAME does. What timm's `Conv2dSame` computes, without its branch on the shape."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(pad_same(input, self), self.weight, self.bias)
+        out: Tensor = self._conv_forward(pad_same(input, self), self.weight, self.bias)
+        return out
 
 
 def pad_same(x: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -60,7 +60,7 @@ def walk(model: fx.GraphModule, images: Sequence[Tensor], mend: Mend) -> None:
     seen: set[str] = set()
 
     def run(runner: fx.Interpreter, node: fx.Node, which: int) -> list[Any]:
-        made = []
+        made: list[Any] = []
         for index, batch in enumerate(batches):
             pick = lambda n, i=index: values[n][which][i]  # noqa: E731
             args = fx.node.map_arg(node.args, pick)

@@ -98,7 +98,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     from ..losses import from_teacher
     from ..progress import log
     from ..quantization import count_quantised, freeze_bn, placement
-    from ..quantization.repairs import Repairs, calibrated
+    from ..quantization.repairs import Choice, Repairs, calibrated
     from ..sensitivity import choose_keep_float
     from ..train import fit
     from ..verdict import judge
@@ -116,7 +116,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         keep_float += found.layers
         chosen = {"keep_float_auto": asdict(found)}
     # Training does what these two do, and better.
-    later = "off" if config.method == "qat" else "auto"
+    later: Choice = "off" if config.method == "qat" else "auto"
     quantised, repaired = calibrated(
         model, context.data.example, calibration, context.data.images("val", HELD_OUT),
         target=config.target, observer=config.observer, weight_bits=config.weight_bits,
