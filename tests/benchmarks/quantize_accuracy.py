@@ -37,7 +37,7 @@ from vcompress.export import to_onnx
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 FASHION = Preprocess(size=(32, 32), mean=(0.286,) * 3, std=(0.353,) * 3)
-TRAIN, TEST = 6000, 10_000
+TRAIN, TEST = 3000, 5000
 NONE = {"equalize": "off", "correct_bias": "off", "adaround": "off"}
 WAYS: dict[str, dict[str, Any]] = {
     "ptq, no repairs": {"method": "ptq", **NONE},
