@@ -140,7 +140,8 @@ class _Reader:
             elif number == 14:
                 outside = value == 1
         kind = DTYPES.get(dtype, f"type {dtype}")
-        self.weight_bytes[kind] += (prod(dims) * BITS.get(kind, 8) + 7) // 8
+        elements: int = prod(dims, start=1)
+        self.weight_bytes[kind] += (elements * BITS.get(kind, 8) + 7) // 8
         if kind == "int8" and all(dims):
             self.int8_reach = max(self.int8_reach, self._reach(raw))
         if outside or entries:

@@ -203,7 +203,8 @@ def _build(
 
 def target_name(report: BuildReport) -> str:
     """The GPUs in a file's name: those asked for, else the one that it was built on."""
-    numbers = report.settings.sm or tuple(n for n in [report.gpu.rpartition("SM ")[2]] if n)
+    here = report.gpu.rpartition("SM ")[2]
+    numbers = [str(sm) for sm in report.settings.sm] or ([here] if here else [])
     return "-".join(f"sm{number}" for number in numbers) or "here"
 
 

@@ -57,7 +57,7 @@ def save_network(network: Network, folder: Path) -> None:
     """Write both files into `folder`."""
     model = network.model
     quantised = quantization.is_quantized(model)
-    architecture = {
+    architecture: dict[str, Any] = {
         "model": network.spec.to_json(),
         "changes": network.noted(),
         "quantization": quantization.placement(model) if quantised else None,
