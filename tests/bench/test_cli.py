@@ -201,10 +201,11 @@ def test_recorded_data_that_is_gone_is_noted_and_not_an_error(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = tmp_path / "images"
-    for name in map(str, range(10)):
-        (images / name).mkdir(parents=True)
+    for kind in range(10):
+        (images / str(kind)).mkdir(parents=True)
         for i in range(5):
-            Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(images / name / f"{i}.png")
+            pixels = np.full((8, 8, 3), (20 * i, 20 * kind, 0), np.uint8)
+            Image.fromarray(pixels).save(images / str(kind) / f"{i}.png")
     dataset = open_dataset(str(images))
     with bundle.create(
         tmp_path / "b", input=bundle.InputSpec("x", (3, 32, 32)),
