@@ -1,4 +1,4 @@
-"""`vcompress cast`: half precision, as its own small stage.
+"""Export in half precision: float16 or bfloat16, int8 networks with float16 around.
 
 The weights in torch stay float32, so that the bundle can be trained on; the exported file is cast.
 BN is folded in float32 first. The file's input and output stay float32 with one Cast at each edge.

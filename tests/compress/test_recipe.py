@@ -63,8 +63,10 @@ def test_an_earlier_stage_may_be_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", stages.names())
 def test_the_config_of_a_stage_comes_back_from_a_recipe(tmp_path: Path, method: str) -> None:
-    needed = {"macs": 0.5} if method == "prune" else {}
-    config = stages.load(method).Config(epochs=7, lr=0.125, **needed)
+    given: dict[str, Any] = {"dtype": "bf16"} if method == "cast" else {"epochs": 7, "lr": 0.125}
+    if method == "prune":
+        given["macs"] = 0.5
+    config = stages.load(method).Config(**given)
     lines = [f'[[stages]]\nstage = "{method}"']
     lines += [f'{role} = "r18"' for role, kind in stages.inputs(stages.load(method)).items()]
     for key, value in asdict(config).items():
@@ -90,7 +92,7 @@ STAGE = '[[stages]]\nstage = "finetune"\nmodel = "r18"\n'
         ("", "stages"),
         ("stages = []", "needs at least one [[stages]]"),
         ("[[stage]]\n", "unknown key 'stage'. Did you mean 'stages'?"),
-        ("[[stages]]\nmodel = 'r18'", "stage 1: the key 'stage' is missing. Known: distill,"),
+        ("[[stages]]\nmodel = 'r18'", "stage 1: the key 'stage' is missing. Known: cast, distill,"),
         ("[[stages]]\nstage = 'finetun'", "unknown stage 'finetun'. Did you mean 'finetune'?"),
         ("[[stages]]\nstage = 'finetune'", "stage 1: finetune needs model"),
         ("[[stages]]\nstage = 'distill'\nstudent = 'r18'", "distill needs teacher"),
