@@ -138,11 +138,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     floats = {(r["data"], r["model"]): r["file"] for r in rows if r["way"] == "float"}
     for r in rows:
-        lost = r["file"] - floats.get((r["data"], r["model"]), float("nan"))
+        base = floats.get((r["data"], r["model"]))
+        lost = "" if r["way"] == "float" or base is None else f"{r['file'] - base:+.2f}"
+        level = f"{r['sqnr_db']:.1f}" if "sqnr_db" in r else ""
         lines.append(
             f"| {r['data']} ({r['test']:,}) | {r['model']} | {r['way']} | {r['torch']:.2f} "
-            f"| {r['file']:.2f} | {'' if r['way'] == 'float' else f'{lost:+.2f}'} "
-            f"| {r['file'] - r['torch']:+.2f} | {r.get('sqnr_db', float('nan')):.1f} "
+            f"| {r['file']:.2f} | {lost} "
+            f"| {r['file'] - r['torch']:+.2f} | {level} "
             f"| {r['seconds']:.0f} |"
         )
     return "\n".join(lines)
