@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import EnvironmentLacks, UserError
+from .apart import Reply, ask
+from .errors import UserError
 from .measure import Budget, Measurement, Warmup
 from .result import ColdStart
-from .worker import MARK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,61 +79,23 @@ def _ask(request: Request, budget: Budget | None) -> dict[str, Any]:
         "path": str(request.path),
         "inputs": str(request.inputs) if request.inputs else None,
         "measure": asdict(budget) if budget else None,
-        # On a GPU the driver maps far more addresses than there is memory.
-        "memory_limit": most_addresses() if request.device == "cpu" else 0,
     }
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "vcompress.bench.worker"], input=json.dumps(message),
-            capture_output=True, text=True, errors="replace", timeout=request.timeout_s,
-            check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as expired:
-        output = expired.stdout or b""
-        text = output if isinstance(output, str) else output.decode(errors="replace")
+    reply = ask("vcompress.bench.worker", message, request.timeout_s)
+    if reply.status is None:
         raise UserError(
             f"{request.path}: {request.runtime} did not come back within "
-            f"{request.timeout_s:g} s while {_stage(text)}. Give more time with --load-timeout, or "
-            "look whether the file is whole."
-        ) from None
-    found = _lines(done.stdout)
-    last = found[-1] if found else {}
-    if "error" in last:
-        raise (EnvironmentLacks if last["status"] == 4 else UserError)(last["error"])
-    if done.returncode != 0 or "load_ms" not in last:
-        raise UserError(
-            f"{request.path}: {request.runtime} {death(done.returncode)} while "
-            f"{_stage(done.stdout)}. The file is damaged, or it meets a bug of the runtime."
-            f"{_tail(done.stderr)}"
+            f"{request.timeout_s:g} s while {_stage(reply)}. Give more time with --load-timeout, "
+            "or look whether the file is whole."
         )
-    return last
+    reply.raise_error()
+    if reply.status != 0 or "load_ms" not in reply.answer:
+        raise UserError(
+            f"{request.path}: {request.runtime} {reply.end} while {_stage(reply)}. The file is "
+            f"damaged, or it meets a bug of the runtime.{reply.last_words}"
+        )
+    return reply.answer
 
 
-def most_addresses() -> int:
-    """Address space that is plenty for a model and stops one that asks for terabytes."""
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) + 8 * 2**30
-
-
-def _lines(output: str) -> list[dict[str, Any]]:
-    marked = [line for line in output.splitlines() if line.startswith(MARK)]
-    return [json.loads(line.removeprefix(MARK)) for line in marked]
-
-
-def _stage(output: str) -> str:
-    stages = [line["stage"] for line in _lines(output) if "stage" in line]
+def _stage(reply: Reply) -> str:
+    stages = [line["stage"] for line in reply.said if "stage" in line]
     return stages[-1] if stages else "starting"
-
-
-def death(status: int) -> str:
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return f"crashed ({name})" if name != "SIGKILL" else "was killed (out of memory?)"
-
-
-def _tail(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return f" It said: {lines[-1][:300]}" if lines else ""

@@ -21,15 +21,14 @@ an error at the limit explains: `3 sqrt(2)` times its root mean square.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import UserError
+from .apart import ask, serve
+from .errors import EnvironmentLacks, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +40,6 @@ LIMITS_DB = {"float32": 80.0, "tf32": 50.0, "float16": 40.0, "bfloat16": 30.0, "
 LEAST_EQUAL = 0.75
 """Share of an integer output, such as the indices of the best classes, that must be equal."""
 _CLASS_TASKS = ("classification", "segmentation")
-_MARK = "vcompress-golden: "
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def check(
     does not open or run, or a process that crashes or does not end, gives "fails".
     """
     request = {
-        "model": str(model), "golden": str(golden), "runtime": runtime, "device": device,
+        "path": str(model), "golden": str(golden), "runtime": runtime, "device": device,
         "task": task, "precision": precision, "batch": batch,
     }  # fmt: skip
 
@@ -82,21 +80,15 @@ def check(
 
     if device == "cuda" and not _has_nvidia_driver():
         return failed("no NVIDIA driver here", "absent")
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "vcompress.bench.golden"], input=json.dumps(request),
-            capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+    reply = ask("vcompress.bench.golden", request, timeout_s)
+    answer = reply.answer
+    if reply.status is None:
         return failed(f"did not come back within {timeout_s:g} s")
-    said = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
-    if not said or done.returncode != 0:
-        from .fresh import death
-
-        return failed(f"{death(done.returncode)} on this file")
-    answer: dict[str, Any] = json.loads(said[-1].removeprefix(_MARK))
+    if reply.status != 0 or not answer:
+        return failed(f"{reply.end} on this file")
     if "error" in answer:
-        return failed(answer["error"], "absent" if answer["status"] == 4 else "fails")
+        absent = answer["status"] == EnvironmentLacks.status
+        return failed(answer["error"].removeprefix(f"{model}: "), "absent" if absent else "fails")
     return Found(runtime, device, model.name, precision=precision, **answer)
 
 
@@ -243,7 +235,7 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
 
     inputs, reference = load(Path(request["golden"]))
     with runtimes.open_session(
-        request["model"], runtime=request["runtime"], device=request["device"]
+        request["path"], runtime=request["runtime"], device=request["device"]
     ) as session:
         spec = session.inputs[0]
         images = inputs.astype(spec.dtype)
@@ -277,25 +269,5 @@ def _batches(images: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
         yield np.concatenate([part, np.resize(images, (size - len(part), *images.shape[1:]))])
 
 
-def main() -> int:
-    """Answer the one request on standard input."""
-    from .fresh import most_addresses
-    from .worker import limit_memory
-
-    request = json.load(sys.stdin)
-    # On a GPU the driver maps far more addresses than there is memory.
-    limit_memory(most_addresses() if request["device"] == "cpu" else 0)
-    try:
-        answer = _work(request)
-    except UserError as error:
-        answer = {"error": str(error), "status": error.status}
-    except Exception as error:
-        # One message for the parent: this process exists to hold what a bad file does.
-        text = " ".join(str(error).split())[:300]
-        answer = {"error": f"{type(error).__name__}: {text}", "status": 2}
-    sys.stdout.write(f"\n{_MARK}{json.dumps(answer)}\n")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(_work))

@@ -1,51 +1,16 @@
 """A fresh process that loads and runs a model for `fresh.py`: `python -m vcompress.bench.worker`.
 
-It reads one JSON request from standard input and prints its findings as the last line of standard
-output. A file that crashes the runtime or never ends does so here, away from the measurement.
+A file that crashes the runtime or never ends does so here, away from the measurement.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-MARK = "vbench-worker: "
-
-
-def say(**found: Any) -> None:
-    # What a library prints without a line end must not hide the mark.
-    print(f"\n{MARK}{json.dumps(found)}", flush=True)
-
-
-def main() -> int:
-    request = json.load(sys.stdin)
-    limit_memory(request["memory_limit"])
-    from .errors import UserError
-
-    try:
-        say(**_work(request))
-    except UserError as error:
-        say(error=str(error), status=error.status)
-    except MemoryError:
-        say(error=f"{request['path']} needs more memory than this machine has.", status=2)
-    except Exception as error:
-        # The parent turns it into one message: this process exists to hold what a bad file does.
-        text = " ".join(str(error).split())[:400]
-        say(error=f"{request['path']}: {type(error).__name__}: {text}", status=2)
-    return 0
-
-
-def limit_memory(memory_bytes: int) -> None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if memory_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+from .apart import say, serve
 
 
 def _work(request: dict[str, Any]) -> dict[str, Any]:
@@ -111,4 +76,4 @@ def memory() -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(_work))

@@ -27,7 +27,7 @@ HEAVY = TRAINING | {
 LIGHT = (
     "bench/__init__.py", "bench/errors.py", "bench/config.py", "bench/bundle.py", "bench/cli.py",
     "bench/atomic.py", "bench/manifest.py", "bench/archive.py", "bench/signature.py",
-    "bench/verify.py", "bench/golden.py",
+    "bench/verify.py", "bench/golden.py", "bench/apart.py",
     "compress/__init__.py", "compress/cli.py", "compress/options.py", "compress/stage.py",
     "compress/recipe.py", "compress/progress.py", "compress/table.py", "compress/report_html.py",
     "export/__init__.py",
@@ -124,8 +124,7 @@ def test_nothing_unpickles_or_runs_data() -> None:
 def test_only_the_commands_and_what_they_show_print() -> None:
     speakers = {
         "bench/cli.py", "bench/job.py", "bench/report.py", "compress/cli.py", "compress/inspect.py",
-        "compress/table.py", "compress/show.py", "bench/worker.py", "bench/verify.py",
-        "bench/engine/worker.py",
+        "compress/table.py", "compress/show.py", "bench/verify.py",
         "export/edge/__main__.py",
         *(p.relative_to(ROOT).as_posix() for p in (ROOT / "compress" / "commands").glob("*.py")),
     }  # fmt: skip

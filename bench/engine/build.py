@@ -6,22 +6,18 @@ there becomes one message here, and never half a file.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..apart import Reply, ask
 from ..bundle import sha256
-from ..errors import EnvironmentLacks, UserError
+from ..errors import UserError
 from .layers import LayerReport
 from .settings import Settings
-
-MARK = "engine-worker: "
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def build_engine(
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     request = {
-        "onnx": str(onnx_path),
+        "path": str(onnx_path),
         "out": str(staging),
         "timing_cache": None if timing_cache is None else str(timing_cache),
         "settings": settings.to_json(),
@@ -104,44 +100,26 @@ def build_engine(
 
 
 def _ask(request: dict[str, Any], onnx_path: Path, timeout_s: float) -> dict[str, Any]:
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "vcompress.bench.engine.worker"], input=json.dumps(request),
-            capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+    reply = ask("vcompress.bench.engine.worker", request, timeout_s)
+    if reply.status is None:
         raise UserError(
             f"{onnx_path}: TensorRT did not finish within {timeout_s:g} s. Give more time "
             "(--build-timeout), or a lower optimisation level."
-        ) from None
-    marked = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    found = json.loads(marked[-1].removeprefix(MARK)) if marked else {}
-    if "error" in found:
-        raise (EnvironmentLacks if found["status"] == 4 else UserError)(found["error"])
-    if done.returncode != 0 or "library" not in found:
-        raise UserError(f"{onnx_path}: {_death(done.returncode)}{_tail(done.stderr)}")
-    return dict(found)
+        )
+    reply.raise_error()
+    if reply.status != 0 or "library" not in reply.answer:
+        raise UserError(f"{onnx_path}: {_death(reply)}{reply.last_words}")
+    return reply.answer
 
 
-def _death(status: int) -> str:
+def _death(reply: Reply) -> str:
     """What to tell of a builder's process that ended without an answer."""
-    if status == -signal.SIGKILL:
+    if reply.status == -signal.SIGKILL:
         return (
             "the builder was killed; the memory of this machine is too small for it. Build on a "
             "larger machine, or lower the largest batch and --workspace-mib."
         )
-    how = f"ended with status {status}"
-    if status < 0:
-        try:
-            how = f"crashed ({signal.Signals(-status).name})"
-        except ValueError:
-            how = f"crashed (signal {-status})"
     return (
-        f"TensorRT's builder {how} on this graph. It is malformed or meets a bug of TensorRT; "
-        "`vcompress lint` says which nodes break a rule."
+        f"TensorRT's builder {reply.end} on this graph. It is malformed or meets a bug of "
+        "TensorRT; `vcompress lint` says which nodes break a rule."
     )
-
-
-def _tail(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return f" It said: {lines[-1][:300]}" if lines else ""

@@ -1,52 +1,24 @@
 """The builder's own process: `python -m vcompress.bench.engine.worker`.
 
-It reads one JSON request from standard input and prints its findings as the last line of standard
-output. Only what TensorRT 10.13 to 11.4 and TensorRT-RTX share is used, with flags by their names:
+Only what TensorRT 10.13 to 11.4 and TensorRT-RTX share is used, with flags by their names:
 the numbers moved. A test holds the calls against the recorded API of each version.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..apart import serve
+from ..atomic import staged_file
 from ..errors import EnvironmentLacks, UserError
 from .advice import refused
-from .build import MARK
 from .layers import HEADER, LayersUnreadable, parse
 from .library import FLAVOURS, is_rtx, libraries, package_of
 from .settings import Settings
-
-
-def main() -> int:
-    request = json.load(sys.stdin)
-    _no_core_files()
-    try:
-        found = _work(request)
-    except UserError as error:
-        found = {"error": str(error), "status": error.status}
-    except MemoryError:
-        text = f"{request['onnx']} needs more memory to build than this machine has."
-        found = {"error": text, "status": 2}
-    except Exception as error:
-        # The parent turns it into one message: this process exists to hold what a bad file does.
-        text = " ".join(str(error).split())[:400]
-        found = {"error": f"{request['onnx']}: {type(error).__name__}: {text}", "status": 2}
-    # What a library prints without a line end must not hide the mark.
-    print(f"\n{MARK}{json.dumps(found)}", flush=True)
-    return 0
-
-
-def _no_core_files() -> None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _work(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +31,7 @@ def _work(request: Mapping[str, Any]) -> dict[str, Any]:
         text = "nothing is timed without a GPU; the timing cache was left alone"
         messages.append(("WARNING", text))
         cache = None
-    plan = build(trt, Path(request["onnx"]), settings, messages, cache)
+    plan = build(trt, Path(request["path"]), settings, messages, cache)
     Path(request["out"]).write_bytes(plan)
     layers, missing = None, "a classic TensorRT builder does not log its layers"
     if is_rtx(trt):
@@ -141,7 +113,8 @@ def build(
     if plan is None:
         raise refused(onnx_path, _errors(messages))
     if cached is not None and timing_cache is not None:
-        _write_whole(timing_cache, bytes(config.get_timing_cache().serialize()))
+        with staged_file(timing_cache) as stream:
+            stream.write(bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
 
 
@@ -283,12 +256,5 @@ def _set_timing_cache(config: Any, path: Path | None) -> Any:
     return cache
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    staging.write_bytes(content)
-    staging.replace(path)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(_work))

@@ -12,6 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from vcompress.bench import cli, fresh
+from vcompress.bench.apart import MARK
 from vcompress.bench.errors import UserError
 
 
@@ -111,7 +112,7 @@ def test_a_cold_start_has_its_parts(models: Path) -> None:
 def test_a_load_that_hangs_is_ended_and_says_where(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = 'import time; print(\'vbench-worker: {"stage": "loading it"}\', flush=True); '
+    script = f'import time; print(\'{MARK}{{"stage": "loading it"}}\', flush=True); '
     real = subprocess.run
     monkeypatch.setattr(
         subprocess, "run",

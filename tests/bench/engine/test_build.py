@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from vcompress.bench.apart import MARK
 from vcompress.bench.bundle import sha256
-from vcompress.bench.engine import Settings, build, build_engine
+from vcompress.bench.engine import Settings, build_engine
 from vcompress.bench.engine.advice import refused
 from vcompress.bench.engine.settings import parse_batch, parse_hw, parse_sm
 from vcompress.bench.errors import EnvironmentLacks, UserError
@@ -29,7 +30,7 @@ def model(tmp_path: Path) -> Path:
 
 def ends(monkeypatch: pytest.MonkeyPatch, code: int, out: str = "", err: str = "") -> None:
     done = SimpleNamespace(returncode=code, stdout=out, stderr=err)
-    monkeypatch.setattr(build.subprocess, "run", lambda *a, **k: done)
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: done)
 
 
 def test_an_engine_is_built_with_no_gpu_and_says_what_it_is(model: Path, tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_a_builder_that_does_not_end_is_stopped(
     def run(*call: Any, timeout: float, **options: Any) -> Any:
         raise subprocess.TimeoutExpired("worker", timeout)
 
-    monkeypatch.setattr(build.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(UserError, match="did not finish within 5 s"):
         build_engine(model, tmp_path / "m.engine", Settings(timeout_s=5))
 
@@ -100,7 +101,7 @@ def test_an_answer_behind_a_librarys_chatter_is_found(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = json.dumps({"error": "no GPU", "status": 4})
-    ends(monkeypatch, 0, out=f"[TRT] loading...\n{build.MARK}{answer}\n")
+    ends(monkeypatch, 0, out=f"[TRT] loading...\n{MARK}{answer}\n")
     with pytest.raises(EnvironmentLacks, match="no GPU"):
         build_engine(model, tmp_path / "m.engine")
 
