@@ -23,7 +23,7 @@ from typing import BinaryIO
 from . import manifest as manifests
 from . import signature as signatures
 from .atomic import staged_file, staged_folder
-from .bundle import Bundle, check_target, from_manifest, is_bundle, strangers
+from .bundle import Bundle, check_target, from_manifest, is_bundle, read_manifest, strangers
 from .errors import UserError
 from .manifest import MANIFEST, SEAL, SIGNATURE
 
@@ -53,8 +53,9 @@ def pack(folder: Path, out: Path, sign: Path | None = None) -> None:
             is something else than an archive of ours. What was at `out` is untouched then.
         EnvironmentLacks: `cryptography` is missing.
     """
-    bundle = Bundle.open(folder)
-    manifest, _ = manifests.read_sealed(folder)
+    # Read once: what is packed as the manifest is what the files are held against.
+    manifest, seal = read_manifest(folder)
+    bundle = from_manifest(folder, manifest, seal)
     if left := strangers(bundle):
         raise UserError(
             f"{folder}: holds {', '.join(left[:5])}, which its manifest does not name. Move "
@@ -74,7 +75,7 @@ def pack(folder: Path, out: Path, sign: Path | None = None) -> None:
             _write(stream, SIGNATURE, signed)
         for name in sorted(bundle.files):
             stream.write(header(name, bundle.files[name].bytes))
-            _copy(bundle.plain_file(name), stream, bundle, name)
+            _pack_file(bundle, name, stream)
             stream.write(_padding(bundle.files[name].bytes))
         stream.write(END)
 
@@ -94,8 +95,9 @@ def unpack(archive: Path, out: Path, key: Path | None = None, *, overwrite: bool
     with _open(archive) as stream:
         packed = _read_head(archive, stream)
         if key is not None:
-            said = packed.signature and signatures.parse(packed.signature, str(archive))
-            signatures.check(said or None, packed.manifest, key, str(archive))
+            held = packed.signature
+            said = None if held is None else signatures.parse(held, str(archive))
+            signatures.check(said, packed.manifest, key, str(archive))
         check_target(out)
         if is_bundle(out) and not overwrite:
             raise UserError(f"{out}: there is a bundle already. Give --overwrite or another --out.")
@@ -109,7 +111,12 @@ def unpack(archive: Path, out: Path, key: Path | None = None, *, overwrite: bool
                 target = staging / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("xb") as file:
-                    _extract(archive, stream, file, packed.bundle, name)
+                    digest = _pass_on(stream, file, entry.bytes)
+                if digest != entry.sha256:
+                    raise UserError(
+                        f"{archive}: {name} was changed after it was packed (its SHA-256 differs). "
+                        f"Nothing was written. Copy the archive again."
+                    )
                 _expect(archive, stream, _padding(entry.bytes), name)
             _expect(archive, stream, END, "its end")
     return Bundle.open(out)
@@ -187,17 +194,21 @@ def _write(stream: BinaryIO, name: str, content: bytes) -> None:
     stream.write(header(name, len(content)) + content + _padding(len(content)))
 
 
-def _copy(source: Path, stream: BinaryIO, bundle: Bundle, name: str) -> None:
-    entry, digest, left = bundle.files[name], hashlib.sha256(), bundle.files[name].bytes
+def _pack_file(bundle: Bundle, name: str, stream: BinaryIO) -> None:
+    source, entry = bundle.plain_file(name), bundle.files[name]
     with source.open("rb") as file:
-        while chunk := file.read(min(_CHUNK_BYTES, left + 1)):
-            left -= len(chunk)
-            if left < 0:
-                break
-            digest.update(chunk)
-            stream.write(chunk)
-    if left != 0 or digest.hexdigest() != entry.sha256:
-        raise UserError(f"{source}: changed after it was written. Write the bundle again.")
+        if _pass_on(file, stream, entry.bytes) != entry.sha256 or file.read(1):
+            raise UserError(f"{source}: changed after it was written. Write the bundle again.")
+
+
+def _pass_on(source: BinaryIO, target: BinaryIO, size_bytes: int) -> str:
+    """Copy so many bytes, or as many as there are, and give their SHA-256."""
+    digest = hashlib.sha256()
+    while chunk := source.read(min(_CHUNK_BYTES, size_bytes)):
+        digest.update(chunk)
+        target.write(chunk)
+        size_bytes -= len(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -233,9 +244,7 @@ def _read_head(archive: Path, stream: BinaryIO) -> Packed:
     _expect(archive, stream, _padding(length), MANIFEST)
     seal = manifests.seal_of(manifest)
     _expect(archive, stream, header(SEAL, len(seal)), SEAL)
-    found = manifests.parse_sealed(
-        manifest, _take(archive, stream, len(seal)), str(archive / MANIFEST)
-    )
+    bundle = from_manifest(archive, manifest, _take(archive, stream, len(seal)))
     _expect(archive, stream, _padding(len(seal)), SEAL)
     signature = None
     place = stream.tell()
@@ -245,7 +254,6 @@ def _read_head(archive: Path, stream: BinaryIO) -> Packed:
         _expect(archive, stream, _padding(len(signature)), SIGNATURE)
     else:
         stream.seek(place)
-    bundle = from_manifest(archive, found)
     expected = stream.tell() + _length(entry.bytes for entry in bundle.files.values())
     if size < expected:
         raise _cut_off(archive, size, expected)
@@ -267,21 +275,6 @@ def _take(archive: Path, stream: BinaryIO, count: int) -> bytes:
 def _expect(archive: Path, stream: BinaryIO, expected: bytes, name: str) -> None:
     if _take(archive, stream, len(expected)) != expected:
         raise _not_ours(archive, name)
-
-
-def _extract(archive: Path, stream: BinaryIO, file: BinaryIO, bundle: Bundle, name: str) -> None:
-    entry, digest = bundle.files[name], hashlib.sha256()
-    left = entry.bytes
-    while left:
-        chunk = _take(archive, stream, min(_CHUNK_BYTES, left))
-        digest.update(chunk)
-        file.write(chunk)
-        left -= len(chunk)
-    if digest.hexdigest() != entry.sha256:
-        raise UserError(
-            f"{archive}: {name} was changed after it was packed (its SHA-256 differs). Nothing was "
-            f"written. Copy the archive again."
-        )
 
 
 def _not_ours(archive: Path, name: str) -> UserError:

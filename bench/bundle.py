@@ -23,6 +23,7 @@ from .manifest import MANIFEST
 
 FORMAT = "vcompress-bundle"
 SCHEMA_VERSION = 1
+MODEL, GOLDEN = "model.onnx", "golden.npz"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -114,10 +115,7 @@ class Bundle:
             UserError: no bundle there, a manifest that is not valid, or one of a newer schema.
         """
         path = Path(path)
-        recover(path)
-        if not path.is_dir():
-            raise UserError(f"{path}: no such bundle. Expected a directory written by vcompress.")
-        return from_manifest(path, manifests.read(path))
+        return from_manifest(path, *read_manifest(path))
 
     def file(self, name: str) -> Path:
         """The path of the file `name`, after its size and SHA-256 were checked."""
@@ -178,11 +176,24 @@ class _Body:
     history: tuple[dict[str, Any], ...] = ()
 
 
-def from_manifest(path: Path, manifest: Mapping[str, Any]) -> Bundle:
-    """What `manifest`, of the bundle at `path`, says. Raises UserError where it is not valid."""
+def read_manifest(path: Path) -> tuple[bytes, bytes | None]:
+    """The bytes of the manifest at `path` and of its hash, None where there is none; unread.
+
+    Raises:
+        UserError: no bundle there.
+    """
+    recover(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such bundle. Expected a directory written by vcompress.")
+    return manifests.read_sealed(path)
+
+
+def from_manifest(path: Path, content: bytes, seal: bytes | None) -> Bundle:
+    """What a manifest, of the bundle at `path`, says. Raises UserError where it is not valid."""
     from .config import from_mapping
 
     where = str(path / MANIFEST)
+    manifest = manifests.parse_sealed(content, seal, where)
     if manifest.get("format") != FORMAT:
         raise UserError(f"{where}: format is {manifest.get('format')!r:.80}, expected {FORMAT!r}.")
     version = manifest.get("schema_version")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from . import accuracy, baseline, fresh, gate, noise, onnx_file, saturation, traffic
 from .accuracy import Accuracy
-from .bundle import Preprocess
+from .bundle import MODEL, Preprocess
 from .compare import CompareBudget, compare
 from .environment import Disturbance, Environment, counters, disturbance, preflight
 from .errors import UserError
@@ -94,7 +94,7 @@ def budget(options: Options) -> Budget:
 
 def _rebuilt(subject: Subject, options: Options) -> Subject:
     """The subject with an engine that fits this machine."""
-    from .rebuild import MODEL, engine_for
+    from .rebuild import engine_for
 
     engine = subject.path.suffix in (".engine", ".plan", ".trt")
     if not engine and options.runtime != "tensorrt":

@@ -32,16 +32,6 @@ _LONGEST_KEY = 1_000
 _HEX = frozenset("0123456789abcdef")
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The manifest of the bundle in `folder`, held against `manifest.sha256`.
-
-    Raises:
-        UserError: there is none, it was changed, or it is not strict JSON.
-    """
-    content, seal = read_sealed(folder)
-    return parse_sealed(content, seal, str(folder / MANIFEST))
-
-
 def read_sealed(folder: Path) -> tuple[bytes, bytes | None]:
     """The bytes of `manifest.json` and of `manifest.sha256`, None where there is none."""
     try:
@@ -75,7 +65,11 @@ def _read(file: Path, limit_bytes: int) -> bytes:
 
 
 def parse_sealed(content: bytes, seal: bytes | None, where: str) -> dict[str, Any]:
-    """As `parse`; `seal` is what `manifest.sha256` holds, None where the bundle has none."""
+    """As `parse`, held against `seal`: what `manifest.sha256` holds, None where there is none.
+
+    Raises:
+        UserError: the manifest was changed, or it is not strict JSON.
+    """
     if seal is not None and seal != seal_of(content):
         raise UserError(
             f"{where}: changed after it was written (its SHA-256 is "

@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from .bundle import Bundle
+from .bundle import MODEL, Bundle
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     """A path, a Pillow image, or an array `[H, W, 3]`, `[H, W, 4]`, `[H, W, 1]` or `[H, W]` uint8,
     in the order red, green, blue, alpha."""
 
-MODEL = "model.onnx"
 BATCH = 32
 """Images in one call of the runtime, at most, where the file leaves the batch free."""
 

@@ -15,14 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .bundle import Bundle, sha256
+from .bundle import MODEL, Bundle, sha256
 from .cuda import Cuda
 from .engine import Settings, build_engine
 from .engine.library import libraries
 from .errors import EnvironmentLacks, UserError
-
-ENGINES = "engines"
-MODEL = "model.onnx"
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def check(signature: Signature | None, manifest: bytes, public: Path, where: str
         UserError: no signature, one of another key, or one of another manifest.
         EnvironmentLacks: `cryptography` is missing.
     """
-    key = _public_key(public)
+    key = read_public(public)
     raw = key.public_bytes_raw()
     if signature is None:
         raise UserError(
@@ -189,7 +189,13 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
-def _public_key(path: Path) -> Ed25519PublicKey:
+def read_public(path: Path) -> Ed25519PublicKey:
+    """The public key in the file `path`.
+
+    Raises:
+        UserError: there is none.
+        EnvironmentLacks: `cryptography` is missing.
+    """
     _library()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import inputs as feeds
-from .bundle import IMAGENET, Bundle, Preprocess, find_bundle, is_bundle
+from .bundle import IMAGENET, MODEL, Bundle, Preprocess, find_bundle, is_bundle
 from .config import from_mapping
 from .data import Dataset, open_dataset
 from .errors import UserError
@@ -59,10 +59,10 @@ def subjects(paths: Sequence[Path], runtime: str | None) -> tuple[Subject, ...]:
                 raise UserError(f"{path} is a folder and no bundle. Give a model's file.")
             opened = Bundle.open(path)
             bundle: Bundle | None = opened
-            file = path if runtime == "torch" else path / "model.onnx"
+            file = path if runtime == "torch" else path / MODEL
             if not file.exists():
                 raise UserError(
-                    f"{path}: the bundle has no model.onnx; it has "
+                    f"{path}: the bundle has no {MODEL}; it has "
                     f"{', '.join(sorted(opened.files))}. Export it, or give --runtime torch."
                 )
         else:
@@ -70,7 +70,7 @@ def subjects(paths: Sequence[Path], runtime: str | None) -> tuple[Subject, ...]:
         if bundle and file.is_file():
             _check(bundle, file)
         name = (bundle.path.resolve().name if bundle else file.stem) or file.stem
-        if bundle and file.is_file() and file.name != "model.onnx":
+        if bundle and file.is_file() and file.name != MODEL:
             name = f"{name}/{file.name}"
         found.append(Subject(name, file, bundle))
     if len({s.name for s in found}) < len(found):
