@@ -115,7 +115,7 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
     optimizer = torch.optim.SGD(prepared.parameters(), 1e-6)
     out = prepared(images[:4])
     (out["out"] if isinstance(out, dict) else out).square().mean().backward()
-    without = [n for n, p in prepared.named_parameters() if p.grad is None]
+    without = [n for n, p in prepared.named_parameters() if p.requires_grad and p.grad is None]
     optimizer.step()
     where = q.placement(prepared)
     deployed = q.to_export(prepared.eval())

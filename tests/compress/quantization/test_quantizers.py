@@ -54,6 +54,29 @@ def test_channel_steps_get_the_gradient_of_their_own_channel() -> None:
     assert torch.allclose(quantizer.log_scale.grad, expected, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_gradients_of_a_kernel_are_those_of_the_formula_written_out(
+    axis: int, layout: torch.memory_format
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(4, 6, 3, 3, generator=generator).to(memory_format=layout)
+    grad = torch.randn(4, 6, 3, 3, generator=generator)  # in a layout that may be another
+    quantizer = WeightQuantizer(w.shape[axis], axis=axis, bits=4)
+    others = [d for d in range(4) if d != axis]
+    quantizer.set_scale(w.abs().amax(others) / 9)  # the range ends at 7: the largest are clipped
+    w.requires_grad_()
+    quantizer(w).backward(grad)
+    step = quantizer.scale().view([-1 if d == axis else 1 for d in range(4)])
+    ratio = w.detach() / step
+    inside = ratio.abs() <= 7
+    assert torch.equal(w.grad, grad * inside)
+    moved = torch.where(inside, ratio.round() - ratio, 7 * ratio.sign()) * step
+    share = 1 / math.sqrt(w.numel() / w.shape[axis] * 7)
+    expected = (grad * moved).sum(others) * share
+    assert torch.allclose(quantizer.log_scale.grad, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_an_absorbed_relu6_never_lets_the_range_pass_six() -> None:
     quantizer = activation(1.0, relu=True, limit=6.0)
     y = quantizer(torch.tensor([-5.0, 3.0, 100.0]))
