@@ -106,13 +106,24 @@ def batches(
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Batches `[B, C, H, W] float32` with labels `[B] int64`, in order, the last one shorter.
     Images that are skipped leave their batch shorter."""
-    indices = dataset.splits[split]
+    yield from batches_of(dataset, dataset.splits[split], preprocess, batch_size)
+
+
+def batches_of(
+    dataset: Dataset, indices: npt.NDArray[np.int64], preprocess: Preprocess, batch_size: int
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    """As `batches`, of some images of the data set."""
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
         found = [(dataset.values(int(i), preprocess), dataset.labels[i]) for i in chosen]
         images = [(values, label) for values, label in found if values is not None]
         if images:
             yield np.stack([v for v, _ in images]), np.array([x for _, x in images], np.int64)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in `folder`, at any depth, by name."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
 
 
 def split_by_seed(
@@ -186,9 +197,7 @@ def _folder(folder: Path, seed: int) -> Dataset:
                 f"Give every class a folder in each."
             )
         for number, name in enumerate(classes):
-            files = sorted(
-                p for p in (top / name).rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file()
-            )
+            files = image_files(top / name)
             if not files:
                 raise UserError(
                     f"{top / name}: no images in this class folder. Add images or remove it."

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import accuracy, baseline, fresh, gate, noise, onnx_file, saturation, traffic
 from .accuracy import Accuracy
 from .bundle import MODEL, Preprocess
 from .compare import CompareBudget, compare
+from .data import batches_of
 from .environment import Disturbance, Environment, counters, disturbance, preflight
 from .errors import UserError
 from .inputs import Feed, resolve_shapes, synthetic
 from .measure import Budget, Measurement, measure
 from .options import Options
-from .preprocess import apply
 from .result import Artefact, ColdStart, ModelResult, Result, artefact
 from .runtimes import device_of, open_session, suits
+from .runtimes.tensorrt import SUFFIXES as ENGINES
 from .session import Session
 from .subject import (
     Images,
@@ -67,7 +66,13 @@ def run(options: Options, tell: Tell = lambda text: None) -> Result:
         when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )  # fmt: skip
     work = _one if len(found) == 1 else _two
-    result = replace(work(options, found, images, result, notes, tell), notes=tuple(notes))
+    result = work(options, found, images, result, notes, tell)
+    if images and (bad := images.dataset.bad_images):
+        notes.append(
+            f"{len(bad)} of the images could not be read and were left out, as in training: "
+            f"{bad[min(bad)]}"
+        )
+    result = replace(result, notes=tuple(notes))
     if saved:
         model = result.models[-1]
         result = replace(
@@ -96,8 +101,7 @@ def _rebuilt(subject: Subject, options: Options) -> Subject:
     """The subject with an engine that fits this machine."""
     from .rebuild import engine_for
 
-    engine = subject.path.suffix in (".engine", ".plan", ".trt")
-    if not engine and options.runtime != "tensorrt":
+    if subject.path.suffix not in ENGINES and options.runtime != "tensorrt":
         return subject
     if subject.bundle is None:
         raise UserError(
@@ -115,7 +119,7 @@ def _runtime(options: Options, path: Path) -> str:
 def _on_gpu(options: Options) -> bool:
     if options.device is not None:
         return options.device != "cpu"
-    return any(p.suffix in (".engine", ".plan", ".trt") for p in options.models)
+    return any(p.suffix in ENGINES for p in options.models)
 
 
 def _open(options: Options, path: Path) -> Session:
@@ -145,10 +149,10 @@ def _cold(options: Options, subject: Subject, tell: Tell) -> ColdStart | None:
     return fresh.cold_start(_request(options, subject))
 
 
-def _saturation(options: Options, subject: Subject, notes: list[str]) -> None:
+def _saturation(options: Options, file: Artefact, notes: list[str]) -> None:
     """Say once where the processor cannot do the file's int8 products exactly."""
-    if not _on_gpu(options) and _runtime(options, subject.path) == "onnxruntime":
-        text = saturation.note(subject.path)
+    if file.onnx and not _on_gpu(options) and _runtime(options, file.path) == "onnxruntime":
+        text = saturation.note(file.path, file.onnx)
         if text and text not in notes:
             notes.append(text)
 
@@ -159,7 +163,7 @@ def _one(
 ) -> Result:  # fmt: skip
     subject = found[0]
     file = artefact(subject.path, subject.name)
-    _saturation(options, subject, notes)
+    _saturation(options, file, notes)
     cold = _cold(options, subject, tell)
     tell("loading")
     with _open(options, subject.path) as session:
@@ -195,8 +199,8 @@ def _two(
     if options.publish:
         raise UserError("--publish measures one model; two are compared in one process.")
     files = [artefact(s.path, s.name) for s in found]
-    for subject in found:
-        _saturation(options, subject, notes)
+    for file in files:
+        _saturation(options, file, notes)
     cold = [_cold(options, s, tell) for s in found]
     with ExitStack() as stack:
         tell("loading")
@@ -302,18 +306,8 @@ def _score(
             f"{images.dataset.source} {_some(classes)}. Give the data that it was trained for."
         )
     tell(f"scoring {subject.name}")
-    return accuracy.score(session, _batches(images, prepared), classes=classes,
-                          source=images.source)  # fmt: skip
-
-
-def _batches(
-    images: Images, prepared: Preprocess, size: int = 64
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    for start in range(0, len(images.indices), size):
-        chosen = images.indices[start : start + size]
-        stack = np.stack([apply(prepared, images.dataset.image(int(i))) for i in chosen])
-        labels: NDArray[Any] = images.dataset.labels[chosen]
-        yield stack, labels
+    batches = batches_of(images.dataset, images.indices, prepared, 64)
+    return accuracy.score(session, batches, classes=classes, source=images.source)
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -44,9 +44,12 @@ def is_exposed(facts: OnnxFacts) -> bool:
     return rounds and "uint8" in facts.weight_bytes and facts.int8_reach > FITS
 
 
-def note(path: str | Path) -> str | None:
-    """What to tell the user about an ONNX file on this machine; None where all is well."""
-    if Path(path).suffix != ".onnx" or not saturates() or not is_exposed(read(path)):
+def note(path: str | Path, facts: OnnxFacts | None = None) -> str | None:
+    """What to tell the user about an ONNX file on this machine; None where all is well.
+
+    `facts` is what the file holds, where that was read already.
+    """
+    if not saturates() or not is_exposed(facts or read(path)):
         return None
     return (
         f"{Path(path).name}: this x86 processor has no VNNI, so sums of 8-bit products saturate "

@@ -16,7 +16,6 @@ from .config import from_mapping
 from .data import Dataset, open_dataset
 from .errors import UserError
 from .inputs import Feed
-from .preprocess import apply
 
 if TYPE_CHECKING:
     from .options import Options
@@ -178,7 +177,11 @@ def feed_for(
         given[spec.name] = bundle_shape(spec.shape, subject.bundle.input.shape, batch)
     if images is not None and preprocess is not None and spec is not None and not options.shape:
         rows = images.indices[: feeds.RING * batch][:512]
-        stack = np.stack([apply(preprocess, images.dataset.image(int(i))) for i in rows])
+        read = [images.dataset.values(int(i), preprocess) for i in rows]
+        values = [v for v in read if v is not None]
+        if not values:
+            raise UserError(f"{images.source}: none of its first {len(rows)} can be read.")
+        stack = np.stack(values)
         fixed = spec.shape[0] if isinstance(spec.shape[0], int) else batch
         want = tuple(s for s in spec.shape[1:])
         if len(want) != 3 or any(

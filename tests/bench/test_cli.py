@@ -6,6 +6,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from vcompress.bench import bundle, cli, job
 from vcompress.bench.compare import CompareBudget
-from vcompress.bench.data import open_dataset
+from vcompress.bench.data import Dataset, open_dataset
 from vcompress.bench.measure import Budget
 
 QUICK = ["--threads", "1", "--seconds", "0.1", "--no-cold-start"]
@@ -149,10 +150,12 @@ def test_a_flag_that_argparse_refuses_has_status_two(flag: str) -> None:
     assert caught.value.code == 2
 
 
-def make_bundle(model: Path, folder: Path, labels: tuple[str, ...]) -> Path:
-    dataset = open_dataset("digits")
+def make_bundle(
+    model: Path, folder: Path, labels: tuple[str, ...], dataset: Dataset | None = None
+) -> Path:
+    dataset = dataset or open_dataset("digits")
     with bundle.create(
-        folder, input=bundle.InputSpec("x", (3, 32, 32)), preprocess=dataset.default_preprocess,
+        folder, input=bundle.InputSpec("x", (3, 32, 32)), preprocess=bundle.Preprocess((32, 32)),
         labels=labels, data=dataset.record(), history=(),
     ) as staging:  # fmt: skip
         (staging / "model.onnx").write_bytes(model.read_bytes())
@@ -197,22 +200,43 @@ def test_free_height_and_width_take_the_bundles_shape(
     assert run(capsys, folder, *QUICK[:-1], "--no-accuracy")[0] == 0
 
 
+def colours(folder: Path) -> Path:
+    """Ten class folders with five images in each."""
+    for kind in range(10):
+        (folder / str(kind)).mkdir(parents=True)
+        for i in range(5):
+            pixels = np.full((8, 8, 3), (20 * i, 20 * kind, 0), np.uint8)
+            Image.fromarray(pixels).save(folder / str(kind) / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("on_bad_image", ["skip", "fail"])
+def test_an_image_that_training_would_skip_is_skipped_here(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    on_bad_image: Literal["skip", "fail"],
+) -> None:  # fmt: skip
+    images = colours(tmp_path / "images")
+    dataset = open_dataset(str(images), on_bad_image=on_bad_image)
+    bad = sorted(images.rglob("*.png"))[dataset.splits["test"][0]]
+    bad.write_bytes(bytes(bad.stat().st_size))  # the same size: the data set is the same
+    folder = make_bundle(models / "classifier.onnx", tmp_path / "b", dataset.classes, dataset)
+    status, out, err = run(capsys, folder, *QUICK, "--json", tmp_path / "r.json")
+    if on_bad_image == "fail":
+        assert status == 2
+        assert f"{bad.name}: cannot be read as an image" in " ".join(err.split())
+        return
+    assert status == 0
+    assert "1 of the images could not be read and were left out" in " ".join(out.split())
+    accuracy = json.loads((tmp_path / "r.json").read_text())["models"][0]["accuracy"]
+    assert accuracy["n"] == len(dataset.splits["test"]) - 1
+
+
 def test_recorded_data_that_is_gone_is_noted_and_not_an_error(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = tmp_path / "images"
-    for kind in range(10):
-        (images / str(kind)).mkdir(parents=True)
-        for i in range(5):
-            pixels = np.full((8, 8, 3), (20 * i, 20 * kind, 0), np.uint8)
-            Image.fromarray(pixels).save(images / str(kind) / f"{i}.png")
+    images = colours(tmp_path / "images")
     dataset = open_dataset(str(images))
-    with bundle.create(
-        tmp_path / "b", input=bundle.InputSpec("x", (3, 32, 32)),
-        preprocess=bundle.Preprocess(size=(32, 32)), labels=dataset.classes,
-        data=dataset.record(), history=(),
-    ) as staging:  # fmt: skip
-        (staging / "model.onnx").write_bytes((models / "classifier.onnx").read_bytes())
+    make_bundle(models / "classifier.onnx", tmp_path / "b", dataset.classes, dataset)
     status, out, _ = run(capsys, tmp_path / "b", *QUICK)
     assert status == 0
     assert "top-1" in out
