@@ -159,7 +159,7 @@ def compare(
             if beyond:
                 wrong.append(f"another best class in {beyond} place(s) that were clear")
     sqnr = None if error == 0 else _decibels(signal, error)
-    if sqnr is not None and sqnr < limit:
+    if sqnr is not None and not sqnr >= limit:  # NaN, of a recorded infinity, agrees with nothing
         wrong.insert(0, f"{sqnr:.1f} dB; at least {limit:g} dB is expected")
     top1 = min(agreements) if agreements else None
     summary = "equal to the bit" if error == 0 else f"{sqnr:.1f} dB"

@@ -13,12 +13,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from .bundle import MODEL, Bundle, sha256
 from .cuda import Cuda
 from .engine import Settings, build_engine
-from .engine.library import libraries
+from .engine.library import libraries, package_of
+from .engine.settings import Flavour
 from .errors import EnvironmentLacks, UserError
 
 
@@ -92,15 +93,16 @@ def engine_for(
     here = here or look()
     if record is not None and settings is None and fits(record, here):
         return bundle.file(str(name))
-    onnx = bundle.file(MODEL if record is None else record["onnx"])
+    source = MODEL if record is None else record["onnx"]
+    onnx = bundle.file(source)
     asked = settings or (
         Settings() if record is None else Settings.from_json(record["build"]["settings"])
     )
     asked = replace(asked, flavour=_flavour(asked, here), sm=())
     if asked.flavour == "tensorrt-rtx":  # said openly: a build without it skips hardware checks
         asked = replace(asked, sm=(here.sm,))
-    digest = sha256(onnx)
-    target = (cache or default_cache()) / f"{key(digest, here, asked)}.engine"
+    name_in_cache = key(bundle.files[source].sha256, here, asked)
+    target = (cache or default_cache()) / f"{name_in_cache}.engine"
     if not _whole(target):
         report = build_engine(onnx, target, asked)
         body = {**report.to_json(), "sha256": sha256(target)}
@@ -110,7 +112,7 @@ def engine_for(
 
 def key(onnx_sha256: str, here: Here, settings: Settings) -> str:
     """The name of a built engine: it changes with anything that changes the engine."""
-    package = str(settings.flavour).replace("-", "_")
+    package = package_of(str(settings.flavour))
     facts = {
         "onnx": onnx_sha256,
         "gpu": here.gpu,
@@ -122,25 +124,23 @@ def key(onnx_sha256: str, here: Here, settings: Settings) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _flavour(settings: Settings, here: Here) -> Any:
+def _flavour(settings: Settings, here: Here) -> Flavour:
     """The library that built it where it is installed, else the one that is."""
-    known = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
-    present = [flavour for package, flavour in known.items() if package in here.versions]
+    known: tuple[Flavour, ...] = get_args(Flavour)
+    present = [flavour for flavour in known if package_of(flavour) in here.versions]
     if not present:
         raise EnvironmentLacks("There is no TensorRT here: pip install 'tensorrt>=10.13'.")
-    return settings.flavour if settings.flavour in present else present[0]
+    return next((flavour for flavour in present if flavour == settings.flavour), present[0])
 
 
 def _record(bundle: Bundle, name: str) -> dict[str, Any]:
-    stem, dot, _ = name.rpartition(".engine")
-    file = bundle.file(f"{stem}.json") if dot else None
+    beside = Path(name).with_suffix(".json").as_posix()
     try:
-        assert file is not None
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(bundle.file(beside).read_text(encoding="utf-8"))
         build = found["build"]
         good = all(isinstance(build[k], str) for k in ("library", "version", "gpu", "onnx_sha256"))
         good = good and isinstance(build["settings"]["sm"], list) and isinstance(found["onnx"], str)
-    except (AssertionError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"{bundle.path}: {name} has no record that vcompress wrote beside it.")

@@ -177,15 +177,18 @@ def _golden(bundle: Bundle, runtimes: Sequence[str], timeout_s: float) -> Iterat
     if MODEL not in bundle.files or GOLDEN not in bundle.files:
         return
 
+    precisions: dict[str, str] = {}
+
     def run(runtime: str, device: str, file: str) -> Found:
         source, batch = (MODEL, None) if file == MODEL else _source(bundle, file)
         try:
-            precision = precision_of(bundle.plain_file(source))
+            if source not in precisions:
+                precisions[source] = precision_of(bundle.plain_file(source))
         except UserError as error:
             return Found(runtime, device, file, "fails", str(error))
         return check(
             bundle.plain_file(file), bundle.plain_file(GOLDEN), runtime=runtime, device=device,
-            task=bundle.task, precision=precision, batch=batch, timeout_s=timeout_s,
+            task=bundle.task, precision=precisions[source], batch=batch, timeout_s=timeout_s,
         )  # fmt: skip
 
     for name in wanted:
@@ -203,7 +206,7 @@ def _source(bundle: Bundle, engine: str) -> tuple[str, tuple[int, int] | None]:
     beside it, where there is one."""
     import json
 
-    beside = str(Path(engine).with_suffix(".json"))
+    beside = Path(engine).with_suffix(".json").as_posix()
     if beside not in bundle.files:
         return MODEL, None
     try:

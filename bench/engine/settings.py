@@ -84,10 +84,16 @@ class Settings:
         """
         from ..config import from_mapping
 
-        shapes = {
-            name: tuple(tuple(shape) for shape in three)
-            for name, three in data.get("shapes", {}).items()
-        }
+        try:
+            shapes = {
+                name: tuple(tuple(shape) for shape in three)
+                for name, three in data.get("shapes", {}).items()
+            }
+        except (AttributeError, TypeError):
+            raise UserError(
+                f"engine settings: shapes = {str(data['shapes'])[:80]}, expected three shapes for "
+                "each input."
+            ) from None
         body = {**data, "timeout_s": timeout_s, "shapes": shapes}
         return from_mapping(cls, body, "engine settings")
 

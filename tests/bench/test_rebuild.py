@@ -154,6 +154,17 @@ def test_an_engine_with_no_record_is_refused(tmp_path: Path, built: list[Setting
     assert built == []
 
 
+@pytest.mark.parametrize("shapes", [[1], {"x": 5}, {"x": [1, 2, 3]}])
+def test_a_record_with_settings_that_are_none_is_refused(
+    tmp_path: Path, built: list[Settings], shapes: Any
+) -> None:
+    body = record("tensorrt", "10.13.3", "NVIDIA L4, SM 89", ())
+    body["build"]["settings"]["shapes"] = shapes
+    with pytest.raises(UserError, match="engine settings: shapes"):
+        engine_for(make(tmp_path / "b", body), NAME, here=L4, cache=tmp_path / "c")
+    assert built == []
+
+
 def test_an_engine_in_a_bundle_knows_its_bundle(tmp_path: Path) -> None:
     bundle = make(tmp_path / "b", record("tensorrt", "11.4.0", "NVIDIA L4, SM 89", ()))
     found = find_bundle(bundle.path / NAME)

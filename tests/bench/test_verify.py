@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -109,8 +110,9 @@ def test_a_bundle_of_before_says_that_its_manifest_is_not_protected(
 
 
 def test_a_signature_is_checked_with_a_key_and_mentioned_without(
-    whole_bundle: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    whole_bundle: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     pytest.importorskip("cryptography")
     public, name = make_keys(tmp_path / "k.pem")
     other, _ = make_keys(tmp_path / "o.pem")
@@ -122,8 +124,15 @@ def test_a_signature_is_checked_with_a_key_and_mentioned_without(
     with pytest.raises(DoesNotVerify, match="signed by the key"):
         check(archive, golden=False, key=other)
     assert check(tmp_path / "b", golden=False, key=public).problems[0].endswith("--sign KEY.pem")
-    with pytest.raises(UserError, match="no such key"):
-        check(tmp_path / "b", golden=False, key=tmp_path / "nothing")
+    for path in (archive, tmp_path / "b"):
+        assert main([str(path), "--no-golden", "--key", str(tmp_path / "nothing")]) == 2
+        assert "no such key" in capsys.readouterr().err
+    # The name of the key is the beginning of the bundle's.
+    shutil.copytree(tmp_path / "b", tmp_path / "k.pub.pem, a bundle")
+    with pytest.raises(DoesNotVerify):
+        verify.show(
+            tmp_path / "k.pub.pem, a bundle", key=public, golden=False, runtimes=(), timeout_s=1
+        )
     monkeypatch.setitem(sys.modules, "cryptography", None)
     for path in (archive, tmp_path / "b"):
         with pytest.raises(EnvironmentLacks, match="signatures need the package cryptography"):
@@ -322,6 +331,9 @@ def test_other_shapes_values_that_are_not_finite_and_other_indices_are_differenc
     assert compare(indices, {"k": np.arange(8)}, limit=80, task="x")["state"] == "agrees"
     found = compare(indices, {"k": np.zeros(8)}, limit=80, task="x")
     assert found["message"] == "only 12% of k is as recorded"
+    endless = {"y": np.array([[np.inf, 1.0]])}
+    found = compare(endless, {"y": np.array([[2.0, 1.0]])}, limit=20, task="x")
+    assert found["state"] == "differs"
     nothing = {"y": np.zeros((2, 3))}
     assert compare(nothing, {"y": np.ones((2, 3))}, limit=20, task="x")["state"] == "differs"
 
