@@ -16,6 +16,8 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+_MOST_PIXELS = 2**28
+"""Of a resized image, as much as a network of the largest size takes."""
 
 
 def apply(preprocess: Preprocess, image: Image.Image) -> npt.NDArray[np.float32]:
@@ -32,7 +34,11 @@ def apply(preprocess: Preprocess, image: Image.Image) -> npt.NDArray[np.float32]
 
 
 def crop(preprocess: Preprocess, image: Image.Image) -> Image.Image:
-    """Resize and centre-crop, still 8-bit."""
+    """Resize and centre-crop, still 8-bit.
+
+    Raises:
+        UserError: an image so much longer than wide that resizing it would take all memory.
+    """
     height, width = preprocess.size
     resample = _FILTERS[preprocess.interpolation]
     if preprocess.resize is None:
@@ -44,6 +50,11 @@ def crop(preprocess: Preprocess, image: Image.Image) -> Image.Image:
         preprocess.resize if side == short else int(preprocess.resize * side / short)
         for side in image.size
     ]
+    if scaled[0] * scaled[1] > _MOST_PIXELS:
+        raise UserError(
+            f"An image of {image.width}x{image.height} pixels would be resized to "
+            f"{scaled[0]}x{scaled[1]} before the crop. Cut it to a usual shape, or remove it."
+        )
     image = image.resize((scaled[0], scaled[1]), resample)
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
     return image.crop((left, top, left + width, top + height))

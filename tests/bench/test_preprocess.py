@@ -166,3 +166,10 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     with pytest.raises(UserError, match=r"bomb\.png: .*decompression bomb"):
         read_image(tmp_path / "bomb.png")
+
+
+def test_a_line_of_pixels_is_refused_and_not_resized_to_gigabytes() -> None:
+    image = Image.new("RGB", (65_535, 1))
+    with pytest.raises(UserError, match="65535x1 pixels would be resized to 16776960x256"):
+        apply(Preprocess(size=(224, 224), resize=256), image)
+    assert apply(Preprocess(size=(8, 8)), image).shape == (3, 8, 8)
