@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from torch import fx, nn
 
-from .graph import activations_of, head, kind, leaf, source
-from .targets import Keep, Plan
+from .graph import activations_of, kind, leaf, source
+from .targets import Keep, Plan, place_inputs
 from .trace import shape
 
 UNSIGNED = False
@@ -21,27 +21,7 @@ REPEAT = False
 
 def place(nodes: Sequence[fx.Node], keep: Keep) -> Plan:
     """See the module's text; `nodes` in order of execution."""
-    plan = Plan()
-    depth: dict[fx.Node, int] = {}
-    for node in nodes:
-        depth[node] = 1 + max((depth[n] for n in node.all_input_nodes), default=0)
-        what = kind(node)
-        if what not in ("conv", "conv_transpose", "linear", "matmul", "add"):
-            continue
-        reason = keep(node) or _why_not(node, what)
-        if reason is not None:
-            plan.keep(node, what, reason)
-        elif what == "add":
-            _shortcut(node, plan, depth)
-        else:
-            if what != "matmul":
-                plan.weights.append(node)
-            for made_by in activations_of(node):
-                plan.quantise(source(made_by))
-    for node in nodes:
-        if node in plan.activations and kind(node) == "cat":
-            plan.share([node, *(source(n) for n in activations_of(node))])
-    return plan
+    return place_inputs(nodes, lambda node: keep(node) or _why_not(node, kind(node)))
 
 
 def _why_not(node: fx.Node, what: str) -> str | None:
@@ -73,14 +53,3 @@ def _after_global_pool(node: fx.Node) -> bool:
     while kind(before) in ("conv", "linear", "bn", "relu", "relu6", "activation", "gate"):
         before = source(activations_of(before)[0])
     return kind(before) == "global_pool"
-
-
-def _shortcut(node: fx.Node, plan: Plan, depth: dict[fx.Node, int]) -> None:
-    inputs = [source(n) for n in activations_of(node)]
-    if len(inputs) != 2 or len(shape(node) or ()) != 4:
-        return
-    convolved = [n for n in inputs if head(n) in plan.weights and kind(n) in ("conv", "bn")]
-    if not convolved:
-        return
-    others = [n for n in inputs if n not in convolved]
-    plan.quantise(others[0] if others else min(inputs, key=lambda n: depth[n]))

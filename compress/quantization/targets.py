@@ -17,7 +17,8 @@ from torch import fx
 
 from vcompress.bench.errors import UserError, nearest
 
-from .graph import qualified_name
+from .graph import activations_of, head, kind, qualified_name, source
+from .trace import shape
 
 
 @dataclass
@@ -51,6 +52,47 @@ class Plan:
 
 Keep = Callable[[fx.Node], str | None]
 """Why the caller wants a node in floating point; None where it does not."""
+
+
+def place_inputs(nodes: Sequence[fx.Node], keep: Keep) -> Plan:
+    """Quantise the inputs of layers and matrix products, and of a residual addition the shortcut.
+
+    What targets have in common that fuse the next rounding into a layer by themselves. The tensors
+    of a concatenation share one step.
+    """
+    plan = Plan()
+    depth: dict[fx.Node, int] = {}
+    for node in nodes:
+        depth[node] = 1 + max((depth[n] for n in node.all_input_nodes), default=0)
+        what = kind(node)
+        if what not in ("conv", "conv_transpose", "linear", "matmul", "add"):
+            continue
+        reason = keep(node)
+        if reason is not None:
+            plan.keep(node, what, reason)
+        elif what == "add":
+            _place_shortcut(node, plan, depth)
+        else:
+            if what != "matmul":
+                plan.weights.append(node)
+            for made_by in activations_of(node):
+                plan.quantise(source(made_by))
+    for node in nodes:
+        if node in plan.activations and kind(node) == "cat":
+            plan.share([node, *(source(n) for n in activations_of(node))])
+    return plan
+
+
+def _place_shortcut(node: fx.Node, plan: Plan, depth: dict[fx.Node, int]) -> None:
+    """Quantise the branch that does not end in a layer; the earlier one where both do."""
+    inputs = [source(n) for n in activations_of(node)]
+    if len(inputs) != 2 or len(shape(node) or ()) != 4:
+        return
+    convolved = [n for n in inputs if head(n) in plan.weights and kind(n) in ("conv", "bn")]
+    if not convolved:
+        return
+    others = [n for n in inputs if n not in convolved]
+    plan.quantise(others[0] if others else min(inputs, key=lambda n: depth[n]))
 
 
 class Target(Protocol):
