@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -34,8 +35,10 @@ class Observer:
                 f"(smallest {low}, largest {high}). Check the calibration images and the weights."
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
-        # An odd stride does not fall in step with the (even) sizes of rows and channels.
-        stride = max(1, flat.numel() // PER_BATCH) | 1
+        # With a factor in common, the stride would see the same places of rows and channels only.
+        stride = max(1, flat.numel() // PER_BATCH)
+        while math.gcd(stride, flat.numel()) > 1:
+            stride += 1
         self.samples.append(flat[::stride].float().cpu())
 
     def values(self) -> Tensor:
