@@ -194,10 +194,16 @@ PASSES_ON = frozenset({"reshape", "maxpool", "identity"})
 
 
 def source(node: fx.Node) -> fx.Node:
-    """The node that made the values of a tensor, before they were only moved."""
+    """The node that made the values of a tensor, before they were only moved.
+
+    Of a module that makes several tensors, that which takes one of them.
+    """
+    found = node
     while kind(node) in PASSES_ON and tensor_inputs(node):
         node = tensor_inputs(node)[0]
-    return node
+        if shape(node) is not None:
+            found = node
+    return found
 
 
 def tail(node: fx.Node) -> fx.Node:
@@ -228,5 +234,9 @@ def is_leaf_of_output(node: fx.Node) -> bool:
 
 
 def qualified_name(node: fx.Node) -> str:
-    """The module's path where a node calls one, its own name otherwise."""
-    return str(node.target) if node.op == "call_module" else node.name
+    """The path of the module that a node calls; of others the path of the module whose forward
+    pass they belong to, and their own name."""
+    if node.op == "call_module":
+        return str(node.target)
+    around = list(node.meta.get("nn_module_stack", {}).values())
+    return f"{around[-1][0]}.{node.name}" if around and around[-1][0] else node.name

@@ -293,6 +293,7 @@ def _describe(
         for n in nodes
         if repeat
         and kind(n) in ("reshape", "maxpool")
+        and source(n) is not n
         and source(n) in plan.activations
         and shape(n) is not None
     ]

@@ -18,6 +18,10 @@ from .trace import shape
 
 UNSIGNED = True
 REPEAT = True
+_IN_INT8 = frozenset({
+    "conv", "linear", "conv_transpose", "matmul", "add", "mul", "cat", "avgpool", "global_pool",
+})  # fmt: skip
+"""Operations that there is something to decide about."""
 
 
 def place(nodes: Sequence[fx.Node], keep: Keep) -> Plan:
@@ -25,6 +29,8 @@ def place(nodes: Sequence[fx.Node], keep: Keep) -> Plan:
     plan = Plan()
     for node in nodes:
         what = kind(node)
+        if what not in _IN_INT8:
+            continue
         reason = keep(node)
         if reason is not None:
             plan.keep(node, what, reason)
@@ -35,7 +41,7 @@ def place(nodes: Sequence[fx.Node], keep: Keep) -> Plan:
                 plan.quantise(tail(node))
         elif what in ("conv_transpose", "matmul"):
             plan.keep(node, what, "ONNX Runtime has no gain from int8 for it on the CPU")
-        elif what in ("add", "mul", "cat", "avgpool", "global_pool"):
+        else:
             _place_between(node, what, plan)
     return plan
 

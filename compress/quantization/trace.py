@@ -13,11 +13,15 @@ from torch.fx.passes.shape_prop import ShapeProp
 from vcompress.bench.errors import UserError
 
 
+class _OtherAttention(Exception):
+    """What `SelfAttention` does not compute."""
+
+
 class SelfAttention(nn.Module):
     """`nn.MultiheadAttention` with its matrix products in the open; the same keys.
 
     Only what vision transformers use: query, key and value are one tensor [B, N, D] (batch
-    first) and no mask.
+    first) and no mask. Anything else stops the tracer, and the module is left whole.
     """
 
     def __init__(self, source: nn.MultiheadAttention) -> None:
@@ -28,8 +32,14 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(source.dropout)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, **unused: Any
-    ) -> tuple[Tensor, None]:
+        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+        need_weights: bool = True, attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True, is_causal: bool = False,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        if key is not query or value is not query:
+            raise _OtherAttention("attention between several tensors")
+        if key_padding_mask is not None or attn_mask is not None or is_causal:
+            raise _OtherAttention("attention under a mask")
         q, k, v = nn.functional.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
         heads = (self.num_heads, self.head_dim)
         q = torch.unflatten(q * self.head_dim**-0.5, -1, heads).transpose(1, 2)
@@ -39,12 +49,13 @@ class SelfAttention(nn.Module):
         return self.out_proj(torch.matmul(weights, v).transpose(1, 2).flatten(2, 3)), None
 
 
-def _open_attention(model: nn.Module) -> None:
+def _open_attention(model: nn.Module, leaves: frozenset[str]) -> None:
     """Replace the attention modules that `SelfAttention` can stand for."""
-    for parent in list(model.modules()):
+    for path, parent in list(model.named_modules()):
         for name, child in list(parent.named_children()):
             if (
                 type(child) is nn.MultiheadAttention
+                and (f"{path}.{name}" if path else name) not in leaves
                 and child._qkv_same_embed_dim
                 and child.batch_first
                 and child.bias_k is None
@@ -186,16 +197,14 @@ def trace(model: nn.Module, leaves: frozenset[str] = frozenset()) -> fx.GraphMod
     model = copy.deepcopy(model)
     training = model.training
     model.eval()
-    _open_attention(model)
+    _open_attention(model, leaves)
     _open_same_padding(model)
     tracer = _Tracer(leaves)
     try:
         graph = fx.GraphModule(model, tracer.trace(model))
     except Exception as error:
         raise Untraceable(
-            f"{type(model).__name__} cannot be traced: {_culprit(error)} ({error}). "
-            "The forward pass branches on a value or a shape; move that into a submodule of its "
-            "own or replace it by an operation on tensors.",
+            f"{type(model).__name__} cannot be traced: {_culprit(error)} ({error}). {_cure(error)}",
             tracer.stopped,
         ) from error
     _without_side_effects(graph)
@@ -205,6 +214,15 @@ def trace(model: nn.Module, leaves: frozenset[str] = frozenset()) -> fx.GraphMod
     graph.recompile()
     graph.train(training)
     return graph
+
+
+def _cure(error: BaseException) -> str:
+    if isinstance(error, _OtherAttention):
+        return "Only attention of one tensor to itself, without a mask, is quantised inside."
+    return (
+        "The forward pass branches on a value or a shape; move that into a submodule of its own or "
+        "replace it by an operation on tensors."
+    )
 
 
 def _culprit(error: BaseException) -> str:
