@@ -12,6 +12,7 @@ from vcompress.bench.errors import UserError
 from . import quantization
 from .data import Data
 from .flow import open_recorded
+from .quantization.ptq import Scheme, quantised
 from .sensitivity import LayerSensitivity, sensitivity
 from .store import load_network
 
@@ -34,6 +35,6 @@ def rank_layers(
     if quantization.is_quantized(model):
         raise UserError(f"{path} is quantised already; give the float bundle it was made from.")
     data = Data(dataset, bundle.preprocess)
-    prepared = quantization.prepare(model, data.example, target=target)
-    quantization.calibrate(prepared, torch.split(data.images("train", CALIBRATION_IMAGES), 64))
-    return sensitivity(prepared, list(data.loader("val", 64)))
+    calibration = torch.split(data.images("train", CALIBRATION_IMAGES), 64)
+    made = quantised(model, data.example, calibration, Scheme(target))
+    return sensitivity(made, list(data.loader("val", 64)))

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, fx, nn
 
 from vcompress.bench.errors import UserError
+from vcompress.export import parity
 
 from . import quantization
+from .quantization.graph import leaf, qualified_name
+from .quantization.ptq import Scheme, quantised
 from .quantization.quantizers import ActivationQuantizer, WeightQuantizer, weight_of
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 """(images [B, C, H, W], labels [B]) of one split, small enough to stay in memory."""
+Logits = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -51,20 +56,15 @@ def sensitivity(model: nn.Module, batches: Batches) -> list[LayerSensitivity]:
         UserError: the model is not quantised or there are no images.
     """
     quantization.placement(model)
-    groups = dict(_layers(model))
-    with _evaluation(model), _only(model, ()):
+    with _only(model, ()):
         reference = _logits(model, batches)
-        labels = torch.cat([labels for _, labels in batches])
-        best = _accuracy(reference, labels)
-        found = []
-        for name, members in groups.items():
-            with _only(model, members):
-                logits = _logits(model, batches)
-            found.append(
-                LayerSensitivity(
-                    name, _sqnr_db(reference, logits), best - _accuracy(logits, labels)
-                )
-            )
+    best = _accuracy(reference, batches)
+    found = []
+    for name, members in dict(_layers(model)).items():
+        with _only(model, members):
+            logits = _logits(model, batches)
+        sqnr_db = parity.compare(reference, logits).sqnr_db
+        found.append(LayerSensitivity(name, sqnr_db, best - _accuracy(logits, batches)))
     return sorted(found, key=lambda s: s.sqnr_db)
 
 
@@ -73,38 +73,26 @@ def choose_keep_float(
     example: Tensor,
     calibration: Sequence[Tensor],
     batches: Batches,
+    scheme: Scheme,
     *,
-    target: str,
     max_drop: float,
-    observer: str = "mse",
-    weight_bits: int = 8,
-    keep_float: tuple[str, ...] = (),
 ) -> KeepFloat:
     """The fewest layers of the ranking to keep in float, so that PTQ loses at most `max_drop`.
 
-    The worst layers are kept, 1, 2, 4, ... of them until the budget holds, then bisected. `batches`
-    should be the validation split, never the test split.
+    The worst layers are kept, 1, 2, 4, ... of them until the budget holds, then bisected; those
+    that `scheme` keeps come on top. `batches` should be the validation split, never the test split.
 
     Args:
+        example: [1, C, H, W], to learn the shapes.
+        calibration: batches [B, C, H, W] that set the ranges.
         max_drop: points of accuracy, 0.5 means from 90.0 % to 89.5 %.
     """
-
-    def quantised(kept: tuple[str, ...]) -> nn.Module:
-        prepared = quantization.prepare(
-            model, example, target=target, weight_bits=weight_bits, keep_float=(*keep_float, *kept)
-        )
-        quantization.calibrate(prepared, calibration, observer)
-        return prepared
-
-    labels = torch.cat([labels for _, labels in batches])
-    with _evaluation(model):
-        best = _accuracy(_logits(model, batches), labels)
+    best = _accuracy(_logits(model, batches), batches)
 
     def drop(network: nn.Module) -> float:
-        with _evaluation(network):
-            return best - _accuracy(_logits(network, batches), labels)
+        return best - _accuracy(_logits(network, batches), batches)
 
-    everything = quantised(())
+    everything = quantised(model, example, calibration, scheme)
     whole = drop(everything)
     if whole <= max_drop:
         return KeepFloat((), whole, whole, True)
@@ -114,7 +102,8 @@ def choose_keep_float(
 
     def tried_drop(count: int) -> float:
         if count not in tried:
-            tried[count] = drop(quantised(tuple(ranking[:count])))
+            kept = replace(scheme, keep_float=(*scheme.keep_float, *ranking[:count]))
+            tried[count] = drop(quantised(model, example, calibration, kept))
         return tried[count]
 
     enough = next((n for n in (*_doubling(most), most) if tried_drop(n) <= max_drop), None)
@@ -141,29 +130,38 @@ def _doubling(most: int) -> Iterator[int]:
 def _layers(model: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
     """Layer -> the quantisers of its weight and of its input."""
     for path, graph in model.named_modules():
-        if isinstance(graph, fx.GraphModule):
-            yield from _layers_of(graph, f"{path}." if path else "")
+        if not isinstance(graph, fx.GraphModule):
+            continue
+        wrapped = quantization.placement(graph).get("wrapped", False)
+        for node in graph.graph.nodes:
+            weight = _weight_quantizer(node)
+            if weight is None:
+                continue
+            inner = "" if wrapped else qualified_name(node)
+            name = ".".join(filter(None, (path, inner))) or node.name
+            rounding = _input_quantizer(node)
+            yield name, [weight] if rounding is None else [weight, rounding]
 
 
-def _layers_of(model: fx.GraphModule, prefix: str) -> Iterator[tuple[str, list[nn.Module]]]:
-    for node in model.graph.nodes:
-        if node.op != "call_module":
-            continue
-        module = model.get_submodule(str(node.target))
-        found = weight_of(module)
-        if found is None:
-            continue
-        before: Any = node.all_input_nodes[0]
-        while before.all_input_nodes:
-            rounding = (
-                model.get_submodule(str(before.target)) if before.op == "call_module" else None
-            )
-            if isinstance(rounding, ActivationQuantizer):
-                yield prefix + str(node.target), [found[1], rounding]
-                break
-            before = before.all_input_nodes[0]
-        else:
-            yield prefix + str(node.target), [found[1]]
+def _weight_quantizer(node: fx.Node) -> WeightQuantizer | None:
+    """Of a layer, or of a function whose weight is a parameter of the graph."""
+    module = leaf(node)
+    found = None if module is None else weight_of(module)
+    if found is not None:
+        return found[1]
+    inputs = [leaf(read) for read in node.all_input_nodes]
+    return next((m for m in inputs if isinstance(m, WeightQuantizer)), None)
+
+
+def _input_quantizer(node: fx.Node) -> ActivationQuantizer | None:
+    """The nearest rounding before the first input of a node."""
+    before: Any = node.all_input_nodes[0]
+    while before.all_input_nodes:
+        module = leaf(before)
+        if isinstance(module, ActivationQuantizer):
+            return module
+        before = before.all_input_nodes[0]
+    return None
 
 
 @contextmanager
@@ -183,31 +181,13 @@ def _only(model: nn.Module, members: Iterable[nn.Module]) -> Iterator[None]:
             module.enabled = enabled
 
 
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def _logits(model: nn.Module, batches: Batches) -> Tensor:
+def _logits(model: nn.Module, batches: Batches) -> Logits:
     if not batches:
         raise UserError("sensitivity needs images: the split is empty.")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        return torch.cat([model(images.to(device)).cpu() for images, _ in batches])
+    return np.concatenate([parity.run_torch(model, images) for images, _ in batches])
 
 
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
+def _accuracy(logits: Logits, batches: Batches) -> float:
     """Top-1 in percent."""
-    return 100.0 * float((logits.argmax(1) == labels).float().mean())
-
-
-def _sqnr_db(reference: Tensor, other: Tensor) -> float:
-    error = float((reference - other).double().square().sum())
-    if error == 0:
-        return float("inf")
-    return 10 * float(torch.log10(reference.double().square().sum() / error))
+    labels = np.concatenate([labels.numpy() for _, labels in batches])
+    return 100.0 * float((logits.argmax(1) == labels).mean())

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, fx, nn
+
+from vcompress.bench.errors import UserError
+from vcompress.export import parity
 
 from .adaround import adaround
 from .bias_correction import correct_bias
-from .calibration import calibrate
 from .equalize import equalize
-from .placement import prepare
+from .ptq import Scheme, quantised
 
 Choice = Literal["auto", "on", "off"]
 GAIN_DB = 0.1
@@ -33,49 +34,52 @@ class Repairs:
     adaround: Choice = "auto"
 
 
-def calibrated(
+def repaired(
     model: nn.Module,
     example: Tensor,
     calibration: Sequence[Tensor],
     held_out: Tensor,
-    *,
-    target: str,
+    scheme: Scheme,
     repairs: Repairs,
-    observer: str = "mse",
-    weight_bits: int = 8,
-    keep_float: tuple[str, ...] = (),
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A calibrated copy of `model`, and what was repaired with the SQNR before and after.
 
     Args:
+        example: [1, C, H, W], to learn the shapes.
         calibration: batches [B, C, H, W] that set ranges and repairs.
         held_out: [N, C, H, W], other images: `auto` judges on them.
+
+    Raises:
+        UserError: a repair that is `on` for a network that is quantised in parts, or what
+            `prepare` and `calibrate` refuse.
     """
+    reference = parity.run_torch(model, held_out)
 
-    def quantised(network: nn.Module) -> nn.Module:
-        prepared = prepare(
-            network, example, target=target, weight_bits=weight_bits, keep_float=keep_float
-        )
-        calibrate(prepared, calibration, observer)
-        return prepared
+    def sqnr_db(network: nn.Module) -> float:
+        return parity.compare(reference, parity.run_torch(network, held_out)).sqnr_db
 
-    reference = _logits(model, held_out)
-    best = quantised(model)
-    found: dict[str, Any] = {"sqnr_db_before": _sqnr_db(reference, _logits(best, held_out))}
-    level = found["sqnr_db_before"]
-    if not isinstance(best, fx.GraphModule):  # quantised in parts: repairs want one graph
+    best = quantised(model, example, calibration, scheme)
+    level = sqnr_db(best)
+    found: dict[str, Any] = {"sqnr_db_before": level, "sqnr_db": level}
+    if not isinstance(best, fx.GraphModule):
+        wanted = [name for name, choice in asdict(repairs).items() if choice == "on"]
+        if wanted:
+            raise UserError(
+                f"{', '.join(wanted)} = on: this network cannot be traced whole and is quantised "
+                "in parts, and a repair needs one graph. Leave it at auto, which skips it here."
+            )
         return best, found
     if repairs.equalize != "off":
         equal, moved = equalize(model, calibration)
         if moved:
-            tried = quantised(equal)
-            reached = _sqnr_db(reference, _logits(tried, held_out))
+            tried = quantised(equal, example, calibration, scheme)
+            reached = sqnr_db(tried)
             if repairs.equalize == "on" or reached > level + GAIN_DB:
                 best, level, found["equalized_layers"] = tried, reached, len(moved)
     assert isinstance(best, fx.GraphModule)
-    if repairs.adaround == "on" or (repairs.adaround == "auto" and weight_bits <= FEW_BITS):
+    if repairs.adaround == "on" or (repairs.adaround == "auto" and scheme.weight_bits <= FEW_BITS):
         errors = adaround(best, calibration)
-        level = _sqnr_db(reference, _logits(best, held_out))
+        level = sqnr_db(best)
         found["adaround"] = {
             "layers": len(errors),
             "error_nearest": sum(e.nearest for e in errors.values()) / max(1, len(errors)),
@@ -84,30 +88,8 @@ def calibrated(
     if repairs.correct_bias != "off":
         tried = copy.deepcopy(best)
         shifts = correct_bias(tried, calibration)
-        reached = _sqnr_db(reference, _logits(tried, held_out))
+        reached = sqnr_db(tried)
         if repairs.correct_bias == "on" or reached > level + GAIN_DB:
             best, level, found["corrected_layers"] = tried, reached, len(shifts)
     found["sqnr_db"] = level
     return best, found
-
-
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """[N, K, ...] on the CPU, in evaluation."""
-    training = model.training
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    model.eval()
-    parts = []
-    with torch.no_grad():
-        for batch in torch.split(images, 64):
-            out = model(batch.to(device))
-            if isinstance(out, dict):
-                out = out["out"] if "out" in out else next(iter(out.values()))
-            parts.append((out[0] if isinstance(out, (tuple, list)) else out).cpu())
-    model.train(training)
-    return torch.cat(parts)
-
-
-def _sqnr_db(reference: Tensor, other: Tensor) -> float:
-    error = float((reference - other).double().square().sum())
-    signal = float(reference.double().square().sum())
-    return 10 * float(torch.log10(torch.tensor(max(signal, 1e-300) / max(error, 1e-300))))

@@ -92,13 +92,15 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     bundle's history records and that can still be found), or from `model` itself.
     """
     import copy
+    from dataclasses import replace
 
     import torch
 
     from ..losses import from_teacher
     from ..progress import log
     from ..quantization import count_quantised, freeze_bn, placement
-    from ..quantization.repairs import Choice, Repairs, calibrated
+    from ..quantization.ptq import Scheme
+    from ..quantization.repairs import Choice, Repairs, repaired
     from ..sensitivity import choose_keep_float
     from ..train import fit
     from ..verdict import judge
@@ -106,27 +108,26 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     images = context.data.images("train", config.calibration_images)
     calibration = torch.split(images, 64)
     keep_float = tuple(name for name in config.keep_float if name != "auto")
+    scheme = Scheme(config.target, config.observer, config.weight_bits, keep_float)
     chosen: dict[str, Any] = {}
     if "auto" in config.keep_float:
         found = choose_keep_float(
-            model, context.data.example, calibration, list(context.data.loader("val", 64)),
-            target=config.target, max_drop=config.max_drop, observer=config.observer,
-            weight_bits=config.weight_bits, keep_float=keep_float,
+            model, context.data.example, calibration, list(context.data.loader("val", 64)), scheme,
+            max_drop=config.max_drop,
         )  # fmt: skip
-        keep_float += found.layers
+        scheme = replace(scheme, keep_float=(*keep_float, *found.layers))
         chosen = {"keep_float_auto": asdict(found)}
     # Training does what these two do, and better.
     later: Choice = "off" if config.method == "qat" else "auto"
-    quantised, repaired = calibrated(
-        model, context.data.example, calibration, context.data.images("val", HELD_OUT),
-        target=config.target, observer=config.observer, weight_bits=config.weight_bits,
-        keep_float=keep_float,
-        repairs=Repairs(
-            equalize=config.equalize,
-            correct_bias=later if config.correct_bias == "auto" else config.correct_bias,
-            adaround=later if config.adaround == "auto" else config.adaround,
-        ),
-    )  # fmt: skip
+    repairs = Repairs(
+        equalize=config.equalize,
+        correct_bias=later if config.correct_bias == "auto" else config.correct_bias,
+        adaround=later if config.adaround == "auto" else config.adaround,
+    )
+    held_out = context.data.images("val", HELD_OUT)
+    quantised, repairing = repaired(
+        model, context.data.example, calibration, held_out, scheme, repairs
+    )
     where = placement(quantised)
     layers, tensors = count_quantised(where)
     if not where.get("graph", True):
@@ -138,7 +139,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         "quantised_layers": layers,
         "quantised_tensors": tensors,
         "kept_float": where["float"],
-        "calibration": repaired,
+        "calibration": repairing,
         **chosen,
     }
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 from vcompress.compress import quantization as q
+from vcompress.compress.quantization.ptq import Scheme
 from vcompress.compress.sensitivity import choose_keep_float, sensitivity
 
 
@@ -54,8 +55,8 @@ def test_the_layer_that_suffers_comes_first(fragile: nn.Module) -> None:
 def test_a_budget_of_accuracy_keeps_the_fewest_layers_in_float(fragile: nn.Module) -> None:
     data = batches(fragile)
     found = choose_keep_float(
-        fragile, data[0][0][:1], [x for x, _ in data], data,
-        target="tensorrt", max_drop=1.0, observer="minmax",
+        fragile, data[0][0][:1], [x for x, _ in data], data, Scheme("tensorrt", "minmax"),
+        max_drop=1.0,
     )  # fmt: skip
     assert found.reached
     assert found.layers == ("2",)
@@ -65,10 +66,47 @@ def test_a_budget_of_accuracy_keeps_the_fewest_layers_in_float(fragile: nn.Modul
 def test_nothing_is_kept_where_the_budget_holds_anyway(fragile: nn.Module) -> None:
     data = batches(fragile)
     found = choose_keep_float(
-        fragile, data[0][0][:1], [x for x, _ in data], data, target="tensorrt", max_drop=100.0
+        fragile, data[0][0][:1], [x for x, _ in data], data, Scheme("tensorrt"), max_drop=100.0
     )
     assert found.layers == ()
     assert found.reached
+
+
+def test_every_layer_that_is_ranked_can_be_kept_in_float_by_its_name() -> None:
+    class Net(nn.Module):
+        """Attention, whose weight is a parameter, and a branch on a shape around it all."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 16, 1), nn.Linear(16, 16)
+            self.body = nn.Sequential(Tokens(), nn.Linear(16, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-1] < 4:
+                x = nn.functional.interpolate(x, size=4)
+            return self.head(self.body(self.stem(x))).mean(1)
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(2).transpose(1, 2)
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    torch.manual_seed(0)
+    model = Net().eval()
+    data = batches(model)
+    prepared = q.prepare(model, data[0][0][:1], target="tensorrt")
+    q.calibrate(prepared, [x for x, _ in data])
+    names = {s.layer for s in sensitivity(prepared, data)}
+    assert names == {
+        "stem", "body.0.attention.linear", "body.0.attention.out_proj", "body.1", "head",
+    }  # fmt: skip
+    for name in names:
+        kept = q.prepare(model, data[0][0][:1], target="tensorrt", keep_float=(name,))
+        assert q.count_quantised(q.placement(kept))[0] == len(names) - 1
 
 
 def test_an_empty_split_is_refused(fragile: nn.Module) -> None:

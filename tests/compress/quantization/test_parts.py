@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 from vcompress.compress import quantization as q
+from vcompress.compress.quantization.ptq import Scheme
+from vcompress.compress.quantization.repairs import Repairs, repaired
 from vcompress.compress.sensitivity import sensitivity
 from vcompress.export import parity, to_onnx
 
@@ -140,6 +142,16 @@ def test_a_pattern_keeps_a_part_in_floating_point() -> None:
     where = q.placement(prepared)
     assert q.count_quantised(where)[0] == 2
     assert {"name": "backbone.3", "operation": "conv", "reason": "asked for"} in where["float"]
+
+
+def test_a_repair_that_was_asked_for_is_refused_in_parts_and_auto_leaves_it() -> None:
+    torch.manual_seed(0)
+    x, scheme = images(), Scheme("onnxruntime")
+    made, found = repaired(Sized().eval(), x[:1], [x], x, scheme, Repairs())
+    assert q.count_quantised(q.placement(made))[0] == 3
+    assert found["sqnr_db"] == found["sqnr_db_before"] > 25
+    with pytest.raises(UserError, match=r"equalize, adaround = on: .*quantised in parts"):
+        repaired(Sized().eval(), x[:1], [x], x, scheme, Repairs(equalize="on", adaround="on"))
 
 
 def test_nothing_that_can_be_quantised_names_the_line_that_stopped_the_tracer() -> None:

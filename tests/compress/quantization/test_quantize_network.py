@@ -315,6 +315,58 @@ def test_attention_is_quantised_inside_and_equals_the_module_it_replaces() -> No
             assert sqnr_db(prepared(images()), q.to_export(prepared)(images())) > 40
 
 
+class Attend(nn.Module):
+    """Attention in one of the ways that `nn.MultiheadAttention` has."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.embed, self.other = nn.Conv2d(3, 32, 4, 4), nn.Conv2d(3, 32, 4, 4)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.head = nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        read = self.other(x).flatten(2).transpose(1, 2) if self.way == "cross" else tokens
+        mask = torch.triu(torch.ones(9, 9, dtype=torch.bool), 1) if self.way == "mask" else None
+        out = self.attention(tokens, read, read, need_weights=False, attn_mask=mask)[0]
+        return self.head(out).mean(1)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize(
+    ("way", "why"), [("cross", "between several tensors"), ("mask", "under a mask")]
+)
+def test_other_attention_than_of_a_tensor_to_itself_stays_whole(
+    way: str, why: str, target: str
+) -> None:
+    torch.manual_seed(0)
+    model = Attend(way).eval()
+    prepared = quantised(model, target)
+    where = q.placement(prepared)
+    reasons = {e["name"]: e["reason"] for e in where["float"]}
+    assert why in reasons["attention"]
+    again = q.restore(model, json.loads(json.dumps(where)))
+    again.load_state_dict(prepared.state_dict())
+    with torch.no_grad():
+        assert sqnr_db(model(images()), prepared(images())) > 35
+        assert torch.equal(again.eval()(images()), prepared(images()))
+        assert sqnr_db(prepared(images()), q.to_export(prepared)(images())) > 60
+
+
+def test_an_attention_that_is_asked_for_stays_in_floating_point_with_all_inside() -> None:
+    prepared = quantised(Attend("self").eval(), "tensorrt", keep_float=("attention",))
+    where = q.placement(prepared)
+    assert [w["layer"] for w in where["weights"]] == ["embed", "head"]
+    asked = {e["operation"] for e in where["float"] if e["reason"] == "asked for"}
+    assert asked == {"linear", "matmul"}
+
+
+def test_a_module_without_layers_may_be_asked_for(tiny: nn.Module) -> None:
+    where = q.placement(quantised(tiny, "tensorrt", keep_float=("pool", "stem.1")))
+    assert [w["layer"] for w in where["weights"]] == ["stem.0"]
+
+
 def test_dropout_is_alive_in_training_and_gone_in_the_export(tiny: nn.Module) -> None:
     class Functional(Tiny):
         def forward(self, x: Tensor) -> Tensor:
@@ -382,12 +434,13 @@ def broken() -> nn.Module:
 
 @pytest.mark.parametrize("count", [1, 32])
 def test_every_repair_lives_with_dead_channels_and_a_single_image(count: int) -> None:
-    from vcompress.compress.quantization.repairs import Repairs, calibrated
+    from vcompress.compress.quantization.ptq import Scheme
+    from vcompress.compress.quantization.repairs import Repairs, repaired
 
     model = broken()
-    made, found = calibrated(
-        model, images(1), [images(count)], images(8), target="onnxruntime", weight_bits=6,
-        repairs=Repairs("on", "on", "on"),
+    made, found = repaired(
+        model, images(1), [images(count)], images(8), Scheme("onnxruntime", weight_bits=6),
+        Repairs("on", "on", "on"),
     )  # fmt: skip
     with torch.no_grad():
         out = q.to_export(made)(images())
