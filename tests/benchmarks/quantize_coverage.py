@@ -22,6 +22,8 @@ from typing import Any
 LEAST_PX = {"inception_v3": 128, "maxvit_t": 224, "googlenet": 96, "alexnet": 96}
 LARGE_GMACS = 20.0
 """Networks of more work (one image of 224 px) are tried on a tenth of the images."""
+FEW = 100
+"""Images that are also run with the runtime's optimisations off, which takes the longest."""
 
 
 def names() -> list[str]:
@@ -122,7 +124,10 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "m.onnx"
         report = to_onnx.export(deployed, file, ("input", (3, size, size)), metadata={})
-        found = parity.check(deployed, file, images)
+        few = parity.check(deployed, file, images[:FEW])
+        reference = parity.run_torch(deployed, images)
+        shipped = parity.run_onnx(file, images.numpy(), optimised=True)[0]
+        found = parity.compare(reference, shipped)
         session_options = onnxruntime.SessionOptions()
         session_options.optimized_model_filepath = str(Path(folder) / "o.onnx")
         session_options.log_severity_level = 3
@@ -143,12 +148,12 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
         "int8_operators": sum(operators[k] for k in fused),
         "float_operators": sum(operators[k] for k in compute),
         "images": len(images),
-        "agreement": found.optimised.top1_agreement,
-        "sqnr_db": found.optimised.sqnr_db,
-        "plain_agreement": found.plain.top1_agreement,
-        "plain_sqnr_db": found.plain.sqnr_db,
-        "ok": found.ok,
-        "first": found.first_divergence,
+        "agreement": found.top1_agreement,
+        "sqnr_db": found.sqnr_db,
+        "plain_agreement": few.plain.top1_agreement,
+        "plain_sqnr_db": few.plain.sqnr_db,
+        "ok": few.ok,
+        "first": few.first_divergence,
         "size_mb": report.size_bytes / 1e6,
         "no_gradient": without,
         "seconds": time.perf_counter() - started,
@@ -170,7 +175,7 @@ def main() -> None:
         return
     lines = [
         "| network | layers int8 | kept float | int8 / float compute nodes in ONNX Runtime "
-        "| images | top-1 agreement | SQNR dB | optimisations off | MB | verdict | s |",
+        "| images | top-1 agreement | SQNR dB | 100 images, optimisations off | MB | verdict | s |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|",
     ]
     done = {}
