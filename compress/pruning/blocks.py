@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
-from .trace import run, shadow
+from ..patterns import check_patterns, matches
+from .shadow import run, shadow
 
 
 @dataclass(frozen=True)
 class DroppedBlock:
+    """A block that went, and what that changed."""
+
     path: str
     effect: float
     """Mean squared change of the outputs over their variance, when it went."""
@@ -81,15 +84,17 @@ def drop_blocks(
     """Replace `count` residual blocks of `model` by identities, in place.
 
     One at a time goes the block whose absence changes the outputs for `images` [N, C, H, W]
-    least; the others are weighed again without it. Raises UserError where there are too few.
+    least; the others are weighed again without it. A block that holds a protected layer stays.
+    Raises UserError where there are too few.
     """
-    from fnmatch import fnmatchcase
-
     if count < 1:
         raise UserError(f"drop_blocks = {count}: expected 1 or more.")
+    paths = list(dict(model.named_modules()))
+    check_patterns("protect", protect, paths)
+    kept = [path for path in paths if matches(path, protect)]
     left = [
         path for path in droppable(model, example)
-        if not any(fnmatchcase(path, pattern) for pattern in protect)
+        if not any(other == path or other.startswith(f"{path}.") for other in kept)
     ]  # fmt: skip
     if count > len(left):
         raise UserError(
@@ -98,8 +103,7 @@ def drop_blocks(
         )
     trial = shadow(model, lambda tensor: tensor)
     trial.eval()
-    with torch.no_grad():
-        wanted = torch.cat([output.flatten() for output in run(trial, images)])
+    wanted = _outputs(trial, images)
     dropped: list[DroppedBlock] = []
     for _ in range(count):
         effects = {path: _effect(trial, path, images, wanted) for path in left}
@@ -115,11 +119,17 @@ def _effect(trial: nn.Module, path: str, images: Tensor, wanted: Tensor) -> floa
     block = trial.get_submodule(path)
     _replace(trial, path, nn.Identity())
     try:
-        with torch.no_grad():
-            got = torch.cat([output.flatten() for output in run(trial, images)])
+        got = _outputs(trial, images)
     finally:
         _replace(trial, path, block)
     return float((got - wanted).square().mean() / wanted.var().clamp_min(1e-30))
+
+
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+    """All outputs in one row; a few images at a time, whose activations are held at once."""
+    with torch.no_grad():
+        batches = [run(model, batch) for batch in images.split(32)]
+    return torch.cat([output.flatten() for outputs in batches for output in outputs])
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .attention import layout
+from .shadow import run, shadow
 from .structure import Group, is_depthwise, named_tensor, slices
-from .trace import run, shadow
 
 SideKey = tuple[str, str]
 

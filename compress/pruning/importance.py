@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError, nearest
 
+from .shadow import shadow
 from .structure import Cut, Group, Slice, named_tensor, slices
 
 Importance = Literal["l1", "l2", "bn", "lamp", "taylor", "hessian", "random"]
@@ -97,8 +98,6 @@ def _by_gradient(
     batches: Iterable[tuple[Tensor, Tensor]],
     loss: Loss,
 ) -> dict[str, Tensor]:
-    from .trace import shadow
-
     copy = shadow(model, torch.clone)  # gradients of a frozen model too, and none left behind
     copy.eval()  # batch norms stand still, as they will when deployed
     total = {group.name: torch.zeros(group.units) for group in groups}

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
+from .shadow import shadow
 from .structure import Cut, Group, Structure
-from .trace import refuse_unsupported, shadow, trace
+from .trace import refuse_unsupported, trace
 
 Tracer = Callable[[nn.Module, Tensor, tuple[str, ...]], Structure]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
+from .shadow import run, shadow
 from .structure import is_depthwise
-from .trace import run, shadow
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ class LatencyTable:
         if self.file is None:
             return
         data = {"environment": self.environment, "latency_ms": self.entries}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_name(self.file.name + ".tmp")
         temporary.write_text(json.dumps(data, indent=1, sort_keys=True))
         temporary.replace(self.file)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .attention import layout
 from .remove import kept_channels, remove
+from .shadow import shadow, tensors_of
 from .structure import Group, Structure, is_depthwise, named_tensor, slices
-from .trace import shadow, tensors_of
 from .widths import ladder
 
 _TOLERANCE = 1e-7

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from vcompress.bench.errors import UserError, nearest
 
 from ..macs import count_macs, count_parameters
+from ..patterns import check_patterns
 from .cost import CostModel, channel_cost, mac_cost, parameter_cost
 from .importance import Importance, Loss, scores
 from .isolated import trace_within
 from .probe import probe
 from .remove import Kept, remove
+from .shadow import shadow
 from .structure import Group
-from .trace import shadow
 from .widths import BudgetTooLow, Ladder, fit_budget, ladder, ranked, uniform
 
 Scope = Literal["local", "kind", "global"]
@@ -87,7 +88,7 @@ def prune(
     (`importance.scores`, which also says what `batches` and `loss` are for). `scope` says how
     widths are shared out: `local` the same share everywhere, `kind` ranked among groups with the
     same sorts of layers, `global` ranked among all. Widths are multiples of `round_to`, no group
-    loses more than the share `max_channel_ratio`, and layers whose path matches a pattern of
+    loses more than the share `max_channel_ratio`, and layers at or inside a path or pattern of
     `protect` keep their output. Tracing is stopped after `limit_s`. Neither the network's input
     nor its outputs change shape.
 
@@ -145,6 +146,7 @@ def analyse(
     limit_s: float,
 ) -> Analysis:
     """Trace, probe and score; `prune` explains the options. Nothing is changed."""
+    check_patterns("protect", protect, dict(model.named_modules()))
     structure = probe(model, trace_within(model, example, protect, limit_s), example)
     groups = structure.groups
     left_alone = dict(structure.left_alone)

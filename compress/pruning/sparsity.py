@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
+
+from ..patterns import check_patterns, matches
+from ..progress import log
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -55,15 +57,16 @@ def sparse_layers(model: nn.Module) -> list[str]:
 def sparsify(model: nn.Module, protect: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
     """Zero two of four weights of every layer that can be, in place.
 
-    Returns the paths of those layers, and the others with the reason. Layers that match a glob
-    pattern of `protect` are left alone. Raises UserError where no layer is left.
+    Returns the paths of those layers, and the others with the reason. Layers at or inside a path
+    or pattern of `protect` are left alone. Raises UserError where no layer is left.
     """
+    check_patterns("protect", protect, dict(model.named_modules()))
     done: list[str] = []
     left_alone: dict[str, str] = {}
     for path, module in model.named_modules():
         if not isinstance(module, _LAYERS):
             continue
-        if any(fnmatchcase(path, pattern) for pattern in protect):
+        if matches(path, protect):
             left_alone[path] = "protected"
         elif module.weight.shape[1] % 4:
             left_alone[path] = f"{module.weight.shape[1]} input channels are not in fours"
@@ -102,6 +105,22 @@ def held_sparse(model: nn.Module) -> Iterator[list[str]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def sparsity_of(model: nn.Module, file: Path) -> dict[str, int] | None:
+    """How many layers of a network and weights of its ONNX file are 2:4 sparse; None for a dense
+    one.
+
+    Fewer in the file are a warning: the exporter may have changed a weight's layout, and sparse
+    tensor cores would not skip its zeros.
+    """
+    layers = sparse_layers(model)
+    if not layers:
+        return None
+    weights = sum(sparse_in_file(file).values())
+    if weights < len(layers):
+        log.warning("%d layers are 2:4 sparse, and %d weights of the file", len(layers), weights)
+    return {"layers": len(layers), "in_file": weights}
 
 
 def sparse_in_file(path: Path) -> dict[str, bool]:

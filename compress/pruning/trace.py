@@ -8,10 +8,9 @@ slice and concat, groups of a grouped convolution, the heads of attention.
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,52 +19,19 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
+from ..patterns import matches
 from .adapters import customized_pruners, prepare, remap
 from .attention import head_count, layout, unsupported
+from .shadow import run, shadow, tensors_of
 from .structure import Cut, Group, Side, Structure, is_depthwise
 
 _ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
-def shadow(model: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of `model` whose parameters and buffers are `make(original)`; no weight is copied."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(
-            make(parameter.detach()), requires_grad=parameter.is_floating_point()
-        )
-    for buffer in model.buffers():
-        memo[id(buffer)] = make(buffer)
-    return copy.deepcopy(model, memo)
-
-
-def tensors_of(output: Any) -> list[Tensor]:
-    """All tensors in what a network returned."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, (list, tuple)):
-        return [tensor for item in output for tensor in tensors_of(item)]
-    return []
-
-
-def run(model: nn.Module, example: Tensor) -> list[Tensor]:
-    """The tensors that `model` returns for `example`; a failure is the user's to know."""
-    try:
-        return tensors_of(model(example))
-    except Exception as error:
-        raise UserError(
-            f"The network cannot be run on one image {list(example.shape)}: "
-            f"{type(error).__name__}: {str(error)[:200]}. Pruning takes networks with one image "
-            "tensor as input; wrap others in a module that has one."
-        ) from error
-
-
 def trace(model: nn.Module, example: Tensor, protect: Iterable[str] = ()) -> Structure:
     """The groups of `model` for images like `example` [1, C, H, W].
 
-    `protect` are glob patterns of module paths whose output width stays. The model is not
+    `protect` are paths or patterns of modules whose output width stays. The model is not
     changed; the work is done on a copy that shares its weights.
     """
     refuse_unsupported(model)
@@ -295,8 +261,6 @@ class _Walk:
         outputs: set[Any],
         protect: tuple[str, ...],
     ) -> dict[int, str]:
-        from fnmatch import fnmatchcase
-
         reasons = {self.union.find(slot): why for slot, why in self.broken.items()}
         for (node, function), channels in self.slots.items():
             is_output = node.grad_fn in outputs or type(node.module).__name__ == "_OutputOp"
@@ -319,7 +283,7 @@ class _Walk:
                 why = f"{path} {unsupported(node.module)}"
             elif isinstance(node.module, (nn.LSTM, nn.Embedding)):
                 why = f"{path} is a {type(node.module).__name__}"
-            elif side == "out" and any(fnmatchcase(path, pattern) for pattern in protect):
+            elif side == "out" and matches(path, protect):
                 why = "protected"
             elif (
                 side == "out"

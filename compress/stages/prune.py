@@ -36,8 +36,9 @@ class Config(TaughtConfig):
     channels: float | None = None
     """Share of the channels that remains."""
     latency: float | None = None
-    """Share of the latency at batch 1 in ONNX Runtime on this machine that remains. Takes one
-    step; widths are chosen by measured times, and scope is not used."""
+    """Share of the latency at batch 1 in ONNX Runtime on this machine that remains, of the network
+    without its dropped blocks. Takes one step; widths are chosen by measured times, and scope is
+    not used."""
     latency_ms: float | None = None
     """The same, in milliseconds."""
     threads: int | None = None
@@ -56,7 +57,7 @@ class Config(TaughtConfig):
     max_channel_ratio: float = 0.95
     """Largest share of a layer's channels that may go."""
     protect: tuple[str, ...] = ()
-    """Patterns of layers that keep their width, such as 'layer4.*'."""
+    """Layers that keep their width: paths (all inside is meant), or patterns such as 'layer4.*'."""
     drop_blocks: int = 0
     """Residual blocks or transformer layers that go whole before any channel does."""
     steps: int = 1
@@ -91,6 +92,8 @@ class Config(TaughtConfig):
                 )
         if self.round_to < 1:
             raise UserError(f"round_to = {self.round_to}: expected 1 or more.")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads = {self.threads}: expected 1 or more.")
         if not 0 < self.max_channel_ratio < 1:
             raise UserError(
                 f"max_channel_ratio = {self.max_channel_ratio}: it must be between "
@@ -165,14 +168,8 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
                 macs=wanted if what == "macs" else None,
                 params=wanted if what == "params" else None,
                 channels=wanted if what == "channels" else None,
-                importance="taylor" if config.importance == "distillation" else config.importance,
                 scope=config.scope,
-                round_to=config.round_to,
-                max_channel_ratio=config.max_channel_ratio,
-                protect=config.protect,
-                batches=_batches(config, context),
-                loss=recovery if config.importance == "distillation" else None,
-                seed=context.seed,
+                **_choice(config, context, recovery),
             )
             remains *= report.achieved[what]
             for layer in report.layers:
@@ -244,14 +241,22 @@ def _to_latency(
         lambda network, path: export(network, path, ("input", shape), metadata={}),
         latency=config.latency,
         latency_ms=config.latency_ms,
-        importance="taylor" if config.importance == "distillation" else config.importance,
-        round_to=config.round_to,
-        max_channel_ratio=config.max_channel_ratio,
-        protect=config.protect,
-        batches=_batches(config, context),
-        loss=recovery if config.importance == "distillation" else None,
-        seed=context.seed,
+        **_choice(config, context, recovery),
     )
+
+
+def _choice(config: Config, context: Context, recovery: Loss) -> dict[str, Any]:
+    """How channels are chosen, whatever is limited: options of `prune` and `prune_to_latency`."""
+    on_recovery = config.importance == "distillation"
+    return {
+        "importance": "taylor" if on_recovery else config.importance,
+        "round_to": config.round_to,
+        "max_channel_ratio": config.max_channel_ratio,
+        "protect": config.protect,
+        "batches": _batches(config, context),
+        "loss": recovery if on_recovery else None,
+        "seed": context.seed,
+    }
 
 
 def _batches(config: Config, context: Context) -> Iterable[tuple[Tensor, Tensor]] | None:

@@ -17,7 +17,7 @@ class Config(TaughtConfig):
     """Options of `vcompress sparsify`."""
 
     protect: tuple[str, ...] = ()
-    """Patterns of layers that stay dense."""
+    """Layers that stay dense: paths (all inside is meant), or patterns such as 'layer4.*'."""
 
 
 def apply(model: nn.Module, config: Config, context: Context) -> Outcome:

@@ -28,7 +28,7 @@ from vcompress.bench.errors import UserError
 from vcompress.compress.checkpoint import describe, load_tensors, rebuild, save_tensors
 from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.probe import difference
-from vcompress.compress.pruning.trace import tensors_of
+from vcompress.compress.pruning.shadow import tensors_of
 
 TIMM = (
     "resnet50", "resnet50d", "resnext50_32x4d", "resnetv2_50", "regnety_016",

@@ -195,7 +195,7 @@ def test_vbench_finds_the_narrower_layer_faster(tmp_path: Path) -> None:
 
 
 def test_the_table_is_reused_where_it_was_taken_and_nowhere_else(tmp_path: Path) -> None:
-    file = tmp_path / "t.json"
+    file = tmp_path / "not" / "yet" / "t.json"
     call = LayerCall("x", "linear", (1,), 4, 4)
     first = LatencyTable.open(file, lambda path: 2.0, {"cpu": "a"})
     assert first.at(call, 4, 4) == 0.0

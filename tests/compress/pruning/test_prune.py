@@ -219,6 +219,15 @@ def test_protected_layers_keep_their_width() -> None:
     assert report.left_alone["layer1.0.conv1"] == "protected"
 
 
+def test_a_path_protects_all_that_is_inside_and_one_that_is_not_there_is_refused() -> None:
+    model = make("resnet18")
+    prune(model, torch.randn(1, 3, 32, 32), macs=0.6, protect=("layer4",))
+    widths = {m.out_channels for m in model.layer4.modules() if isinstance(m, nn.Conv2d)}
+    assert widths == {512}
+    with pytest.raises(UserError, match=r"protect: 'layr4' is no module.*Did you mean 'layer4'"):
+        prune(model, torch.randn(1, 3, 32, 32), macs=0.6, protect=("layr4",))
+
+
 def test_flags_modes_gradients_and_memory_format_are_kept() -> None:
     model = make("resnet18").to(memory_format=torch.channels_last).train()
     model.layer1.eval()

@@ -12,6 +12,7 @@ from vcompress.compress.pruning.sparsity import (
     sparse_in_file,
     sparse_layers,
     sparsify,
+    sparsity_of,
 )
 
 
@@ -47,6 +48,8 @@ def test_layers_in_fours_become_sparse_and_the_others_are_named() -> None:
     assert left_alone == {"0": "3 input channels are not in fours"}
     assert float((model[2].weight == 0).float().mean()) == 0.5
     assert sparsify(network(), protect=("7",))[1]["7"] == "protected"
+    with pytest.raises(UserError, match="protect: 'fc' is no module"):
+        sparsify(network(), protect=("fc",))
     with pytest.raises(UserError, match="none was sparsified"):
         sparsify(nn.Sequential(nn.Conv2d(3, 8, 3)))
 
@@ -79,6 +82,20 @@ def test_sparsity_is_verified_in_the_exported_file(tmp_path: Path) -> None:
     found = sparse_in_file(tmp_path / "m.onnx")
     assert sorted(found.values()) == [False, False, True]
     assert next(name for name, sparse in found.items() if sparse).startswith("2.weight")
+    assert sparsity_of(model, tmp_path / "m.onnx") == {"layers": 1, "in_file": 1}
+    assert sparsity_of(network(), tmp_path / "m.onnx") is None
+
+
+def test_zeros_that_the_file_lost_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = network().eval()
+    torch.onnx.export(
+        model, (torch.randn(1, 3, 8, 8),), str(tmp_path / "m.onnx"), dynamo=True, verbose=False
+    )
+    sparsify(model)
+    assert sparsity_of(model, tmp_path / "m.onnx") == {"layers": 2, "in_file": 0}
+    assert "2 layers are 2:4 sparse, and 0 weights of the file" in caplog.text
 
 
 def test_int8_weights_are_found_behind_their_dequantisation(tmp_path: Path) -> None:

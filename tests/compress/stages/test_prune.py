@@ -33,6 +33,7 @@ class FakeData:
 
 
 class FakeContext:
+    workdir = Path()
     data = FakeData()
     teacher = None
     seed = 0
@@ -151,6 +152,31 @@ def test_blocks_can_go_before_channels_or_alone(fits: Any) -> None:
     assert len(outcome.details["dropped_blocks"]) == 1 and outcome.details["layers"]
 
 
+def test_pruning_to_a_latency_measures_and_keeps_its_table(
+    fits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vcompress.compress.pruning import latency_table
+
+    def cost(path: Path) -> float:
+        """As if weights were all that takes time."""
+        return 1e-4 * path.stat().st_size
+
+    monkeypatch.setattr(latency_table, "vbench_measure", lambda *_: cost)
+    monkeypatch.setattr(latency_table, "vbench_ratio", lambda *_: lambda a, b: cost(b) / cost(a))
+
+    class Working(FakeContext):
+        workdir = tmp_path / "not-made-yet"
+
+    model = network()
+    details = apply(model, Config(latency=0.6, round_to=4), Working()).details  # type: ignore[arg-type]
+    assert details["asked"] == {"latency": 0.6}
+    assert details["achieved"]["latency"] == pytest.approx(0.6, abs=0.1)
+    assert details["latency_measured_ms"] == pytest.approx(details["latency_predicted_ms"], rel=0.1)
+    assert model[0].out_channels < 32
+    assert (tmp_path / "not-made-yet" / "latencies.json").is_file()
+    assert [call["name"] for call in fits] == ["prune-1of1"]
+
+
 def test_running_the_same_steps_again_gives_the_same_weights(fits: Any) -> None:
     results = [
         apply(network(), Config(macs=0.5, steps=2), FakeContext()).model.state_dict()  # type: ignore[arg-type]
@@ -171,6 +197,7 @@ def test_running_the_same_steps_again_gives_the_same_weights(fits: Any) -> None:
         ({"latency": 1.2}, "latency = 1.2: expected the share"),
         ({"latency_ms": -1.0}, "latency_ms = -1.0"),
         ({"latency": 0.5, "steps": 2}, "latency takes one step"),
+        ({"latency": 0.5, "threads": 0}, "threads = 0: expected 1 or more"),
         ({"macs": 0.5, "steps": 0}, "steps = 0: it must be 1 or more"),
         ({"macs": 0.5, "alpha": 2.0}, "alpha = 2.0: it must be from 0 to 1"),
         ({"macs": 0.5, "temperature": 0.0}, "temperature = 0.0"),
