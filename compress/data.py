@@ -37,6 +37,9 @@ class Data:
     seed: int = 0
     views: tuple[Preprocess, ...] = ()
     """The same augmented image for networks that take other inputs: a teacher of another size."""
+    yields_views: bool = True
+    """Whether batches hold them; else they only have their part in the augmentation, which must
+    not change when what a teacher says of them is read from a cache."""
     erase: float = 0.0
     """Probability that a rectangle of a training image is blotted out."""
     mixup: float = 0.0
@@ -60,8 +63,7 @@ class Data:
 
     def images(self, split: str, count: int) -> Tensor:
         """Up to `count` inputs spread evenly over the split, `[N, C, H, W] float32`."""
-        indices = self.dataset.splits[split]
-        chosen = indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
+        chosen = spread(self.dataset.splits[split], count)
         found = [self.dataset.values(int(i), self.preprocess) for i in chosen]
         return torch.stack([torch.from_numpy(values) for values in found if values is not None])
 
@@ -130,6 +132,12 @@ class Data:
         return max(h for h, _ in sizes), max(w for _, w in sizes)
 
 
+def spread(indices: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Up to `count` of `indices`, evenly over them."""
+    places = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(np.int64)
+    return np.take(indices, places)
+
+
 @dataclass(frozen=True)
 class Samples:
     """Which images a batch holds, for a loss that asks."""
@@ -178,7 +186,8 @@ class _Images(torch.utils.data.Dataset[Any]):
         self.samples = samples
         self.instead = instead
         """Where another image is taken from for one that cannot be read."""
-        self.preprocesses = (data.preprocess, *(data.views if samples else ()))
+        others = data.views if samples and data.yields_views else ()
+        self.preprocesses = (data.preprocess, *others)
         if augmentation is not None and crops(data.augment, data.largest):
             # The crop was drawn already: another one would lose its border.
             self.preprocesses = tuple(replace(p, resize=None) for p in self.preprocesses)

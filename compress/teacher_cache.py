@@ -9,7 +9,6 @@ with the first that is missing.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -24,12 +23,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from vcompress.bench.atomic import staged_file
+from vcompress.bench.bundle import sha256
 from vcompress.bench.errors import UserError
 
 from .data import Data
 
 _FORMAT = 1
-_BLOCK = 1 << 22
 _SAID = {
     "teachers": "of another teacher",
     "takes": "of a teacher that takes other inputs",
@@ -70,7 +70,7 @@ class TeacherCache:
 
         Raises:
             UserError: values that are not finite, or images that are missing from the batches.
-        """  # fmt: skip
+        """
         target = self._view(view)
         work = self.folder / f"{target.name}.writing-{socket.gethostname()}-{os.getpid()}"
         shutil.rmtree(work, ignore_errors=True)
@@ -100,8 +100,8 @@ class TeacherCache:
             for array in arrays:
                 array.flush()
             del arrays
-            sums = {o.name: _sha256(work / f"{o.name}.npy") for o in self.outputs}
-            _write_text(work / "view.json", json.dumps(sums, indent=1) + "\n")
+            sums = {o.name: sha256(work / f"{o.name}.npy") for o in self.outputs}
+            _write(work / "view.json", sums)
             try:
                 work.rename(target)
             except OSError:
@@ -128,7 +128,7 @@ class TeacherCache:
             found = []
             for output in self.outputs:
                 file = folder / f"{output.name}.npy"
-                if _sha256(file) != sums[output.name]:
+                if sha256(file) != sums[output.name]:
                     raise ValueError(f"{file.name} has another hash than when it was written")
                 array = np.load(file, mmap_mode="r", allow_pickle=False)
                 if array.shape != (len(self.indices), *output.shape):
@@ -164,7 +164,7 @@ def open_cache(
         "format": _FORMAT, **identity, "images": data.dataset.fingerprint,
         "data": {
             f.name: _plain(getattr(data, f.name))
-            for f in dataclasses.fields(data) if f.name not in ("dataset", "views")
+            for f in dataclasses.fields(data) if f.name not in ("dataset", "views", "yields_views")
         },
         "outputs": [dataclasses.asdict(output) for output in outputs],
     }, default=str))  # fmt: skip
@@ -186,9 +186,7 @@ def open_cache(
             f"--cache-views, or choose a method on the outputs, such as kd."
         )
     if not file.is_file():
-        temporary = file.with_suffix(f".writing-{os.getpid()}")
-        _write_text(temporary, json.dumps(wanted, indent=1) + "\n")
-        temporary.replace(file)
+        _write(file, wanted)
     _sweep(folder)
     return cache
 
@@ -229,16 +227,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write_text(file: Path, text: str) -> None:
-    with file.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    with staged_file(file) as stream:
+        stream.write((json.dumps(content, indent=1) + "\n").encode())

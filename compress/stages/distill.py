@@ -100,7 +100,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     from ..train import fit
     from ..unlabelled import NO_LABEL, with_unlabelled
 
-    terms, data = config.terms(), context.data
+    terms, data, count = config.terms(), context.data, _views(config)
     teachers = _teachers(config, context)
     for teacher in teachers:
         if count_parameters(model) > count_parameters(teacher.model):
@@ -114,7 +114,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     train = data.dataset.labels[data.dataset.splits["train"]]
     labelled = float((train != NO_LABEL).mean())
     pairs = [_pairs(model, teacher, config, data) for teacher in teachers]
-    views = tuple(dict.fromkeys(t.preprocess for t in teachers if t.preprocess != data.preprocess))
+    others = tuple(dict.fromkeys(t.preprocess for t in teachers if t.preprocess != data.preprocess))
     if config.ensemble == "accuracy" and len(teachers) > 1:
         teachers = [replace(t, weight=_accuracy(t, data, config.batch_size)) for t in teachers]
 
@@ -131,16 +131,13 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             stack.enter_context(captured(t.model, _names(p, "teacher")))
             for t, p in zip(teachers, pairs, strict=True)
         ]
-        ask, view = live(teachers, seen, pairs, views) if teachers else None, _own_view
+        ask = live(teachers, seen, pairs, others) if teachers else None
         digests = [_digest(teacher) for teacher in teachers]
-        training = replace(data, views=views)
+        training = replace(data, views=others)
         if config.cache_teacher and ask is not None:
-            kept = config.cache_views
             ask = _cached(ask, teachers, pairs, training, config, digests)
-            training = data  # the teachers need no images any more
-            if kept:
-                view = lambda epoch: epoch % kept  # noqa: E731
-            facts["cache"] = {"folder": config.cache_teacher, "views": kept or config.epochs}
+            training = replace(training, yields_views=False)
+            facts["cache"] = {"folder": config.cache_teacher, "views": count}
         students = stack.enter_context(
             captured(model, sorted({n for p in pairs for n in _names(p, "student")}))
         )
@@ -148,7 +145,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             terms, ask, teachers, pairs, model, students, alpha=config.alpha,
             temperature=config.temperature, label_smoothing=config.label_smoothing,
             how=config.ensemble, labelled=labelled, self_decay=config.self_decay,
-            seed=context.seed, view=view,
+            seed=context.seed, view=lambda epoch: epoch % count,
             identity={"teachers": digests, "labelled": labelled},
         )  # fmt: skip
         trained = fit(model, config, replace(context, data=training), loss, name="distill")
@@ -166,10 +163,6 @@ def _explained(model: nn.Module, teachers: Sequence[Teacher], context: Context) 
     teacher = Viewer("teacher", first.model.to("cpu"), first.preprocess, first.order)
     student = Viewer("student", model, context.data.preprocess)
     return disagreements_section(teacher, student, context.data)
-
-
-def _own_view(epoch: int) -> int:
-    return epoch
 
 
 def _teachers(config: Config, context: Context) -> list[Teacher]:
@@ -235,12 +228,15 @@ def _accuracy(teacher: Teacher, data: Data, batch_size: int) -> float:
 
     import torch
 
+    from ..processes import process_state
+
     right = total = 0
-    teacher.model.eval()
+    device = process_state().device
+    teacher.model.to(device).eval()
     with torch.no_grad():
         own = replace(data, preprocess=teacher.preprocess)
         for images, labels in own.loader("val", batch_size):
-            found = teacher.in_order(teacher.model(images)).argmax(1)
+            found = teacher.in_order(teacher.model(images.to(device))).argmax(1).cpu()
             right, total = right + int((found == labels).sum()), total + len(labels)
     return right / total
 
@@ -252,6 +248,12 @@ def _digest(teacher: Teacher) -> str:
     from ..train import digest
 
     return hashlib.sha256(f"{digest(teacher.model)} {teacher.model}".encode()).hexdigest()
+
+
+def _views(config: Config) -> int:
+    """How many augmentations of every image there are; they are taken in turn."""
+    kept = config.cache_views if config.cache_teacher else 0
+    return min(kept or config.epochs, config.epochs)
 
 
 def _cached(
@@ -280,7 +282,7 @@ def _cached(
         "classes": list(data.classes),
     }
     state = process_state()
-    views = range(min(config.cache_views or config.epochs, config.epochs))
+    views = range(_views(config))
     with state.main_process_first():
         cache = open_cache(Path(config.cache_teacher), identity, outputs, data, len(views))
 

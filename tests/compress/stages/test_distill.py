@@ -91,11 +91,20 @@ def test_no_teacher_is_refused(taught: Context, tiny_nets: Any) -> None:
         ({"alpha": 1.5}, "alpha = 1.5: it must be from 0 to 1"),
         ({"alpha": -0.1}, "alpha = -0.1"),
         ({"epochs": -1}, "epochs = -1"),
+        ({"losses": ("kdd=1",)}, "unknown loss 'kdd'. Did you mean 'kd'?"),
+        ({"losses": ("kd=0",)}, "'kd=0'; expected NAME=WEIGHT, a number above 0"),
+        ({"losses": ("kd=x",)}, "'kd=x'; expected NAME=WEIGHT"),
+        ({"losses": ("kd=nan",)}, "'kd=nan'"),
+        ({"losses": ("kd=1", "kd=2")}, "kd is there twice"),
+        ({"losses": ("kd=1",), "method": "at"}, "give one of them"),
+        ({"cache_views": -1}, "cache_views = -1"),
+        ({"self_decay": 1.0}, "self_decay = 1.0"),
     ],
 )
 def test_a_bad_option_is_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError) as caught:
         distill.Config(**change)
+    assert message in str(caught.value)
 
 
 def test_it_takes_a_trained_teacher_and_changes_a_fresh_student() -> None:
