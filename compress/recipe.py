@@ -101,20 +101,20 @@ class Joint:
                 f"joint: epochs = {self.epochs} with shares {list(self.shares)} and steps = "
                 f"{self.steps} leaves a part without an epoch; give more epochs or fewer steps."
             )
-        whole = {"lr": self.lr, "teacher": teacher}
-        later = {**whole, "warmup_epochs": 0.0}
+        # The same warm-up for all: it is over before the second part, and bends the whole cosine.
+        whole = {"lr": self.lr, "warmup_epochs": 1.0, "teacher": teacher}
         return [
             {
                 "stage": "distill", "name": "joint-distill", **whole, "student": self.student,
                 "epochs": first, "part": [0.0, first / self.epochs], **self.distill,
             },
             {
-                "stage": "prune", "name": "joint-prune", **later, "steps": self.steps,
+                "stage": "prune", "name": "joint-prune", **whole, "steps": self.steps,
                 "step_epochs": each, "epochs": second - first - each * (self.steps - 1),
                 "part": [first / self.epochs, second / self.epochs], **self.prune,
             },
             {
-                "stage": "quantize", "name": "joint-quantize", **later,
+                "stage": "quantize", "name": "joint-quantize", **whole,
                 "epochs": self.epochs - second, "part": [second / self.epochs, 1.0],
                 **self.quantize,
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from vcompress.bench.bundle import Bundle
 from vcompress.bench.errors import UserError
 from vcompress.compress.cli import main
 from vcompress.compress.recipe import Recipe, read_recipe
+from vcompress.compress.schedule import share_of_peak, within
+from vcompress.compress.stage import TrainConfig
 
 OWN = "tiny_nets:batch"
 
@@ -41,7 +44,12 @@ def test_a_budget_is_divided_into_three_stages_with_one_schedule(tmp_path: Path)
     assert 15 + 3 * 2 + 3 + 6 == 30
     assert [c.part for c in (distill, prune, quantize)] == [(0.0, 0.5), (0.5, 0.8), (0.8, 1.0)]
     assert {c.lr for c in (distill, prune, quantize)} == {0.002}
-    assert [c.warmup_epochs for c in (distill, prune, quantize)] == [1.0, 0.0, 0.0]
+    whole = TrainConfig(epochs=30)
+    steps = [within(replace(prune, epochs=2), 2 * n, 9) for n in range(3)] + [within(prune, 6, 9)]
+    parts = [distill, *steps, quantize]
+    rates = [share_of_peak(step, 4, c) for c in parts for step in range(4 * c.epochs)]
+    expected = [share_of_peak(step, 4, whole) for step in range(4 * 30)]
+    assert rates == pytest.approx(expected, abs=1e-9)
     assert distill.losses == ("kd=1",)  # type: ignore[attr-defined]
     assert quantize.target == "tensorrt"  # type: ignore[attr-defined]
     assert [dict(step.given) for step in recipe.steps] == [
