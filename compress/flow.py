@@ -95,7 +95,6 @@ def run_stage(
         )
         for role in teaching
     )
-    pruned_before = source.noted() if roles[primary] == "trained" else None
     check_forward(source.model, data.example, len(data.classes))
 
     work = target.parent / f".{target.name}.work"
@@ -115,8 +114,9 @@ def run_stage(
     # An optional teacher helped, but the network did not come from it.
     ways = [role for role, kind in roles.items() if role in opened and kind != "optional"]
     history = tuple(stage_entry for role in ways for stage_entry in opened[role].history)
-    # Quantisers hide what was pruned before them; in a float network it can still be seen.
-    changes = pruned_before if quantization.is_quantized(outcome.model) else None
+    # Quantisers hide what was pruned before them; in the float network, which they leave as it
+    # was, it can still be seen.
+    changes = source.noted() if quantization.is_quantized(outcome.model) else None
     state = process_state()
     if state.is_main_process:  # the others wait for the bundle
         finish(

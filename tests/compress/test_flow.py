@@ -18,6 +18,8 @@ from vcompress.compress import flow, stages
 from vcompress.compress.cli import main
 from vcompress.compress.flow import choose_preprocess, free_name, parse_preprocess, run_stage
 from vcompress.compress.options import Options
+from vcompress.compress.quantization import is_quantized
+from vcompress.compress.store import load_network
 
 FINETUNE = stages.load("finetune")
 CONFIG = FINETUNE.Config(epochs=3, batch_size=8, lr=0.02)
@@ -273,6 +275,18 @@ def test_a_teacher_that_is_only_a_name_is_fine_tuned_first_and_then_reused(
     assert ran == [("finetune", {"model": OWN}, target)]
     assert f"teacher {OWN} is only a name: fine-tuning it first, into {target}" in caplog.text
     assert f"taking the fine-tuned bundle {target}" in caplog.text
+
+
+def test_a_quantised_bundle_is_trained_on(work: Path) -> None:
+    """What pruning changed cannot be seen in it any more: that is taken from its own record."""
+    ptq = ["--model", "runs/net", "--method", "ptq", "--out", "runs/q"]
+    assert main(["quantize", *ptq, "--trust", OWN]) == 0
+    more = ["--epochs", "1", "--batch-size", "8", "--lr", "1e-4", "--out", "runs/more"]
+    assert main(["finetune", "--model", "runs/q", *more, "--trust", OWN]) == 0
+    bundle = Bundle.open("runs/more")
+    assert [entry["stage"] for entry in bundle.history] == ["finetune", "quantize", "finetune"]
+    assert is_quantized(load_network(bundle, OWN).model)
+    assert bundle.history[-1]["metrics"]["test"]["top1"] > 0.9
 
 
 def test_free_names_are_counted_up(work: Path) -> None:
