@@ -7,13 +7,14 @@ arXiv:1706.06083.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .modes import evaluating
 
 Attack = Literal["fgsm", "pgd"]
 
@@ -46,23 +47,10 @@ def attacked(
     if kind == "pgd":
         found = torch.clamp(images + reach * (2 * torch.rand_like(images) - 1), low, high)
     step = reach if kind == "fgsm" else 2.5 * reach / steps
-    with _asked(model):
+    with evaluating(model), torch.enable_grad():
         for _ in range(1 if kind == "fgsm" else steps):
             found = found.detach().requires_grad_()
             loss = F.cross_entropy(model(found).float(), labels, reduction="sum")
             (slope,) = torch.autograd.grad(loss, found)
             found = torch.clamp(found.detach() + step * slope.sign(), low, high)
     return found.detach()
-
-
-@contextmanager
-def _asked(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards each module is in its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -9,7 +9,7 @@ traced symbolically. Maps `[B, C, H, W]`, channels-last maps `[B, H, W, C]` and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vcompress.bench.errors import UserError, nearest
 
 from .models import head
+from .modes import evaluating
 
 _MOST_PAIRS = 4
 _MOST_PREFIX_TOKENS = 5
@@ -189,7 +190,7 @@ def outputs_of(
                 f"--features: the {role} has no module {name!r}.{nearest(name, known)} "
                 f"It has {', '.join(n for n, _ in model.named_children())}."
             )
-    with _evaluating(model), captured(model, names) as found, torch.no_grad():
+    with evaluating(model), captured(model, names) as found, torch.no_grad():
         model(example)
     for name in names:
         if name not in found:
@@ -222,7 +223,7 @@ def _cuts(model: nn.Module, example: Tensor) -> list[Point]:
 
     handles = [m.register_forward_hook(keep(n)) for n, m in model.named_modules() if n]
     try:
-        with _evaluating(model), torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             logits = model(example.detach().clone().requires_grad_())
     finally:
         for handle in handles:
@@ -352,15 +353,3 @@ def _names(text: str) -> tuple[str, str]:
             f"side, such as layer3=features.13."
         )
     return student, teacher
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """In eval mode, and afterwards as it was."""
-    modes: Mapping[nn.Module, bool] = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -15,6 +15,7 @@ from vcompress.bench.errors import EnvironmentLacks, UserError
 
 from . import quantization
 from .models import head
+from .modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,10 @@ def _called(model: nn.Module, example: Tensor) -> list[str]:
         for name, module in model.named_modules()
         if type(module) in (nn.Linear, nn.MultiheadAttention)
     ]
-    was_training = model.training
     try:
-        with torch.no_grad():
-            model.eval()(example)
+        with evaluating(model), torch.no_grad():
+            model(example)
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
     attention = tuple(

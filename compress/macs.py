@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from .modes import evaluating
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -24,7 +23,7 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
     nothing in `model` changes, the ranges of its observers included. A forward pass that needs
     real values (a branch on the data) is run on a real copy of the buffers instead.
     """
-    with _evaluating(model):
+    with evaluating(model):
         try:
             return _count(model, example, torch.device("meta"))
         except (RuntimeError, NotImplementedError, TypeError, ValueError):
@@ -49,14 +48,3 @@ def _count(model: nn.Module, example: Tensor, device: torch.device) -> int:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return int(counter.get_total_flops()) // 2
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode

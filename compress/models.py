@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vcompress.bench.config import from_mapping
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
 
+from .modes import evaluating
 from .progress import log
 
 ALIASES = {
@@ -142,18 +143,14 @@ def build(spec: ModelSpec, weights: str | None = None) -> nn.Module:
 
 def check_forward(model: nn.Module, example: Tensor, classes: int) -> None:
     """Raise a UserError where the network does not turn `example` into `[1, classes]` logits."""
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             logits = model(example)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
             f"The network fails on an input {list(example.shape)}: {str(error).splitlines()[0]}. "
             f"Give another --image-size."
         ) from error
-    finally:
-        model.train(was_training)
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, classes):
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(

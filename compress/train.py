@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vcompress.bench.errors import EnvironmentLacks, UserError
 
 from .models import head
+from .modes import evaluating
 from .processes import process_state
 from .progress import epoch_progress, log
 from .pruning.sparsity import held_sparse
@@ -100,6 +101,12 @@ def fit(
     accelerator.wait_for_everyone()
 
     torch.manual_seed(context.seed)
+    if config.epochs == 0:
+        return _result([], 0, -1.0)
+    if state is not None and state.finished:
+        model.load_state_dict(state.best)
+        return _result(state.history, state.best_epoch, state.best_accuracy)
+    learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     frozen = _freeze(model, config, len(context.data.classes))
     own = [] if taught is None else [p for p in taught.parameters() if p.requires_grad]
     projections = {"params": own, "weight_decay": config.weight_decay}
@@ -114,9 +121,6 @@ def fit(
         best = state.best
     history: list[dict[str, float]] = list(state.history) if state else []
     best_accuracy, best_epoch = (state.best_accuracy, state.best_epoch) if state else (-1.0, 0)
-    if config.epochs == 0 or (state is not None and state.finished):
-        model.load_state_dict(best)
-        return _result(history, best_epoch, best_accuracy)
 
     if context.track:
         run = context.workdir.name.strip(".").removesuffix(".work")
@@ -132,8 +136,7 @@ def fit(
     if context.teacher is not None:
         context.teacher.to(accelerator.device)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    first = context.data.loader("train", config.batch_size, train=True)
-    steps = len(first)
+    steps = len(context.data.loader("train", config.batch_size, train=True))
     start = len(history)
 
     # Zeros of 2:4 sparsity stay: in their own training, a later fine-tuning and QAT alike.
@@ -218,8 +221,9 @@ def fit(
     accelerator.free_memory()
     model.to("cpu")
     model.load_state_dict(best)
-    for parameter in model.parameters():
+    for parameter, learns in learning:  # what was frozen is so for this training alone
         parameter.grad = None
+        parameter.requires_grad_(learns)
     return _result(history, best_epoch, best_accuracy)
 
 
@@ -230,19 +234,16 @@ def evaluate(
     """Share of `split` that `model` gets right, over all processes; the mode is restored."""
     process_state()
     accelerator = accelerator or Accelerator()
-    was_training = model.training
-    model.eval()
     loader = context.data.loader(
         split, config.batch_size, workers=config.workers,
         rank=accelerator.process_index, world=accelerator.num_processes,
     )  # fmt: skip
     counts = torch.zeros(2, device=accelerator.device)
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for images, labels in loader:
             images = images.to(accelerator.device, memory_format=torch.channels_last)
             right = model(images).argmax(1) == labels.to(accelerator.device)
             counts += torch.tensor([right.sum(), len(right)], device=accelerator.device)
-    model.train(was_training)
     right_total, total = accelerator.reduce(counts, "sum").tolist()
     return float(right_total / total)
 

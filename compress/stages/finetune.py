@@ -99,8 +99,6 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         }  # fmt: skip
     hooks = _hooks(model, config, context)
     details |= fit(model, config, context, _loss(config), name="finetune", **hooks)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
     if adapted is not None:
         details["lora"]["merge_error"] = adapted.merge(data.images("val", 8))
     return Outcome(model, details)
