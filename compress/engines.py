@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vcompress.bench import bundle as bundles
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.engine import BuildReport, Settings, build_engine
 from vcompress.bench.engine.settings import Flavour
@@ -18,7 +17,7 @@ from vcompress.bench.errors import UserError
 from vcompress.export import engine_proof, float8, parity
 from vcompress.export import precision as precision_of_file
 
-from .finish import MODEL, REPORT, export_checked, parity_images, plain, score
+from .finish import MODEL, REPORT, export_checked, parity_images, plain, rewritten, score
 from .flow import open_recorded
 from .precisions import check_available, held_by
 from .progress import log
@@ -266,24 +265,12 @@ def _kept(bundle: Bundle, work: Path) -> list[str]:
 def _write(bundle: Bundle, work: Path, kept: Sequence[str]) -> None:
     """The bundle again, whole, with `work` and `kept` as its engines."""
     rest = [n for n in bundle.files if not n.startswith(f"{FOLDER}/") and n != REPORT]
-    with bundles.create(
-        bundle.path,
-        input=bundle.input,
-        preprocess=bundle.preprocess,
-        labels=bundle.labels,
-        data=bundle.data,
-        history=bundle.history,
-        task=bundle.task,
-    ) as folder:
-        (folder / FOLDER).mkdir()
-        for name in (*rest, *kept):
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.file(name), target)
+    with rewritten(bundle, (*rest, *kept), bundle.history) as (folder, section):
+        (folder / FOLDER).mkdir(exist_ok=True)
         for file in work.iterdir():
             shutil.copyfile(file, folder / FOLDER / file.name)
         records = [_read(file) for file in sorted((folder / FOLDER).glob("*.json"))]
-        write_report(folder / REPORT, bundle.history, bundle.data, engines=records)
+        write_report(folder / REPORT, bundle.history, bundle.data, engines=records, section=section)
 
 
 def read_engines(bundle: Bundle) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from vcompress.bench.data import Dataset
 from vcompress.bench.errors import UserError
 from vcompress.export.onnx_options import OnnxOptions, drawn_images, refine
 
-from .finish import export_checked, finish, parity_images
+from .finish import export_checked, finish, parity_images, report_section
 from .flow import open_recorded
 from .store import load_network
 
@@ -30,7 +30,7 @@ def export_bundle(path: Path, opset: int | None, trusted_factory: str | None) ->
     *before, last = (dict(entry) for entry in bundle.history)
     return finish(
         network, path, last, tuple(before), labels=bundle.labels, preprocess=bundle.preprocess,
-        dataset=open_recorded(bundle), opset=opset,
+        dataset=open_recorded(bundle), opset=opset, section=report_section(bundle),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ One self-contained page, drawn from the history alone; it opens with no network.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -18,6 +19,8 @@ from .report_verdict import verdict_section
 WIDTH, HEIGHT = 460, 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 18, 46
 Entry = Mapping[str, Any]
+# By these a page that is drawn again, with new numbers of the same network, finds the part anew.
+_SECTION, _SECTION_END = "<!-- of the last stage alone -->", "<!-- up to here -->"
 
 _STYLE = """
 :root { --ink:#1c2430; --soft:#5d6878; --line:#dfe4ea; --page:#fff; --mark:#1f6feb; --last:#1a7f37;
@@ -80,7 +83,8 @@ def render(
     body += verdict_section(entries)
     body += robustness_section(entries)
     body += engine_section(engines)
-    body.append(section)
+    if section:
+        body.append(f"{_SECTION}{section}{_SECTION_END}")
     body += ["<h2>How each stage was made</h2>", *map(_details, entries)]
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
@@ -89,6 +93,11 @@ def render(
         + "\n".join(body)
         + "\n</body></html>\n"
     )
+
+
+def section_of(page: str) -> str:
+    """The `section` that `page` was drawn with; empty where there was none."""
+    return page.partition(_SECTION)[2].partition(_SECTION_END)[0]
 
 
 def _title(entries: Sequence[Entry]) -> str:
@@ -286,8 +295,6 @@ def _comparison(comparison: Mapping[str, Any]) -> str:
 
 
 def _details(entry: Entry) -> str:
-    import json
-
     shown = {k: v for k, v in entry.items() if k != "metrics"}
     parity = entry["metrics"].get("parity")
     return (

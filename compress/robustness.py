@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vcompress.bench import accuracy, bundle
+from vcompress.bench import accuracy
 from vcompress.bench.bundle import Bundle, Preprocess
 from vcompress.bench.errors import UserError
 from vcompress.bench.preprocess import apply, crop, to_mode
@@ -26,7 +25,7 @@ from . import quantization
 from .attacks import attacked
 from .augment import seeded
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from .data import Data
+from .data import Data, spread
 from .progress import log
 from .quantization.quantizers import ActivationQuantizer, WeightQuantizer
 
@@ -131,10 +130,8 @@ def _pixels(
     data: Data, count: int
 ) -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[np.int64], list[int]]:
     """Test images at the network's size, their labels and numbers."""
-    test = data.dataset.splits["test"]
-    chosen = test[np.linspace(0, len(test) - 1, min(count, len(test))).astype(int)]
     found, kept = [], []
-    for index in chosen.tolist():
+    for index in spread(data.dataset.splits["test"], count).tolist():
         if data.dataset.values(index, data.preprocess) is None:
             continue
         image = to_mode(data.dataset.image(index), data.preprocess.channels)
@@ -183,19 +180,12 @@ def measure_bundles(
 def _store(found: Bundle, measured: dict[str, Any]) -> None:
     """The bundle again, whole, with the numbers in its last stage and in the report."""
     from .engines import read_engines
-    from .finish import REPORT
+    from .finish import REPORT, rewritten
     from .report_html import write_report
 
     *before, last = (dict(entry) for entry in found.history)
     last["metrics"] = {**last["metrics"], "robustness": measured}
     history = (*before, last)
     engines = read_engines(found)
-    with bundle.create(
-        found.path, input=found.input, preprocess=found.preprocess, labels=found.labels,
-        data=found.data, history=history, task=found.task,
-    ) as folder:  # fmt: skip
-        for name in found.files:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(found.file(name), target)
-        write_report(folder / REPORT, history, found.data, engines=engines)
+    with rewritten(found, found.files, history) as (folder, section):
+        write_report(folder / REPORT, history, found.data, engines=engines, section=section)

@@ -9,13 +9,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from vcompress.compress import gradcam
 from vcompress.compress.cli import main
 from vcompress.compress.data import Data
 from vcompress.compress.gradcam import Viewer, disagreements_section, grad_cam, last_convolution
+from vcompress.compress.report_html import section_of
 
 
 class Spot(nn.Module):
@@ -93,6 +96,16 @@ def test_images_of_disagreement_are_shown_with_what_each_said(
     assert "http" not in section
 
 
+def test_of_many_validation_images_some_are_asked_about(
+    tiny_data: Callable[..., Data], tiny_nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradcam, "_MOST_ASKED", 4)
+    data = tiny_data()
+    viewer = Viewer("one", tiny_nets.group(), data.preprocess)
+    section = disagreements_section(viewer, viewer, data)
+    assert "On all 4 validation images, spread over 6, one and one agree" in section
+
+
 def test_a_teacher_with_another_order_of_classes_is_asked_for_its_own(
     tiny_data: Callable[..., Data], tiny_nets: Any
 ) -> None:
@@ -119,5 +132,12 @@ def test_the_report_of_a_distillation_says_where_both_look(
     page = Path("runs/student/report.html").read_text()
     assert "<h2>Where they disagree</h2>" in page and "data:image/png;base64," in page
     assert page.count("<h2>Robustness</h2>") == 1
+    part = section_of(page)
+    assert part.startswith("<h2>Where they disagree</h2>") and part.endswith("</div>")
+    trust = ["--trust", "tiny_nets:group"]
+    # The same network with new numbers: the part stays.
+    for command in (["robustness", "--images", "4", "--attack-steps", "1"], ["export"]):
+        assert main([*command, "runs/student", *trust]) == 0
+        assert section_of(Path("runs/student/report.html").read_text()) == part, command
     assert main(["finetune", *made_with, "--epochs", "0", "--out", "runs/again"]) == 0
     assert "Where they disagree" not in Path("runs/again/report.html").read_text()
