@@ -12,11 +12,11 @@ from vcompress.bench.errors import UserError
 
 from .stage import TaughtConfig
 
-METHODS = ("kd", "dkd", "dist", "lskd")
+ON_LOGITS = ("kd", "dkd", "dist", "lskd")
 
 
 def from_teacher(
-    teacher: nn.Module, config: TaughtConfig, method: str = "kd"
+    teacher: nn.Module, config: TaughtConfig
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """`distillation` as the training loop calls it: with logits `[B, K]`, images `[B, C, H, W]` and
     labels `[B]`. The teacher is asked without gradients, in eval mode, where the images are."""
@@ -27,7 +27,7 @@ def from_teacher(
             target = teacher.to(images.device)(images)
         return distillation(
             logits, target, labels, temperature=config.temperature, alpha=config.alpha,
-            label_smoothing=config.label_smoothing, method=method,
+            label_smoothing=config.label_smoothing,
         )  # fmt: skip
 
     return loss
@@ -41,9 +41,8 @@ def distillation(
     temperature: float,
     alpha: float,
     label_smoothing: float = 0.0,
-    method: str = "kd",
 ) -> Tensor:
-    """`alpha * soft + (1 - alpha) * cross entropy`, a scalar, averaged over the batch.
+    """`alpha * kd + (1 - alpha) * cross entropy`, a scalar, averaged over the batch.
 
     Args:
         student_logits: `[B, K]`.
@@ -52,16 +51,22 @@ def distillation(
         temperature: softens both distributions; above 0.
         alpha: weight of the teacher, 0 to 1.
         label_smoothing: of the labels' part.
-        method: which loss on the teacher's logits, one of `METHODS`.
     """
-    if method == "dkd":
-        soft = dkd(student_logits, teacher_logits, labels, temperature)
-    else:
-        soft = {"kd": kd, "dist": dist, "lskd": lskd}[method](
-            student_logits, teacher_logits, temperature
-        )
+    soft = kd(student_logits, teacher_logits, temperature)
     hard = F.cross_entropy(student_logits, labels, label_smoothing=label_smoothing)
     return alpha * soft + (1 - alpha) * hard
+
+
+def on_logits(
+    method: str, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float
+) -> Tensor:
+    """The loss `method`, one of `ON_LOGITS`, of logits `[B, K]` and labels `[B] int64`; a label
+    that is not known (-1) is the teacher's."""
+    if method == "dkd":
+        known = torch.where(labels < 0, teacher_logits.argmax(1), labels)
+        return dkd(student_logits, teacher_logits, known, temperature)
+    loss = {"kd": kd, "dist": dist, "lskd": lskd}[method]
+    return loss(student_logits, teacher_logits, temperature)
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

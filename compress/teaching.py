@@ -23,7 +23,6 @@ from .unlabelled import NO_LABEL
 EMBEDDING = 128
 """Width in which infonce compares embeddings, as in CRD."""
 
-ON_LOGITS = ("kd", "dkd", "dist", "lskd")
 ON_FEATURES = ("fitnet", "at", "infonce", "srd")
 
 
@@ -98,7 +97,7 @@ class TaughtLoss(nn.Module):
     ) -> None:  # fmt: skip
         """
         Args:
-            terms: loss to its weight: `ON_LOGITS`, `ON_FEATURES` and `self`.
+            terms: loss to its weight: `losses.ON_LOGITS`, `ON_FEATURES` and `self`.
             ask: what the teachers say; None where there is none.
             pairs: for each teacher.
             seen: what `features.captured` fills on every run of `student`.
@@ -145,12 +144,9 @@ class TaughtLoss(nn.Module):
         target = ensemble(answer.logits, self.how, weights, self.temperature)
         total = torch.zeros((), device=logits.device)
         for name, weight in self.terms.items():
-            if name == "dkd":  # the class apart is the teacher's where no label is known
-                known = torch.where(labels < 0, target.argmax(1), labels)
-                total = total + weight * losses.dkd(logits, target, known, self.temperature)
-            elif name in ON_LOGITS:
-                loss = {"kd": losses.kd, "dist": losses.dist, "lskd": losses.lskd}[name]
-                total = total + weight * loss(logits, target, self.temperature)
+            if name in losses.ON_LOGITS:
+                found = losses.on_logits(name, logits, target, labels, self.temperature)
+                total = total + weight * found
             elif name in ON_FEATURES:
                 total = total + weight * self._on_features(name, labels, answer)
         return total

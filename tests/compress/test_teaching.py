@@ -19,7 +19,6 @@ from vcompress.compress.features import captured, find_pairs
 from vcompress.compress.stages.distill import WEIGHTS
 from vcompress.compress.teaching import (
     ON_FEATURES,
-    ON_LOGITS,
     Answer,
     TaughtLoss,
     Teacher,
@@ -293,4 +292,4 @@ def test_a_teacher_takes_its_own_view_of_the_image() -> None:
 
 
 def test_every_loss_has_a_weight_of_its_own() -> None:
-    assert set(WEIGHTS) == {*ON_LOGITS, *ON_FEATURES, "self"}
+    assert set(WEIGHTS) == {*losses.ON_LOGITS, *ON_FEATURES, "self"}
