@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vcompress.bench.data import Dataset
+from vcompress.bench.data import Dataset, image_files
 from vcompress.bench.errors import UserError
 from vcompress.bench.preprocess import read_image
 
 NO_LABEL = -1
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
 def with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
@@ -25,9 +24,7 @@ def with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
     """
     if not folder.is_dir():
         raise UserError(f"--unlabelled {folder}: no such folder.")
-    files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file()
-    )
+    files = image_files(folder)
     if not files:
         raise UserError(f"--unlabelled {folder}: no images in this folder.")
     digest = hashlib.sha256(dataset.fingerprint.encode())

@@ -33,6 +33,8 @@ class Command:
         from vcompress.bench import load
         from vcompress.bench.errors import UserError
 
+        from ..table import printable
+
         if not self.images:
             raise UserError("no image given. Expected: vcompress predict BUNDLE IMAGE...")
         with load(
@@ -47,11 +49,6 @@ class Command:
             print(json.dumps(rows, indent=2))
             return
         for image, best in zip(self.images, found, strict=True):
-            print(_shown(str(image)))
+            print(printable(str(image)))
             for prediction in best:
-                print(f"  {prediction.score:8.4f}  {_shown(prediction.label)}")
-
-
-def _shown(text: str) -> str:
-    """What a terminal shows and does not obey: a label or a file name may hold anything."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+                print(f"  {prediction.score:8.4f}  {printable(prediction.label)}")
