@@ -20,6 +20,7 @@ from vcompress.bench.errors import UserError
 from vcompress.bench.svg import COLOURS, Plot
 
 from .data import Data
+from .processes import process_state
 from .stage import TrainConfig
 from .train import optimizer_for
 
@@ -59,7 +60,8 @@ def sweep(
             f"least {_LEAST_STEPS} steps."
         )
     torch.manual_seed(data.seed)
-    net = copy.deepcopy(model).train()
+    device = process_state().device
+    net = copy.deepcopy(model).to(device).train()
     optimizer = optimizer_for(net, config, [])
     rates: list[float] = []
     losses: list[float] = []
@@ -70,7 +72,7 @@ def sweep(
         rate = low * (high / low) ** (step / (steps - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images, labels = next(batches)
+        images, labels = (tensor.to(device) for tensor in next(batches))
         loss = F.cross_entropy(net(images), labels, label_smoothing=config.label_smoothing)
         average = _SMOOTHING * average + (1 - _SMOOTHING) * float(loss.detach())
         smoothed = average / (1 - _SMOOTHING ** (step + 1))
