@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from .macs import count_macs, count_parameters
 from .openvino_proof import openvino_parity
 from .progress import log
 from .pruning.sparsity import sparsity_of
-from .report_html import write_report
+from .report_html import section_of, write_report
 from .robustness import measure as measure_robustness
 from .store import Network, Precision, precision_of, save_network
 
@@ -113,6 +115,30 @@ def finish(
             entry["bad_images"] = _bad_images(dataset)
         write_report(folder / REPORT, everything, record, section=section)
     return Bundle.open(out)
+
+
+@contextmanager
+def rewritten(
+    found: Bundle, names: Iterable[str], history: tuple[Mapping[str, Any], ...]
+) -> Iterator[tuple[Path, str]]:
+    """A folder with the files `names` of `found`, which takes its place when the block ends; with
+    it the part of its report that is of its last stage alone."""
+    with bundle.create(
+        found.path, input=found.input, preprocess=found.preprocess, labels=found.labels,
+        data=found.data, history=history, task=found.task,
+    ) as folder:  # fmt: skip
+        for name in names:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found.file(name), target)
+        yield folder, report_section(found)
+
+
+def report_section(found: Bundle) -> str:
+    """HTML of the last stage alone, from the bundle's report."""
+    if REPORT not in found.files:
+        return ""
+    return section_of(found.file(REPORT).read_text(encoding="utf-8"))
 
 
 def _bad_images(dataset: Dataset) -> dict[str, Any]:
