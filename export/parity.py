@@ -12,9 +12,12 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
+from .to_onnx import logits_of
+
 Array = npt.NDArray[Any]
 MIN_PARTS = 25.0
 """Least SQNR in decibels, as it ships, of a network that was quantised in parts."""
+ONE_CLASS = " Warning: the network gives every image the same class; agreement says little."
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def run_onnx(
     options.log_severity_level = 3
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # nothing is timed
     session = onnxruntime.InferenceSession(
         model if isinstance(model, bytes) else str(model),
         options,
@@ -94,12 +98,7 @@ def run_torch(model: nn.Module, images: Tensor, batch_size: int = 32) -> Array:
     try:
         with torch.no_grad():
             for batch in torch.split(images, batch_size):
-                out = model(batch.to(device))
-                if isinstance(out, dict):
-                    out = out["out"] if "out" in out else next(iter(out.values()))
-                elif isinstance(out, (tuple, list)):
-                    out = out[0]
-                parts.append(out.float().cpu().numpy())
+                parts.append(logits_of(model(batch.to(device))).float().cpu().numpy())
     finally:
         model.train(training)
     return np.concatenate(parts)
@@ -132,8 +131,7 @@ def check(
     array = images.cpu().numpy()
     optimised = compare(reference, run_onnx(path, array, optimised=True, batch_size=batch_size)[0])
     plain = compare(reference, run_onnx(path, array, optimised=False, batch_size=batch_size)[0])
-    best = reference.argmax(1)
-    one_class = len(images) > 1 and bool((best == best.reshape(-1)[0]).all())
+    one_class = _one_class(reference)
     short = [
         f"{name}: top-1 agreement {a.top1_agreement:.2%}, SQNR {a.sqnr_db:.1f} dB"
         for name, a in (("as it ships", optimised), ("optimisations off", plain))
@@ -163,7 +161,7 @@ def check(
             f"SQNR {optimised.sqnr_db:.1f} dB, max abs {optimised.max_abs:.2g}."
         )
     if one_class:
-        message += " Warning: the network gives every image the same class; agreement says little."
+        message += ONE_CLASS
     return Parity(
         ok=not failed,
         message=message,
@@ -190,9 +188,10 @@ def check_cast(model: nn.Module, path: Path, images: Tensor, precision: str) -> 
     Args:
         precision: fp16, bf16 or int8+fp16.
     """
-    images = images if runs_on_cpu(path) else images[:REFERENCE_IMAGES]
+    runs = runs_on_cpu(path)
+    images = images if runs else images[:REFERENCE_IMAGES]
     reference, array = run_torch(model, images), images.cpu().numpy()
-    if runs_on_cpu(path):
+    if runs:
         where = "ONNX Runtime"
         optimised = compare(reference, run_onnx(path, array, optimised=True)[0])
         plain = compare(reference, run_onnx(path, array, optimised=False)[0])
@@ -201,16 +200,20 @@ def check_cast(model: nn.Module, path: Path, images: Tensor, precision: str) -> 
         optimised = plain = compare(reference, run_reference(path, array)[0])
     least = LEAST_CAST_SQNR_DB[precision]
     ok = min(optimised.sqnr_db, plain.sqnr_db) >= least
-    best = reference.argmax(1)
-    one_class = len(images) > 1 and bool((best == best.reshape(-1)[0]).all())
+    one_class = _one_class(reference)
     message = (
         f"{path.name} in {precision} {'agrees with' if ok else 'differs from'} the float32 network "
         f"in {where}: top-1 {optimised.top1_agreement:.2%}, SQNR {optimised.sqnr_db:.1f} dB"
         + ("." if ok else f"; expected {least:g} dB. Its values leave the range of the type.")
     )
     if one_class:
-        message += " Warning: the network gives every image the same class; agreement says little."
+        message += ONE_CLASS
     return Parity(ok, message, len(images), optimised, plain, one_class, None)
+
+
+def _one_class(logits: Array) -> bool:
+    best = logits.argmax(1)
+    return len(logits) > 1 and bool((best == best.reshape(-1)[0]).all())
 
 
 def runs_on_cpu(path: Path) -> bool:
@@ -248,10 +251,11 @@ def first_divergence(
     if not isinstance(model, fx.GraphModule):
         return None
     proto = onnx.load(str(path))
+    constants = {t.name for t in proto.graph.initializer}
     present = {
         n.output[0]
         for n in proto.graph.node
-        if n.op_type == "DequantizeLinear" and not _constant(proto, n.input[0])
+        if n.op_type == "DequantizeLinear" and n.input[0] not in constants
     }
     steps = _roundings(model)
     wanted = [t for t in dict.fromkeys(steps.values()) if t in present]
@@ -281,10 +285,6 @@ def _roundings(model: fx.GraphModule) -> dict[str, str]:
         for node in model.graph.nodes
         if node.op == "call_module" and hasattr(model.get_submodule(str(node.target)), "range")
     }
-
-
-def _constant(proto: onnx.ModelProto, name: str) -> bool:
-    return any(t.name == name for t in proto.graph.initializer)
 
 
 class _TeacherForced(fx.Interpreter):
