@@ -10,9 +10,8 @@ import onnx
 
 from vcompress.bench.engine import LayerReport
 
-from .rewrite import Graph
+from .graph import COMPUTE, Graph
 
-COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MOVES = (
     "Concat", "Expand", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Split",
     "Squeeze", "Transpose", "Unsqueeze",

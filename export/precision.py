@@ -10,7 +10,6 @@ more than its step already allows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vcompress.bench.errors import UserError
 
-from .rewrite import Array, Graph, attribute
+from .graph import COMPUTE, Array, Graph, attribute, opset_of, per_axis, save
 
 Half = Literal["fp16", "bf16"]
 OPSETS: dict[str, int] = {"fp16": 19, "bf16": 22}
@@ -34,7 +33,6 @@ _NUMPY: dict[str, Any] = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtyp
 _SMALLEST = {"fp16": 2.0**-24, "bf16": 2.0**-126}
 _FLOAT32_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
 """Inputs that stay in float32 whatever the data are: sizes and scales of the image."""
-_COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,7 @@ def convert_file(path: Path, precision: Half) -> CastReport:
     """
     proto = onnx.load(str(path))
     report = convert(proto, precision)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(proto.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save(proto, path)
     return report
 
 
@@ -80,7 +70,7 @@ def convert(proto: onnx.ModelProto, precision: Half) -> CastReport:
     Raises:
         UserError: as `convert_file`.
     """
-    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    opset = opset_of(proto)
     if opset < OPSETS[precision]:
         raise UserError(
             f"opset {opset}: {precision} needs {OPSETS[precision]} or later. Give --opset."
@@ -137,6 +127,7 @@ def _requantise(graph: Graph, precision: Half) -> int:
     """Round every scale to the type, and the stored integers to the scale that it became."""
     clamped, smallest = 0, _SMALLEST[precision]
     done: dict[str, Array] = {}
+    rounded: set[str] = set()
     for node in graph.nodes:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
@@ -152,17 +143,17 @@ def _requantise(graph: Graph, precision: Half) -> int:
         integers = graph.value(node.input[0])
         if node.op_type == "QuantizeLinear" or integers is None or integers.dtype.kind not in "iu":
             continue
-        graph.store(node.input[0], _rounded_again(node, graph, integers, scale))
+        if node.input[0] not in rounded:  # several nodes may read one weight
+            rounded.add(node.input[0])
+            graph.store(node.input[0], _rounded_again(node, graph, integers, scale))
     return clamped
 
 
 def _rounded_again(node: onnx.NodeProto, graph: Graph, integers: Array, scale: Array) -> Array:
     new = graph.value(node.input[1])
     assert new is not None
-    shape = [1] * integers.ndim
-    if scale.ndim:
-        shape[int(attribute(node, "axis", 1))] = -1  # type: ignore[call-overload]
-    ratio = (scale.astype(np.float64) / new.astype(np.float64)).reshape(shape if scale.ndim else ())
+    ratio = scale.astype(np.float64) / new.astype(np.float64)
+    ratio = per_axis(ratio, integers.ndim, attribute(node, "axis", 1))
     limits = np.iinfo(integers.dtype)
     # -127..127 for weights: the range stays symmetric.
     low = -limits.max if integers.min() > limits.min else limits.min
@@ -233,7 +224,7 @@ def check_types(proto: onnx.ModelProto, precision: Half) -> None:
     wrong = [
         node.name
         for node in inferred.graph.node
-        if node.op_type in _COMPUTE
+        if node.op_type in COMPUTE
         and kinds.get(node.output[0], _TYPES[precision]) != _TYPES[precision]
     ]
     if wrong:

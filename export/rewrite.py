@@ -2,80 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-Array = npt.NDArray[Any]
-
-
-class Graph:
-    """An index over a graph that is rewritten: makers and readers of tensors, constants."""
-
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        self.graph = proto.graph
-        self.constants = {t.name: t for t in self.graph.initializer}
-        self.nodes = list(self.graph.node)
-        self.outputs = {o.name for o in self.graph.output}
-        self.index()
-
-    def index(self) -> None:
-        """Look at the nodes again after a change."""
-        self.maker = {o: n for n in self.nodes for o in n.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-
-    def value(self, name: str) -> Array | None:
-        """The values of a constant; None for a computed tensor."""
-        found = self.constants.get(name)
-        return None if found is None else numpy_helper.to_array(found)
-
-    def store(self, name: str, values: Array) -> str:
-        """Add or replace a constant."""
-        self.constants[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
-        return name
-
-    def only_reader(self, name: str) -> onnx.NodeProto | None:
-        """The node that reads a tensor, where it is one only and the tensor is no output."""
-        readers = self.readers.get(name, [])
-        return readers[0] if len(readers) == 1 and name not in self.outputs else None
-
-    def drop(self, node: onnx.NodeProto) -> None:
-        """Remove a node; whoever needs its output was changed before."""
-        self.nodes = [n for n in self.nodes if n is not node]
-
-    def redirect(self, old: str, new: str) -> None:
-        """Let every reader of `old` read `new`."""
-        for node in self.readers.get(old, []):
-            for place, name in enumerate(node.input):
-                if name == old:
-                    node.input[place] = new
-        self.index()
-
-    def write_back(self) -> None:
-        """Put nodes and the constants that are still read into the graph."""
-        read = {name for node in self.nodes for name in node.input} | self.outputs
-        del self.graph.node[:]
-        self.graph.node.extend(self.nodes)
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(t for n, t in self.constants.items() if n in read)
-        written = {o for node in self.nodes for o in node.output}
-        kept = [v for v in self.graph.value_info if v.name in written]
-        del self.graph.value_info[:]
-        self.graph.value_info.extend(kept)
-
-
-def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
-    """The value of an attribute."""
-    for found in node.attribute:
-        if found.name == name:
-            return helper.get_attribute_value(found)
-    return default
+from .graph import Graph, attribute, per_axis
 
 
 def rewrite(proto: onnx.ModelProto) -> None:
@@ -101,14 +32,6 @@ def constants_to_initializers(graph: Graph) -> None:
     graph.index()
 
 
-def _per_axis(values: Array, rank: int, axis: int) -> Array:
-    if values.ndim == 0:
-        return values
-    shape = [1] * rank
-    shape[axis] = -1
-    return values.reshape(shape)
-
-
 def store_integers(graph: Graph) -> None:
     """QuantizeLinear of a constant: store its integers, leave the DequantizeLinear alone."""
     for node in list(graph.nodes):
@@ -120,10 +43,10 @@ def store_integers(graph: Graph) -> None:
             continue
         zero = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         kind = np.dtype(np.uint8) if zero is None else zero.dtype
-        axis = int(attribute(node, "axis", 1))  # type: ignore[call-overload]
-        steps = values / _per_axis(scale, values.ndim, axis)
+        axis = int(attribute(node, "axis", 1))
+        steps = values / per_axis(scale, values.ndim, axis)
         limits = np.iinfo(kind)
-        offset = 0 if zero is None else _per_axis(zero.astype(np.int32), values.ndim, axis)
+        offset = 0 if zero is None else per_axis(zero.astype(np.int32), values.ndim, axis)
         integers = np.clip(np.rint(steps).astype(np.int64) + offset, limits.min, limits.max)
         graph.store(node.output[0], integers.astype(kind))
         graph.drop(node)
@@ -199,7 +122,7 @@ def fold_bn(graph: Graph) -> None:
         if len(conv.input) > 2 and bias is None:
             continue
         gamma, beta, mean, variance = (np.asarray(g, np.float64) for g in given)
-        factor = gamma / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))  # type: ignore[arg-type]
+        factor = gamma / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))
         start = np.zeros_like(mean) if bias is None else bias.astype(np.float64)
         shape = (-1, *[1] * (weight.ndim - 1))
         name = conv.output[0]
@@ -223,7 +146,7 @@ def global_pools(graph: Graph) -> None:
             continue
         if sorted(int(a) for a in axes) == [-2, -1] and not _rank_is(graph, node.input[0], 4):
             continue
-        keep = int(attribute(node, "keepdims", 1))  # type: ignore[call-overload]
+        keep = int(attribute(node, "keepdims", 1))
         place = graph.nodes.index(node)
         out = node.output[0]
         pooled = out if keep else f"{out}_pooled"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
+from .graph import opset_of
 from .precision import Half, convert_file
 from .rewrite import rewrite
 
@@ -88,21 +89,25 @@ def _silence() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def logits_of(out: Any) -> Tensor:
+    """The one output that counts of a network that returns several."""
+    if isinstance(out, dict):
+        out = out["out"] if "out" in out else next(iter(out.values()))
+    elif isinstance(out, (tuple, list)):
+        out = out[0]
+    assert isinstance(out, Tensor)
+    return out
+
+
 class _Logits(nn.Module):
-    """Picks the one output that is exported of a network that returns several."""
+    """The network with that output alone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input: Tensor) -> Tensor:
-        out = self.model(input)
-        if isinstance(out, dict):
-            out = out["out"] if "out" in out else next(iter(out.values()))
-        elif isinstance(out, (tuple, list)):
-            out = out[0]
-        assert isinstance(out, Tensor)
-        return out
+        return logits_of(self.model(input))
 
 
 def _to_proto(
@@ -203,7 +208,7 @@ def _report(path: Path, checked: onnx.ModelProto, before: int, after: int) -> Ex
     ]
     return ExportReport(
         path=path,
-        opset=next(o.version for o in checked.opset_import if o.domain in ("", "ai.onnx")),
+        opset=opset_of(checked),
         size_bytes=path.stat().st_size,
         operators=dict(sorted(operators.items())),
         qdq_before=before,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from onnx import NodeProto
 
-from .view import View, attribute, label
-
-Say = Callable[[str, str, str], None]
+from ..graph import attribute
+from .findings import Say
+from .view import View, label
 
 
 def check(view: View, say: Say) -> None:

@@ -1,23 +1,37 @@
-"""The ONNX checker and strict shape inference, which are C++ and can crash on a hostile file.
+"""What reads a whole file in C++ and can crash on a hostile one: the ONNX checker, shape inference,
+ONNX Runtime.
 
-Run as a program it checks one file in a process of its own, with bounded time and memory.
+Run as a program it reads one file in a process of its own, with bounded time and memory.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnx.inliner
 
-MARK = "onnx-checker: "
+from vcompress.bench.apart import ask, serve
+
+Refusal = Callable[[Path], str | None]
+
+
+def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without functions of its own, and with the types and shapes that follow."""
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
 
 
 def refusal(path: Path) -> str | None:
     """What the checker and strict shape inference say against a file; None where nothing."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
+        # Values that are followed through the graph contradict more than the checker sees.
+        inferred(onnx.load(str(path), load_external_data=False))
     except Exception as error:  # their exceptions have no common base
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         kept = [line for line in lines if not line.startswith("==>")]
@@ -25,34 +39,38 @@ def refusal(path: Path) -> str | None:
     return None
 
 
-def refusal_apart(path: Path, timeout_s: float) -> tuple[str | None, bool]:
-    """As `refusal`, in a process of its own; also whether that process ended without an answer."""
+def load_refusal(path: Path) -> str | None:
+    """What ONNX Runtime says when it opens a file; None where it does, or is not installed."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, str(path)],
-            capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+        import onnxruntime
+    except ImportError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    try:
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base
+        return " ".join(str(error).split())[:400]
+    return None
+
+
+def asked_apart(which: Refusal, path: Path, timeout_s: float) -> tuple[str | None, bool]:
+    """What `refusal` or `load_refusal` says in a process of its own, and whether that process ended
+    without an answer."""
+    request = {"path": str(path), "device": "cpu", "which": which.__name__}
+    reply = ask(__name__, request, timeout_s)
+    if reply.status is None:
         return f"no answer within {timeout_s:g} s", True
-    answers = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if done.returncode != 0 or not answers:
-        return f"its process ended with status {done.returncode}", True
-    return answers[-1].removeprefix(MARK) or None, False
+    if reply.status != 0 or "refusal" not in reply.answer:
+        return f"its process {reply.end}", True
+    return reply.answer["refusal"], False
 
 
-def _limit_memory(path: Path) -> None:
-    """Room for the file several times over, and no more, where the system can limit it."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    most = 8 * 1024**3 + 8 * path.stat().st_size
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(
-        resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
-    )
+def _work(request: dict[str, Any]) -> dict[str, Any]:
+    which = {found.__name__: found for found in (refusal, load_refusal)}[request["which"]]
+    return {"refusal": which(Path(request["path"]))}
 
 
 if __name__ == "__main__":
-    _limit_memory(Path(sys.argv[1]))
-    sys.stdout.write(MARK + (refusal(Path(sys.argv[1])) or "") + "\n")
+    sys.exit(serve(_work))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,8 @@ Severity = Literal["error", "warning", "note"]
 Effect = Literal["blocks", "unknown", "builds"]
 Verdict = Literal["blocked", "unverified", "likely", "verified"]
 ORDER: tuple[Severity, ...] = ("error", "warning", "note")
+Say = Callable[[str, str, str], None]
+"""Takes the rule, the node and the message of a finding."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,9 @@ class Rule:
     severity: Severity
     effect: Effect
     """blocks: it does not build. unknown: nothing is known of it. builds: it costs something."""
-    targets: tuple[str, ...]
     what: str
     cure: str
+    targets: tuple[str, ...] = ("tensorrt",)
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import onnx
-import onnx.inliner
 
 from vcompress.bench import onnx_file
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
 
+from ..graph import opset_of
 from . import channels, checker, functions, onnxruntime, operators, placement, quantised
-from .findings import Finding, Report, verdict_of
+from .findings import ORDER, Finding, Report, Say, verdict_of
 from .rules import RULES
 from .view import View
 
 if TYPE_CHECKING:
     from vcompress.bench.engine import Settings
 
-Say = Callable[[str, str, str], None]
-"""Rule, node, message."""
 TARGETS: dict[str, tuple[ModuleType, ...]] = {
     "tensorrt": (channels, operators, quantised, placement),
     "onnxruntime": (channels, onnxruntime),
@@ -44,7 +41,8 @@ def lint(
         path: anybody's file; what it names outside its folder is never opened.
         target: tensorrt or onnxruntime.
         build: build it as well, as these settings say; a file that builds is verified.
-        apart: run the ONNX checker in a process of its own, for files that may be hostile.
+        apart: run the ONNX checker, and ONNX Runtime, in a process of their own, for files that
+            may be hostile.
 
     Raises:
         UserError: no such file or target.
@@ -71,18 +69,16 @@ def lint(
         for rules in TARGETS[target]:
             rules.check(view, say)
         if target == "onnxruntime" and not any(f.effect == "blocks" for f in found):
-            onnxruntime.check_loads(path, say)
+            refusal, _ = _checked(checker.load_refusal, path, apart)
+            if refusal is not None:
+                say("no-kernel", "", refusal)
     built = ""
     if build is not None and view is not None:
         built = _build(path, build, say)
     seconds = time.perf_counter() - start
     verdict = "verified" if built else verdict_of(found)
-    ordered = sorted(found, key=lambda f: ("error", "warning", "note").index(f.severity))
-    return Report(str(path), target, verdict, tuple(_once(ordered)), built, seconds)
-
-
-def _once(findings: Iterable[Finding]) -> list[Finding]:
-    return list(dict.fromkeys(findings))
+    ordered = sorted(found, key=lambda f: ORDER.index(f.severity))
+    return Report(str(path), target, verdict, tuple(dict.fromkeys(ordered)), built, seconds)
 
 
 def _read(path: Path, say: Say, apart: bool) -> View | None:
@@ -106,24 +102,22 @@ def _read(path: Path, say: Say, apart: bool) -> View | None:
     if endless is not None:
         say("invalid", "", endless)
         return None
-    if apart:
-        refusal, crashed = checker.refusal_apart(path, CHECKER_TIMEOUT_S)
-    else:
-        refusal, crashed = checker.refusal(path), False
+    refusal, crashed = _checked(checker.refusal, path, apart)
     if refusal is not None:
         say("checker-failed" if crashed else "invalid", "", refusal)
         return None
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
     _imports(model, say)
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    return View(inferred.graph, path.resolve().parent)
+    return View(checker.inferred(model).graph, path.resolve().parent)
+
+
+def _checked(which: checker.Refusal, path: Path, apart: bool) -> tuple[str | None, bool]:
+    return checker.asked_apart(which, path, CHECKER_TIMEOUT_S) if apart else (which(path), False)
 
 
 def _imports(model: onnx.ModelProto, say: Say) -> None:
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
+    version = opset_of(model)
     low, high = operators.OPSETS
-    if version is not None and not low <= version <= high:
+    if version and not low <= version <= high:
         say("opset", "", f"opset {version}; built here were {low} to {high}")
 
 

@@ -5,20 +5,17 @@ It fuses DQ -> operator -> Q, so an operator runs in int8 only where its output 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from ..graph import COMPUTE, attribute
 from . import quantised
-from .view import DEQUANTISE, QUANTISE, View, attribute, dequantiser, label
+from .findings import Say
+from .view import DEQUANTISE, QUANTISE, View, dequantiser, label
 
-Say = Callable[[str, str, str], None]
 _NEEDS_OUTPUT = frozenset(
     {"Conv", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"}
 )
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _DEFAULT = ("", "ai.onnx")
 
 
@@ -35,15 +32,15 @@ def check(view: View, say: Say) -> None:
 
 
 def _node(view: View, node: NodeProto, say: Say) -> None:
-    if node.op_type not in _NEEDS_OUTPUT and node.op_type not in _LAYERS:
+    if node.op_type not in _NEEDS_OUTPUT and node.op_type not in COMPUTE:
         return
     at = label(node)
-    names = [n for n in node.input if n][: 2 if node.op_type in _LAYERS else None]
+    names = [n for n in node.input if n][: 2 if node.op_type in COMPUTE else None]
     found = [dequantiser(view, name) for name in names]
-    if node.op_type in _LAYERS and not any(found):
+    if node.op_type in COMPUTE and not any(found):
         say("runs-in-float", at, f"{node.op_type} is not quantised")
     if not found or not all(found):
-        if any(found) and node.op_type in _LAYERS:
+        if any(found) and node.op_type in COMPUTE:
             say("not-fused", at, f"{node.op_type} has one quantised input")
         return
     if node.op_type == "ConvTranspose":
@@ -54,7 +51,7 @@ def _node(view: View, node: NodeProto, say: Say) -> None:
         say("not-fused", at, f"the output of {node.op_type} is not rounded")
     elif relu is not None and rounded is not None and not _from_zero(view, rounded):
         say("relu-zero-point", label(rounded), f"the zero point behind {label(relu)}")
-    if node.op_type in _LAYERS:
+    if node.op_type in COMPUTE:
         _kinds(view, node, found, say)
 
 
@@ -96,18 +93,3 @@ def _from_zero(view: View, node: NodeProto) -> bool:
         )
     limits = np.iinfo(zero.dtype) if zero.dtype.kind in "iu" else None
     return limits is None or bool((zero == limits.min).all())
-
-
-def check_loads(path: Path, say: Say) -> None:
-    """Open the file in ONNX Runtime, where it is installed. Nothing is run."""
-    try:
-        import onnxruntime
-    except ImportError:
-        return
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    try:
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base
-        say("no-kernel", "", " ".join(str(error).split())[:400])

@@ -12,9 +12,10 @@ from math import prod
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from .view import View, attribute, label, type_name
+from ..graph import attribute
+from .findings import Say
+from .view import View, label, type_name
 
-Say = Callable[[str, str, str], None]
 OPSETS = (7, 28)
 """The oldest and the newest opset of the default domain that was built."""
 MOST_ELEMENTS = 2**40

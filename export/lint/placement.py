@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from .view import DEQUANTISE, QUANTISE, View, attribute, dequantiser, label, type_name
+from ..graph import COMPUTE, attribute
+from .findings import Say
+from .view import DEQUANTISE, QUANTISE, View, dequantiser, label, type_name
 
-Say = Callable[[str, str, str], None]
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INSIDE = frozenset(
     {"Softmax", "LayerNormalization", "GroupNormalization", "InstanceNormalization",
      "RMSNormalization", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu", "Erf", "Tanh"}
@@ -26,7 +25,7 @@ def check(view: View, say: Say) -> None:
         return
     for inner in view.all():
         for node in inner.nodes:
-            if node.op_type in LAYERS:
+            if node.op_type in COMPUTE:
                 _layer(inner, node, say)
             elif node.op_type == "Add":
                 _addition(inner, node, say)
@@ -72,9 +71,8 @@ def _layer(view: View, node: NodeProto, say: Say) -> None:
 
 def _weight(view: View, node: NodeProto, dq: NodeProto, axis: int | None, say: Say) -> None:
     at, source = label(node), view.maker.get(dq.input[0])
-    copied = source is not None and source.op_type == QUANTISE and view.is_constant(source.input[0])
-    if copied:
-        say("float-weight-copy", at, f"its weight {source.input[0]} is stored in floating point")  # type: ignore[union-attr]
+    if source is not None and source.op_type == QUANTISE and view.is_constant(source.input[0]):
+        say("float-weight-copy", at, f"its weight {source.input[0]} is stored in floating point")
     elif not view.is_constant(dq.input[0]):
         return
     shape, steps = view.shape(node.input[1]), view.shape(dq.input[1])

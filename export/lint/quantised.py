@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from .view import DEQUANTISE, QUANTISE, View, attribute, label, type_name
+from ..graph import COMPUTE, attribute
+from .findings import Say
+from .view import DEQUANTISE, QUANTISE, View, label, type_name
 
-Say = Callable[[str, str, str], None]
 _T = TensorProto
 _QUANTISED = frozenset({_T.INT8, _T.FLOAT8E4M3FN, _T.INT4, _T.FLOAT4E2M1})
 _SMALLEST_NORMAL: dict[int, float] = {_T.FLOAT16: 6.1035e-5}
@@ -35,7 +35,7 @@ def weights(view: View, say: Say) -> None:
         if tensor.data_type not in _FLOATS or scale or prod(tensor.dims) < 2:
             continue  # a single -inf is a mask's fill value
         values = view.value(name)
-        layers = view.read_by(name, "Conv", "ConvTranspose", "Gemm", "MatMul")
+        layers = view.read_by(name, *COMPUTE)
         if values is None or np.isfinite(_float(values)).all():
             continue
         if np.isnan(_float(values)).any() or layers:
@@ -75,13 +75,9 @@ def _one(view: View, node: NodeProto, say: Say) -> None:
         _scale(view, node, steps, say)
     if not stored:
         _pair(view, node, say)
-        many = steps is not None and steps.size > 1 and not attribute(node, "block_size", 0)
-        if many and not (node.op_type == DEQUANTISE and _of_stored(view, node)):
-            say(
-                "per-channel-activation",
-                at,
-                f"{0 if steps is None else steps.size} scales for one activation",
-            )
+        count = 1 if steps is None or attribute(node, "block_size", 0) else steps.size
+        if count > 1 and not (node.op_type == DEQUANTISE and _of_stored(view, node)):
+            say("per-channel-activation", at, f"{count} scales for one activation")
 
 
 def _of_stored(view: View, node: NodeProto) -> bool:
@@ -92,7 +88,6 @@ def _of_stored(view: View, node: NodeProto) -> bool:
 
 def _type(view: View, node: NodeProto, kind: int, zero: Any, say: Say) -> None:
     at, stored = label(node), view.is_constant(node.input[0])
-    readers = [r for n in view.readers.get(node.output[0], []) for r in [n.op_type]]
     if kind == _T.INT32 and node.op_type == DEQUANTISE:
         say("int32-bias", at, "a DequantizeLinear of int32")
     elif kind == _T.UINT8:
@@ -109,7 +104,7 @@ def _type(view: View, node: NodeProto, kind: int, zero: Any, say: Say) -> None:
             say("quantised-type", at, f"{type_name(kind)} for an activation")
     elif kind == _T.INT4 and stored and prod(view.shape(node.input[0]) or [0]) % 2:
         say("int4-even", at, f"{node.input[0]} has an odd number of elements")
-    elif kind == _T.FLOAT8E4M3FN and node.op_type == DEQUANTISE and readers:
+    elif kind == _T.FLOAT8E4M3FN and node.op_type == DEQUANTISE and node.output[0] in view.readers:
         say("needs-sm89", at, "float8e4m3fn")
 
 

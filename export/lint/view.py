@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
-Array = npt.NDArray[Any]
+from ..graph import Array, attribute
+
 QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 
 
@@ -38,7 +37,6 @@ class View:
             for v in (*graph.value_info, *graph.output, *graph.input)
             if v.type.WhichOneof("value") == "tensor_type"
         }
-
         self.other = {
             v.name
             for v in (*graph.value_info, *graph.output, *graph.input)
@@ -105,14 +103,6 @@ class View:
     def read_by(self, name: str, *operators: str) -> list[onnx.NodeProto]:
         """The readers of a tensor that are one of `operators`."""
         return [n for n in self.readers.get(name, []) if n.op_type in operators]
-
-
-def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """The value of an attribute."""
-    for found in node.attribute:
-        if found.name == name:
-            return helper.get_attribute_value(found)
-    return default
 
 
 def label(node: onnx.NodeProto) -> str:

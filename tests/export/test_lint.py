@@ -143,6 +143,37 @@ def saved_raw(calls: dict[str, list[str]], tmp_path: Path) -> Path:
     return saved(model, tmp_path)
 
 
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_shape_that_contradicts_the_values_behind_it_is_a_finding(
+    target: str, apart: bool, tmp_path: Path
+) -> None:
+    """The checker lets it pass; only inference that follows values sees 6 into 42 parts."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Concat", ["s", "more"], ["t"], axis=0),
+        helper.make_node("Reshape", ["x", "t"], ["y"]),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [info("x", FLOAT, [2, 3])], [info("y", FLOAT, ["a", "b", "c", "d"])],
+        [numpy_helper.from_array(np.array([7, -1]), "more")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    report = lint(saved(model, tmp_path), target, apart=apart)
+    assert (report.verdict, rules(report)) == ("blocked", {"invalid"})
+
+
+def test_onnx_runtime_opens_a_file_in_a_process_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    net = Net(dtype=TensorProto.BFLOAT16, opset=22)
+    path = saved(net.done(net.conv("x", quantise=False)), tmp_path)
+    here, apart = (lint(path, "onnxruntime", apart=apart) for apart in (False, True))
+    assert here.findings == apart.findings
+    assert rules(apart) >= {"no-kernel"}
+
+
 def test_graphs_nested_without_end_are_refused(tmp_path: Path) -> None:
     def field(number: int, content: bytes) -> bytes:
         size, length = len(content), b""
