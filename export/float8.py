@@ -7,7 +7,6 @@ from what the int8 file holds. ONNX Runtime computes such graphs on the CPU; Ten
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from onnx import TensorProto
 
 from vcompress.bench.errors import UserError
 
-from .rewrite import Array, Graph, attribute
+from .graph import Array, Graph, attribute, opset_of, per_axis, save
 
 LARGEST = 448.0
 """The largest finite number of E4M3."""
@@ -46,12 +45,7 @@ def convert_file(path: Path) -> Float8Report:
     """
     proto = onnx.load(str(path))
     report = convert(proto)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(proto.SerializeToString())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save(proto, path)
     return report
 
 
@@ -61,35 +55,32 @@ def convert(proto: onnx.ModelProto) -> Float8Report:
     Raises:
         UserError: as `convert_file`.
     """
-    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    opset = opset_of(proto)
     if opset < OPSET:
         raise UserError(f"opset {opset}: fp8 needs {OPSET} or later. Give --opset.")
     graph = Graph(proto)
     places = [n for n in graph.nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     if not places:
         raise UserError("fp8: the file quantises nothing. Quantise it with --target tensorrt.")
-    old: dict[str, Array] = {}
+    scales: dict[str, Array] = {}
     signal = error = 0.0
     weights = 0
     for node in places:
-        scale, zero = graph.value(node.input[1]), graph.value(node.input[2])
-        old.setdefault(node.input[1], _checked(node, scale, zero, graph, node.input[1] in old))
+        scale = scales[node.input[1]] = _checked(node, graph)
         integers = graph.value(node.input[0])
-        if integers is not None and node.op_type == "DequantizeLinear":
-            step = _along(node, old[node.input[1]], integers.ndim)
-            values = integers.astype(np.float64) * step
-            held = np.asarray(values / (step * (127 / LARGEST)), np.float32).astype(_E4M3)
-            graph.store(node.input[0], held)
-            weights += 1
-            signal += float(np.square(values).sum())
-            off = held.astype(np.float64) * (step * (127 / LARGEST)) - values
-            error += float(np.square(off).sum())
-    for name, value in old.items():
-        graph.store(name, np.asarray(value * np.asarray(127 / LARGEST, value.dtype), value.dtype))
-    for node in places:
-        zero = graph.value(node.input[2])
-        if zero is not None and zero.dtype != _E4M3:
-            graph.store(node.input[2], np.zeros(zero.shape, _E4M3))
+        if node.op_type != "DequantizeLinear" or integers is None or integers.dtype == _E4M3:
+            continue  # an activation, or a weight that another node reads too
+        held = (integers.astype(np.float64) * (LARGEST / 127)).astype(np.float32).astype(_E4M3)
+        graph.store(node.input[0], held)
+        weights += 1
+        step = per_axis(scale.astype(np.float64), integers.ndim, attribute(node, "axis", 1))
+        off = held.astype(np.float64) * (127 / LARGEST) - integers
+        signal += float(np.square(integers * step).sum())
+        error += float(np.square(off * step).sum())
+    for name, scale in scales.items():
+        graph.store(name, np.asarray(scale * np.asarray(127 / LARGEST, scale.dtype), scale.dtype))
+    for name in {node.input[2] for node in places}:
+        graph.store(name, np.zeros(list(graph.constants[name].dims), _E4M3))
     del proto.graph.value_info[:]
     graph.write_back()
     sqnr = 10 * float(np.log10(signal / error)) if error else float("inf")
@@ -97,25 +88,17 @@ def convert(proto: onnx.ModelProto) -> Float8Report:
     return Float8Report(pairs, weights, sqnr)
 
 
-def _checked(
-    node: onnx.NodeProto, scale: Array | None, zero: Array | None, graph: Graph, seen: bool
-) -> Array:
+def _checked(node: onnx.NodeProto, graph: Graph) -> Array:
+    """The scale of a symmetric int8 rounding."""
+    scale = graph.value(node.input[1])
+    zero = graph.value(node.input[2]) if len(node.input) > 2 else None
     if scale is None or zero is None:
         raise UserError(f"{node.name}: a computed scale or zero point; fp8 needs constants.")
-    if not seen and (zero.dtype not in (np.int8, _E4M3) or zero.astype(np.float32).any()):
+    if zero.dtype != np.int8 or zero.any():
         raise UserError(
             f"{node.name}: fp8 is made of symmetric int8. Quantise with --target tensorrt."
         )
     return scale
-
-
-def _along(node: onnx.NodeProto, scale: Array, rank: int) -> Array:
-    values = scale.astype(np.float64)
-    if not scale.ndim:
-        return values
-    shape = [1] * rank
-    shape[int(attribute(node, "axis", 1))] = -1  # type: ignore[call-overload]
-    return values.reshape(shape)
 
 
 def uses(proto: onnx.ModelProto) -> bool:

@@ -50,10 +50,36 @@ def test_ranges_stay_and_the_numbers_come_close_to_those_of_int8() -> None:
     assert found.sqnr_db > 24
 
 
+def test_a_weight_that_two_nodes_read_is_converted_once() -> None:
+    proto = graph(np.asarray(np.int8(0)))
+    node = helper.make_node
+    proto.graph.node[-1].output[0] = "once"
+    proto.graph.node.extend(
+        [
+            node("DequantizeLinear", ["w", "ws", "wz"], ["wd2"], axis=1),
+            node("MatMul", ["d", "wd2"], ["twice"]),
+            node("Add", ["once", "twice"], ["y"]),
+        ]
+    )
+    x = np.random.default_rng(1).normal(0, 1, (64, 64)).astype(np.float32)
+    before = run_onnx(proto.SerializeToString(), x, optimised=False)[0]
+    assert convert(proto).weights == 1
+    found = compare(before, run_onnx(proto.SerializeToString(), x, optimised=False)[0])
+    assert found.sqnr_db > 24
+
+
 def test_what_is_not_symmetric_int8_is_refused() -> None:
     for zero in (np.asarray(np.int8(3)), np.asarray(np.uint8(128))):
         with pytest.raises(UserError, match="symmetric int8"):
             convert(graph(zero))
+    again = graph(np.asarray(np.int8(0)))
+    convert(again)
+    with pytest.raises(UserError, match="symmetric int8"):
+        convert(again)
+    bare = graph(np.asarray(np.int8(0)))
+    del bare.graph.node[0].input[2]
+    with pytest.raises(UserError, match="computed scale or zero point"):
+        convert(bare)
     with pytest.raises(UserError, match="19 or later"):
         convert(graph(np.asarray(np.int8(0)), opset=18))
     plain = graph(np.asarray(np.int8(0)))
