@@ -7,7 +7,6 @@ Runtime, or left out and said.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,9 @@ from vcompress.bench.bundle import Preprocess
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.preprocess import apply, crop, to_mode
 
+from .graph import opset_of, save
 from .onnx_preprocess import IMAGE, Embedding, prepend, preprocess_model
+from .parity import compare
 from .to_onnx import ExportError
 
 Array = npt.NDArray[Any]
@@ -91,22 +92,21 @@ def refine(
         UserError: an option that this network or its operator set does not take.
         EnvironmentLacks: onnxslim is missing.
     """
-    plain = file.read_bytes()
-    proto = onnx.load_from_string(plain)
-    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
-    notes: list[str] = []
+    proto = onnx.load(str(file))
     before = None
-    if options.static_batch is not None:
-        fix_batch(proto, options.static_batch)
-    add_answer(proto, softmax=options.softmax, top_k=options.top_k)
     if options.embed_preprocess is not None:
         before = preprocess_model(
-            preprocess, options.embed_preprocess, opset=opset, ir_version=proto.ir_version,
-            batch=options.static_batch or "batch",
+            preprocess, options.embed_preprocess, opset=opset_of(proto),
+            ir_version=proto.ir_version, batch=options.static_batch or "batch",
         )  # fmt: skip
+    proof = _Proof(proto, before, preprocess, options, images)
+    if options.static_batch is not None:
+        fix_batch(proto, options.static_batch)
+    if options.softmax or options.top_k is not None:
+        add_answer(proto, softmax=options.softmax, top_k=options.top_k)
+    if before is not None:
         prepend(proto, before)
-    proof = _Proof(plain, before, preprocess, options, images)
-    notes += proof.check(proto, file.name)
+    notes = proof.check(proto, file.name)
     if options.slim:
         slimmed, note = slim(proto, lambda candidate: proof.check(candidate, file.name))
         proto, notes = slimmed, [*notes, note]
@@ -117,14 +117,9 @@ def refine(
         asked = {k: v for k, v in asdict(options).items() if v not in (None, False)}
         add_properties(proto, {"vcompress.options": json.dumps(asked)})
     onnx.checker.check_model(proto, full_check=True)
-    if options.slim or options.infer_shapes:
+    if options.infer_shapes:
         proof.check(proto, file.name)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(proto.SerializeToString())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save(proto, file)
     return Refined(tuple(notes))
 
 
@@ -170,12 +165,18 @@ def add_answer(proto: onnx.ModelProto, *, softmax: bool, top_k: int | None) -> N
     """Probabilities in place of logits, or the best scores `scores` and class numbers `classes`.
 
     Raises:
-        UserError: more classes are asked for than the network has.
+        UserError: more classes are asked for than the network has, or it gives a map of them.
     """
     graph = proto.graph
     output = graph.output[0]
     kind = output.type.tensor_type.elem_type
-    batch, classes = output.type.tensor_type.shape.dim
+    dims = output.type.tensor_type.shape.dim
+    if len(dims) != 2:
+        raise UserError(
+            f"--softmax and --top-k are for scores [batch, classes]; {output.name} has "
+            f"{len(dims)} axes. Leave them."
+        )
+    batch, classes = dims
     first: int | str = batch.dim_value or batch.dim_param
     last = output.name
     if softmax:
@@ -267,18 +268,17 @@ class _Proof:
     """The plain file's answers on some images, and what another file is held against."""
 
     def __init__(
-        self, plain: bytes, before: onnx.ModelProto | None, preprocess: Preprocess,
+        self, plain: onnx.ModelProto, before: onnx.ModelProto | None, preprocess: Preprocess,
         options: OnnxOptions, images: Sequence[Image.Image],
     ) -> None:  # fmt: skip
-        self.options, self.quantised = options, False
-        network = session(plain)
-        self.quantised = b"DequantizeLinear" in plain
+        self.options, self.quantised = options, bool(quantisers(plain))
+        network = session(plain.SerializeToString())
         self.notes: list[str] = []
         self.fed: list[Array] = []
         rows: list[Array] = []
         ours = session(before.SerializeToString()) if before is not None else None
         batch = options.static_batch or 1
-        name = onnx.load_from_string(plain).graph.input[0].name
+        name = plain.graph.input[0].name
         levels, differing, end_to_end = 0.0, [], []
         for image in images:
             wanted = apply(preprocess, image)[None]
@@ -327,8 +327,7 @@ class _Proof:
             # The classes are those whose scores they are; ties may stand in any order.
             want = np.concatenate([best, np.take_along_axis(want, classes, axis=1)], axis=1)
             got = [np.concatenate([scores, scores], axis=1)]
-        error = float(np.square(got[0] - want).sum())
-        sqnr = 10 * np.log10(np.square(want).sum() / error) if error > 0 else np.inf
+        sqnr = compare(want, got[0]).sqnr_db
         least = QUANTISED_SQNR_DB if self.quantised else FLOAT_SQNR_DB
         if not sqnr >= least:
             raise ExportError(

@@ -21,6 +21,7 @@ from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.preprocess import apply, crop
 from vcompress.export.onnx_options import (
     OnnxOptions,
+    add_answer,
     drawn_images,
     fix_batch,
     quantisers,
@@ -215,6 +216,10 @@ def test_what_the_network_does_not_take_is_refused_and_the_file_stays(
     assert path.read_bytes() == before
     with pytest.raises(UserError, match="must be 1 or more"):
         OnnxOptions(top_k=0)
+    segments = network()
+    segments.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 8
+    with pytest.raises(UserError, match="logits has 3 axes"):
+        add_answer(segments, softmax=True, top_k=None)
     fixed = network()
     fix_batch(fixed, 4)
     with pytest.raises(UserError, match="fixed at 4"):
