@@ -5,6 +5,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/user_guide/mode
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -176,8 +177,12 @@ def write_repository(
             "--serve-name."
         )
     out.mkdir(parents=True, exist_ok=True)
-    # The server polls the repository: it must never see half a model.
-    with tempfile.TemporaryDirectory(prefix=".vcompress-", dir=out.resolve().parent) as folder:
+    # The server polls the repository: it must never see half a model. What is put together beside
+    # it can be renamed into it; where it is a mount of its own, only what lies in it can.
+    beside = out.resolve().parent
+    same_disk = beside.stat().st_dev == out.stat().st_dev and os.access(beside, os.W_OK)
+    place = beside if same_disk else out
+    with tempfile.TemporaryDirectory(prefix=".vcompress-", dir=place) as folder:
         staging = Path(folder) / serving.name
         (staging / "1").mkdir(parents=True)
         shutil.copyfile(model, staging / "1" / ("model.plan" if engine else "model.onnx"))

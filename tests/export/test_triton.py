@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from vcompress.bench import bundle as bundles
 from vcompress.bench.bundle import InputSpec, Preprocess
 from vcompress.bench.errors import UserError
 from vcompress.compress.serving import default_name, export_triton
-from vcompress.export.triton import Serving, Tensor, check, config
+from vcompress.export.triton import Serving, Tensor, check, config, write_repository
 
 text_format = pytest.importorskip("google.protobuf.text_format")
 model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2")
@@ -160,6 +162,20 @@ def test_what_triton_cannot_serve_is_refused(bundle: Callable[..., Path], tmp_pa
         )  # fmt: skip
     with pytest.raises(UserError, match="not one that it reads"):
         check('name: "a" nonsense: 1', Serving(name="a"))
+
+
+def test_a_repository_that_is_a_mount_of_its_own_is_written_to(tmp_path: Path) -> None:
+    mount, model = Path("/dev/shm"), tmp_path / "model.onnx"
+    if not mount.is_mount() or not os.access(mount, os.W_OK):
+        pytest.skip("/dev/shm is no file system of its own here")
+    model.write_bytes(b"a network")
+    serving = Serving(name=f"vcompress-{os.getpid()}")
+    try:
+        made = write_repository(mount, model, LABELS, "text", serving, engine=False)
+        assert (made / "1" / "model.onnx").read_bytes() == b"a network"
+        assert not list(mount.glob(".vcompress-*"))
+    finally:
+        shutil.rmtree(mount / serving.name, ignore_errors=True)
 
 
 def test_the_command_serves_a_file_with_pixels_in_and_classes_out(
