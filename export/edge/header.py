@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from vcompress.bench.bundle import Bundle
+from vcompress.bench.bundle import MODEL, Bundle
 from vcompress.bench.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z", re.ASCII)
@@ -57,7 +57,7 @@ def number(value: float) -> str:
 def header(bundle: Bundle, name: str, *, embedded: bool) -> str:
     """The header that defines `vcompress_NAME`, a `vcompress_model`, and its sizes as macros."""
     check_name(name)
-    entry, prepared = bundle.files["model.onnx"], bundle.preprocess
+    entry, prepared = bundle.files[MODEL], bundle.preprocess
     channels, height, width = bundle.input.shape
     upper, symbol = f"VCOMPRESS_{name.upper()}", f"vcompress_{name}"
     labels = ",\n".join(f"  {literal(label, 'label')}" for label in bundle.labels)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from pathlib import Path
 
-from vcompress.bench.bundle import Bundle, sha256
+from vcompress.bench.atomic import staged_file
+from vcompress.bench.bundle import MODEL
 from vcompress.bench.errors import UserError
-from vcompress.bench.manifest import MANIFEST, SEAL, SIGNATURE
+from vcompress.bench.manifest import BESIDE
 from vcompress.bench.verify import verify
 
 from .header import check_name, data_source, header
-
-MODEL = "model.onnx"
 
 
 def prepare(
@@ -47,32 +46,21 @@ def prepare(
     if bundle.input.dtype != "float32":
         raise UserError(f"{path}: its input is {bundle.input.dtype}; a device build feeds float32.")
     out.mkdir(parents=True, exist_ok=True)
-    _copy(bundle, out / f"{name}.onnx")
-    _write(out / f"vcompress_{name}.h", header(bundle, name, embedded=embed))
+    model = bundle.plain_file(MODEL).read_bytes()
+    if hashlib.sha256(model).hexdigest() != bundle.files[MODEL].sha256:
+        raise UserError(f"{bundle.path / MODEL} changed after it was verified; try again.")
+    _write(out / f"{name}.onnx", model)
+    _write(out / f"vcompress_{name}.h", header(bundle, name, embedded=embed).encode("ascii"))
     if embed:
-        _write(out / f"{name}_data.c", data_source(name))
+        _write(out / f"{name}_data.c", data_source(name).encode("ascii"))
     folder = bundle.path.resolve()
-    about = [name for name in (MANIFEST, SEAL, SIGNATURE) if (folder / name).is_file()]
-    return tuple(folder / name for name in (*about, *sorted(bundle.files)))
+    about = [file for file in BESIDE if (folder / file).is_file()]
+    return tuple(folder / file for file in (*about, *sorted(bundle.files)))
 
 
-def _copy(bundle: Bundle, target: Path) -> None:
-    expected = bundle.files[MODEL].sha256
-    if target.is_file() and sha256(target) == expected:
+def _write(target: Path, content: bytes) -> None:
+    same_size = target.is_file() and target.stat().st_size == len(content)
+    if same_size and target.read_bytes() == content:
         return
-    _write(target, bundle.file(MODEL).read_bytes())
-    if sha256(target) != expected:
-        target.unlink()
-        raise UserError(f"{bundle.path / MODEL} changed while it was copied; try again.")
-
-
-def _write(target: Path, content: str | bytes) -> None:
-    data = content.encode("ascii") if isinstance(content, str) else content
-    if target.is_file() and target.stat().st_size == len(data) and target.read_bytes() == data:
-        return
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with staged_file(target) as stream:
+        stream.write(content)
