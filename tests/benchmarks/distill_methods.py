@@ -13,10 +13,8 @@ one row. Accuracy is on the 359 test images, of the epoch that is best on the va
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,60 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision.models as tv
-from safetensors.torch import load_file, save_file
-from torch import nn
+from _digits import LABELLED, accuracy, collect, make_teacher, tenth, whole
 
-from vcompress.bench.data import Dataset, open_dataset
+from vcompress.bench.data import Dataset
 from vcompress.compress.data import Data
 from vcompress.compress.stage import Context
 from vcompress.compress.stages import distill, finetune
 from vcompress.compress.teaching import ON_FEATURES
 from vcompress.compress.unlabelled import NO_LABEL
-
-LABELLED = 144
-
-
-def tenth(dataset: Dataset) -> Dataset:
-    """`dataset` with 144 training images, the classes in turn."""
-    train = dataset.splits["train"]
-    by_class = [train[dataset.labels[train] == k] for k in range(len(dataset.classes))]
-    in_turn = [int(c[n]) for n in range(max(map(len, by_class))) for c in by_class if n < len(c)]
-    chosen = np.array(sorted(in_turn[:LABELLED]))
-    return replace(dataset, splits={**dataset.splits, "train": chosen},
-                   fingerprint=f"{dataset.fingerprint}-{LABELLED}")  # fmt: skip
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Data, split: str = "test") -> float:
-    model.eval()
-    right = total = 0
-    for images, labels in data.loader(split, 64):
-        right += int((model(images).argmax(1) == labels).sum())
-        total += len(labels)
-    return 100.0 * right / total
-
-
-def make_teacher(folder: Path, seed: int, epochs: int) -> nn.Module:
-    """R50 on all labels, from `folder` where it was trained before."""
-    data = whole(seed)
-    torch.manual_seed(seed)
-    model = tv.resnet50(num_classes=len(data.classes))
-    file = folder / f"teacher-{seed}-{epochs}.safetensors"
-    if file.is_file():
-        model.load_state_dict(load_file(file))
-        return model.eval()
-    with tempfile.TemporaryDirectory() as work:
-        config = finetune.Config(epochs=epochs)
-        finetune.apply(model, config, Context(data, Path(work), seed=seed))
-    temporary = file.with_suffix(".writing")
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
-    temporary.replace(file)
-    return model.eval()
-
-
-def whole(seed: int) -> Data:
-    dataset = open_dataset("digits", seed=seed)
-    return Data(dataset, dataset.default_preprocess, seed=seed)
 
 
 def rows() -> list[str]:
@@ -87,8 +39,9 @@ def rows() -> list[str]:
     return ["alone", "kd + unlabelled", *methods, "kd+at", "self"]
 
 
-def measure(row: str, seed: int, folder: Path, args: argparse.Namespace) -> float:
+def measure(row: str, seed: int, args: argparse.Namespace) -> float:
     """Test accuracy, per cent, of R18 trained in one way."""
+    folder = args.keep
     data = whole(seed)
     few = replace(data, dataset=tenth(data.dataset))
     config: dict[str, Any] = {"epochs": args.epochs, "batch_size": LABELLED // 3}
@@ -158,22 +111,10 @@ def main() -> None:
     args.keep.mkdir(parents=True, exist_ok=True)
     file = args.keep / "rows.jsonl"
     settings = {"epochs": args.epochs, "teacher_epochs": args.teacher_epochs}
-    lines = file.read_text().splitlines() if file.is_file() else []
-    read = [f for f in map(json.loads, lines) if f.items() >= settings.items()]
-    found = list({(f["row"], f["seed"]): f for f in read}.values())
-    done = {(f["row"], f["seed"]) for f in found}
-    missing = [(r, s) for s in range(args.seeds) for r in args.only if (r, s) not in done]
-    for row, seed in missing[: args.most]:
-        clock = time.monotonic()
-        result = {**settings, "row": row, "seed": seed,
-                  "test": measure(row, seed, args.keep, args)}  # fmt: skip
-        result["seconds"] = round(time.monotonic() - clock, 1)
-        with file.open("a") as stream:
-            stream.write(json.dumps(result) + "\n")
-        found.append(result)
-        print(json.dumps(result), flush=True)
-    if len(missing) > args.most:
-        raise SystemExit(3)  # there is more to do
+    found = collect(
+        file, settings, [{"row": r, "seed": s} for s in range(args.seeds) for r in args.only],
+        lambda row, seed: {"test": measure(row, seed, args)}, args.most,
+    )  # fmt: skip
     seeds = sorted({f["seed"] for f in found})
     teachers = [
         accuracy(make_teacher(args.keep, seed, args.teacher_epochs), whole(seed)) for seed in seeds

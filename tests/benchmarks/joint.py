@@ -13,17 +13,16 @@ quantisation. Test accuracy is that of the quantised network in torch. Every row
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
 import statistics
 import tempfile
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision.models as tv
+from _digits import LABELLED, accuracy, collect, make_teacher, tenth, whole
 from torch import nn
 
 from vcompress.compress.macs import count_macs
@@ -40,21 +39,10 @@ WAYS = {
 }
 
 
-def shared() -> Any:
-    """`distill_methods.py`, for its data and its teachers."""
-    file = Path(__file__).with_name("distill_methods.py")
-    spec = importlib.util.spec_from_file_location("distill_methods", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def measure(way: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    common = shared()
-    data = common.whole(seed)
-    few = replace(data, dataset=common.tenth(data.dataset))
-    teacher = common.make_teacher(args.keep, seed, args.teacher_epochs)
+    data = whole(seed)
+    few = replace(data, dataset=tenth(data.dataset))
+    teacher = make_teacher(args.keep, seed, args.teacher_epochs)
     tables = Joint(student="r18", epochs=args.epochs, prune={"macs": 0.5}).tables("r50")
     torch.manual_seed(seed)
     model: nn.Module = tv.resnet18(num_classes=len(data.classes))
@@ -70,14 +58,14 @@ def measure(way: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
                     table.pop(key, None)
             if "part" in table:
                 table["part"] = tuple(table["part"])
-            config = STAGES[name].Config(**table, batch_size=common.LABELLED // 3)
+            config = STAGES[name].Config(**table, batch_size=LABELLED // 3)
             own = way == "one after the other" and name != "distill"
             context = Context(few, Path(work) / name, seed, teacher=None if own else teacher)
             model = STAGES[name].apply(model, config, context).model
-            after[name] = common.accuracy(model, data)
+            after[name] = accuracy(model, data)
             if name == "prune":
                 share = count_macs(model, data.example) / before
-    return {"way": way, "seed": seed, "test": after["quantize"], "after": after, "macs": share}
+    return {"test": after["quantize"], "after": after, "macs": share}
 
 
 def main() -> None:
@@ -91,20 +79,10 @@ def main() -> None:
     args.keep.mkdir(parents=True, exist_ok=True)
     file = args.keep / "joint.jsonl"
     settings = {"epochs": args.epochs, "teacher_epochs": args.teacher_epochs}
-    lines = file.read_text().splitlines() if file.is_file() else []
-    found = [f for f in map(json.loads, lines) if f.items() >= settings.items()]
-    done = {(f["way"], f["seed"]) for f in found}
-    missing = [(w, s) for s in range(args.seeds) for w in WAYS if (w, s) not in done]
-    for way, seed in missing[: args.most]:
-        clock = time.monotonic()
-        result = {**settings, **measure(way, seed, args)}
-        result["seconds"] = round(time.monotonic() - clock, 1)
-        with file.open("a") as stream:
-            stream.write(json.dumps(result) + "\n")
-        found.append(result)
-        print(json.dumps(result), flush=True)
-    if len(missing) > args.most:
-        raise SystemExit(3)  # there is more to do
+    found = collect(
+        file, settings, [{"way": w, "seed": s} for s in range(args.seeds) for w in WAYS],
+        partial(measure, args=args), args.most,
+    )  # fmt: skip
     seeds = len({f["seed"] for f in found})
     print(
         f"\nR18 from R50, half the MACs, int8, {args.epochs} epochs of 144 labels, {seeds} seeds\n"

@@ -20,9 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision.models as tv
-from safetensors.torch import load_file, save_file
+from _digits import accuracy, trained
 from torch import nn
 
 from vcompress.bench.bundle import Preprocess
@@ -31,37 +29,11 @@ from vcompress.compress.data import Data
 from vcompress.compress.losses import from_teacher
 from vcompress.compress.macs import count_parameters
 from vcompress.compress.stage import Context
-from vcompress.compress.stages import finetune
 from vcompress.compress.stages import prune as stage
 from vcompress.compress.train import fit
 
 CRITERIA = ("l1", "l2", "bn", "lamp", "taylor", "hessian", "distillation", "random")
 SCOPES = ("local", "kind", "global")
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Data) -> float:
-    model.eval()
-    right = total = 0
-    for images, labels in data.loader("test", 64):
-        right += int((model(images).argmax(1) == labels).sum())
-        total += len(labels)
-    return 100.0 * right / total
-
-
-def trained(args: argparse.Namespace, seed: int, data: Data) -> nn.Module:
-    """The float network of a seed; trained once and kept."""
-    file = args.out / f"{args.network}-{seed}.safetensors"
-    torch.manual_seed(seed)
-    model: nn.Module = tv.get_model(args.network, weights=None, num_classes=len(data.classes))
-    if file.exists():
-        model.load_state_dict(load_file(file))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            config = finetune.Config(epochs=args.epochs)
-            finetune.apply(model, config, Context(data, Path(folder), seed=seed))
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, file)
-    return model.eval()
 
 
 def one(
@@ -101,7 +73,8 @@ def main() -> None:
     for seed in range(args.seeds):
         preprocess = Preprocess(size=(args.size, args.size))
         data = Data(open_dataset("digits", seed=seed), preprocess, seed=seed)
-        base = trained(args, seed, data)
+        weights = args.out / f"{args.network}-{seed}.safetensors"
+        base = trained(args.network, data, seed, args.epochs, weights)
         for criterion, scope in [
             ("none", "none"),
             *((c, s) for c in args.only for s in args.scopes),

@@ -18,8 +18,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-import torchvision.models as tv
-from safetensors.torch import load_file, save_file
+from _digits import accuracy, trained
 from torch import nn
 
 from vcompress.bench.bundle import Preprocess
@@ -32,7 +31,6 @@ from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.latency import prune_to_latency
 from vcompress.compress.pruning.latency_table import LatencyTable, vbench_measure, vbench_ratio
 from vcompress.compress.stage import Context
-from vcompress.compress.stages import finetune
 from vcompress.compress.stages import prune as stage
 from vcompress.compress.train import fit
 from vcompress.export.to_onnx import export
@@ -40,32 +38,8 @@ from vcompress.export.to_onnx import export
 EXAMPLE = torch.zeros(1, 3, 224, 224)
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Data) -> float:
-    model.eval()
-    right = total = 0
-    for images, labels in data.loader("test", 64):
-        right += int((model(images).argmax(1) == labels).sum())
-        total += len(labels)
-    return 100.0 * right / total
-
-
 def write(model: nn.Module, path: Path) -> None:
     export(model, path, ("input", (3, 224, 224)), metadata={})
-
-
-def trained(name: str, seed: int, data: Data, epochs: int, out: Path) -> nn.Module:
-    file = out / f"{name}-{seed}.safetensors"
-    torch.manual_seed(seed)
-    model: nn.Module = tv.get_model(name, weights=None, num_classes=len(data.classes))
-    if file.exists():
-        model.load_state_dict(load_file(file))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            config = finetune.Config(epochs=epochs)
-            finetune.apply(model, config, Context(data, Path(folder), seed=seed))
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, file)
-    return model.eval()
 
 
 def recovered(model: nn.Module, teacher: nn.Module, data: Data, seed: int, epochs: int) -> float:
@@ -124,7 +98,7 @@ def main() -> None:
         predicted, share = 0.0, 0.0
         for seed in range(args.seeds):
             data = Data(open_dataset("digits", seed=seed), Preprocess(size=(64, 64)), seed=seed)
-            base = trained(name, seed, data, args.epochs, args.out)
+            base = trained(name, data, seed, args.epochs, args.out / f"{name}-{seed}.safetensors")
             accuracies["whole"].append(accuracy(base, data))
             narrow = copy.deepcopy(base)
             table = LatencyTable.open(
