@@ -99,6 +99,15 @@ class Data:
         mix = Mix(self.mixup, self.cutmix, len(self.classes)) if self._mixes and train else None
         return Loader(loader, len(chunks), self.dataset, mix, _mix(self.seed, epoch, rank))
 
+    def sample(self, batch_size: int, batches: int) -> Loader:
+        """Up to `batches` of training images as in evaluation, drawn by the seed: the first ones
+        of a folder would be of one class."""
+        train = np.random.default_rng(self.seed).permutation(self.dataset.splits["train"])
+        splits = {**self.dataset.splits, "train": train[: batch_size * batches]}
+        return replace(self, dataset=replace(self.dataset, splits=splits)).loader(
+            "train", batch_size
+        )
+
     @property
     def _mixes(self) -> bool:
         return bool(self.mixup or self.cutmix)

@@ -11,16 +11,15 @@ from vcompress.bench.errors import UserError
 from ..stage import Context, Outcome, TaughtConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch import Tensor, nn
+    from torch import nn
 
     from ..pruning.importance import Loss
     from ..pruning.latency import LatencyReport
 
 INPUTS = {"teacher": "optional", "model": "trained"}
 
-
+BATCHES = 16
+"""Of training images, for criteria that take gradients and for the statistics of batch norms."""
 _BUDGETS = "macs, params, channels, latency and latency_ms"
 
 
@@ -119,6 +118,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     import copy
     from dataclasses import replace
 
+    from ..batch_norm import recalibrate
     from ..losses import from_teacher
     from ..macs import count_macs, count_parameters
     from ..pruning import drop_blocks, prune
@@ -176,6 +176,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
                 first.setdefault(layer.name, layer.before)
                 last[layer.name] = layer.after
             left_alone = report.left_alone
+        recalibrate(model, context.data.sample(config.batch_size, BATCHES))
         final = step == config.steps
         training = fit(
             model,
@@ -248,24 +249,16 @@ def _to_latency(
 def _choice(config: Config, context: Context, recovery: Loss) -> dict[str, Any]:
     """How channels are chosen, whatever is limited: options of `prune` and `prune_to_latency`."""
     on_recovery = config.importance == "distillation"
+    on_loss = on_recovery or config.importance in ("taylor", "hessian")
     return {
         "importance": "taylor" if on_recovery else config.importance,
         "round_to": config.round_to,
         "max_channel_ratio": config.max_channel_ratio,
         "protect": config.protect,
-        "batches": _batches(config, context),
+        "batches": context.data.sample(config.batch_size, BATCHES) if on_loss else None,
         "loss": recovery if on_recovery else None,
         "seed": context.seed,
     }
-
-
-def _batches(config: Config, context: Context) -> Iterable[tuple[Tensor, Tensor]] | None:
-    """Some training images for the criteria that take gradients: the same ones on every run."""
-    from itertools import islice
-
-    if config.importance not in ("taylor", "hessian", "distillation"):
-        return None
-    return islice(context.data.loader("train", config.batch_size, train=False), 16)
 
 
 def refuse_quantised(model: nn.Module) -> None:

@@ -94,6 +94,21 @@ def test_two_processes_share_each_batch(tiny_data: Callable[..., Data]) -> None:
         assert torch.equal(labels[0::2], a[1]) and torch.equal(labels[1::2], b[1])
 
 
+def test_a_sample_of_a_folder_in_order_holds_several_classes(
+    tiny_data: Callable[..., Data],
+) -> None:
+    data = tiny_data()
+    train = data.dataset.splits["train"]
+    in_order = train[np.argsort(data.dataset.labels[train], kind="stable")]
+    splits = {**data.dataset.splits, "train": in_order}
+    data = replace(data, dataset=replace(data.dataset, splits=splits))
+    found = list(data.sample(8, 2))
+    assert [len(images) for images, _ in found] == [8, 8]
+    assert all(len(set(labels.tolist())) > 1 for _, labels in found)
+    again = list(data.sample(8, 2))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(found, again, strict=True))
+
+
 def test_two_processes_evaluate_each_image_once(tiny_data: Callable[..., Data]) -> None:
     data = tiny_data()
     sizes = [sum(len(b) for _, b in data.loader("val", 4, rank=r, world=2)) for r in (0, 1)]

@@ -28,7 +28,7 @@ class FakeData:
             result.append((images, labels))
         return result
 
-    def loader(self, split: str, batch_size: int, train: bool = False) -> Any:
+    def sample(self, batch_size: int, batches: int) -> Any:
         return self.batches()
 
 
@@ -103,6 +103,20 @@ def test_the_recovery_loss_is_distillation_from_the_unpruned_network(fits: Any) 
     apply(model, Config(macs=0.9, round_to=1, alpha=1.0, epochs=1), FakeContext())  # type: ignore[arg-type]
     # a network near its teacher has next to no distillation loss, though its labels are guesses
     assert fits[0]["losses"][0] < 0.2
+
+
+def test_batch_norms_are_estimated_again_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def fit(model: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        inner = model[0](torch.cat([x for x, _ in FakeData().batches()]))
+        seen.append((model[1].running_mean.clone(), inner.mean((0, 2, 3))))
+        return {}
+
+    monkeypatch.setattr("vcompress.compress.train.fit", fit)
+    apply(network(), Config(macs=0.5, steps=2), FakeContext())  # type: ignore[arg-type]
+    assert len(seen) == 2
+    assert all(torch.allclose(mean, found, atol=1e-5) for mean, found in seen)
 
 
 def test_a_named_teacher_is_learned_from(fits: Any) -> None:
