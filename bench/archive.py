@@ -34,8 +34,8 @@ _LARGEST_BYTES = 8**11 - 1
 
 
 @dataclass(frozen=True)
-class Packed:
-    """What stands at the head of an archive."""
+class _Head:
+    """What stands at the head of an archive, of which no file has been read yet."""
 
     bundle: Bundle
     """Its path is that of the archive: `file` is not for it."""
@@ -120,16 +120,6 @@ def unpack(archive: Path, out: Path, key: Path | None = None, *, overwrite: bool
                 _expect(archive, stream, _padding(entry.bytes), name)
             _expect(archive, stream, END, "its end")
     return Bundle.open(out)
-
-
-def read_head(archive: Path) -> Packed:
-    """The manifest and the signature of an archive, of which no file has been read yet.
-
-    Raises:
-        UserError: no archive, or its manifest or length is not as `pack` writes it.
-    """
-    with _open(archive) as stream:
-        return _read_head(archive, stream)
 
 
 def is_archive(path: Path) -> bool:
@@ -224,7 +214,7 @@ def _open(archive: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _read_head(archive: Path, stream: BinaryIO) -> Packed:
+def _read_head(archive: Path, stream: BinaryIO) -> _Head:
     size = os.fstat(stream.fileno()).st_size
     first = stream.read(BLOCK)
     if not first.startswith(MANIFEST.encode() + b"\0"):
@@ -262,7 +252,7 @@ def _read_head(archive: Path, stream: BinaryIO) -> Packed:
             f"{archive}: {size - expected:,} bytes more than its manifest accounts for "
             f"({size:,}, expected {expected:,}). Pack the bundle again."
         )
-    return Packed(bundle, manifest, signature)
+    return _Head(bundle, manifest, signature)
 
 
 def _take(archive: Path, stream: BinaryIO, count: int) -> bytes:

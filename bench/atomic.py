@@ -118,6 +118,6 @@ def _swap(staging: Path, path: Path) -> None:
 def _discard(previous: Path, path: Path) -> None:
     """Remove the old one under a name that `recover` does not take: a kill may leave half of it."""
     if previous.exists():
-        bin = _staging(path)
-        previous.rename(bin)
-        shutil.rmtree(bin, ignore_errors=True)
+        aside = _staging(path)
+        previous.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto
 
 from vcompress.bench.errors import UserError
 
@@ -99,8 +98,3 @@ def _checked(node: onnx.NodeProto, graph: Graph) -> Array:
             f"{node.name}: fp8 is made of symmetric int8. Quantise with --target tensorrt."
         )
     return scale
-
-
-def uses(proto: onnx.ModelProto) -> bool:
-    """Whether a file holds FP8."""
-    return any(t.data_type == TensorProto.FLOAT8E4M3FN for t in proto.graph.initializer)

@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
+from vcompress.bench.bundle import InputSpec
 from vcompress.bench.errors import UserError
 
 from .graph import opset_of
@@ -27,18 +28,6 @@ from .rewrite import rewrite
 
 OPSET = 20
 """Opset of the file unless asked otherwise; the oldest with all that is used here."""
-
-
-class InputSpec(Protocol):
-    """What is needed of an input specification."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one image."""
-        ...
 
 
 class ExportError(UserError):

@@ -23,8 +23,6 @@ COMPUTE = frozenset({"correlation", "deconv", "gemm", "runtime_fusion"})
 """Convolution, transposed convolution, matrix product, and one of these fused at run time."""
 ATTENTION = "_gemm_mha"
 """How the name of a kernel begins that does a whole attention; its kind is kgen."""
-BOOKKEEPING = frozenset({"shape_call", "signal", "wait"})
-"""Shape arithmetic on the host, and the order between streams: nothing is computed in them."""
 LOW = frozenset({"Int4", "Int8", "FP8", "FP4"})
 
 _LINE = re.compile(
@@ -125,11 +123,6 @@ class LayerReport:
     def expanded(self) -> tuple[Layer, ...]:
         """Layers that only expand a stored weight at run time."""
         return tuple(layer for layer in self.layers if layer.expands)
-
-    @property
-    def share(self) -> float:
-        """Low-precision layers of all convolutions and matrix products, 0 to 1."""
-        return len(self.low) / len(self.compute) if self.compute else 0.0
 
     @property
     def by_precision(self) -> dict[str, int]:

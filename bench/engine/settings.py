@@ -76,8 +76,8 @@ class Settings:
         return found
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], timeout_s: float = 900.0) -> Settings:
-        """What `to_json` gave.
+    def from_json(cls, data: Mapping[str, Any]) -> Settings:
+        """What `to_json` gave, with the usual time limit.
 
         Raises:
             UserError: it is something else.
@@ -94,8 +94,7 @@ class Settings:
                 f"engine settings: shapes = {str(data['shapes'])[:80]}, expected three shapes for "
                 "each input."
             ) from None
-        body = {**data, "timeout_s": timeout_s, "shapes": shapes}
-        return from_mapping(cls, body, "engine settings")
+        return from_mapping(cls, {**data, "shapes": shapes}, "engine settings")
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

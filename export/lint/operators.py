@@ -227,7 +227,7 @@ def _modulo(view: View, node: NodeProto) -> str | None:
     return None if whole or attribute(node, "fmod", 0) else "fmod = 0 on floating point"
 
 
-def _resize(view: View, node: NodeProto) -> str | None:
+def _resize(_: View, node: NodeProto) -> str | None:
     mode = attribute(node, "coordinate_transformation_mode", b"half_pixel").decode()
     known = ("align_corners", "tf_half_pixel_for_nn", "asymmetric", "half_pixel",
              "pytorch_half_pixel")  # fmt: skip

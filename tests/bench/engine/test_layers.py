@@ -35,7 +35,6 @@ def test_the_classifier_that_stays_in_float_is_counted_and_so_is_the_bookkeeping
     last = report.compute[-1]
     assert (last.kind, last.precision, last.low) == ("runtime_fusion", "Float", False)
     assert report.by_precision == {"Int8": len(report.low), "Float": 1}
-    assert report.share == len(report.low) / len(report.compute)
 
 
 def test_an_attention_in_one_kernel_counts_as_its_two_products() -> None:
@@ -49,7 +48,7 @@ def test_an_attention_in_one_kernel_counts_as_its_two_products() -> None:
 def test_a_weight_that_is_expanded_at_run_time_is_seen() -> None:
     report = parse(sample("expanded"), VERSION)
     assert report.by_precision == {"Half": 1}
-    assert report.share == 0.0
+    assert report.low == ()
     (expanded,) = report.expanded
     assert (expanded.kind, expanded.inputs) == ("kgen", ())
     assert "Int8" in expanded.constants
