@@ -12,7 +12,7 @@ import gc
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LatencyReport:
+    """What pruning to a latency did."""
+
     prune: PruneReport
     before_ms: float
     predicted_ms: float
@@ -86,12 +88,14 @@ def losses(ladder: Ladder, ranking: Tensor) -> Floats:
 
 @dataclass(frozen=True)
 class _Layers:
-    """Predicted latency of a choice of widths: the sum over layers, each at its two widths."""
+    """Predicted latency of a choice of widths: the sum over layers, each at its two widths, times
+    what the whole network takes over that sum."""
 
     calls: Sequence[LayerCall]
     shares: Mapping[tuple[str, str], tuple[tuple[str, float], ...]]
     table: LatencyTable
     units: Mapping[str, int]
+    factor: float = 1.0
 
     def width(self, call: LayerCall, side: str, counts: Mapping[str, int]) -> int:
         full = call.inputs if side == "in" else call.outputs
@@ -101,9 +105,8 @@ class _Layers:
 
     def layer_ms(self, call: LayerCall, counts: Mapping[str, int]) -> float:
         outputs = self.width(call, "out", counts)
-        if call.kind == "depthwise":
-            return self.table.at(call, outputs, outputs)
-        return self.table.at(call, self.width(call, "in", counts), outputs)
+        inputs = outputs if call.kind == "depthwise" else self.width(call, "in", counts)
+        return self.factor * self.table.at(call, inputs, outputs)
 
     def total_ms(self, counts: Mapping[str, int]) -> float:
         return sum(self.layer_ms(call, counts) for call in self.calls)
@@ -132,7 +135,8 @@ def choose(
     best: tuple[float, dict[str, int]] | None = None
     touching = {ladder.group: layers.touching(ladder.group) for ladder in ladders}
     for step in range(1, steps * 3 + 1):
-        share = min(1.0, step / steps)
+        # Widths are not independent: where the asked for is missed by that, aim lower than it.
+        share = step / steps if best is None else min(1.0, step / steps)
         budget = start * (budget_ms / start) ** share if start > budget_ms else budget_ms
         now = layers.total_ms(counts)
         reach, costs, values = [], [], []
@@ -161,12 +165,44 @@ def choose(
             )
             if best is None or loss < best[0]:
                 best = loss, counts
-    if best is None:
+    if best is not None:
+        return best[1]
+    narrowest = {item.group: item.counts[0] for item in ladders}
+    least = layers.total_ms(narrowest)
+    if least > budget_ms:
         raise UserError(
             f"A latency of {budget_ms:.3g} ms cannot be met: with these options the least is about "
-            f"{layers.total_ms({item.group: item.counts[0] for item in ladders}):.3g} ms."
+            f"{least:.3g} ms, {least / start:.2f} of {start:.3g}. Ask for that or more, lower "
+            "round_to, raise max_channel_ratio or protect less."
         )
-    return best[1]
+    return _widened(layers, ladders, lost, narrowest, budget_ms)
+
+
+def _widened(
+    layers: _Layers,
+    ladders: Sequence[Ladder],
+    lost: Mapping[str, Floats],
+    counts: dict[str, int],
+    budget_ms: float,
+) -> dict[str, int]:
+    """From widths within the budget upwards, each time the step that gains most while it fits.
+
+    For a budget near the least, or times with so much noise that narrower is often slower: there
+    `choose` does not find what fits.
+    """
+    while True:
+        steps = []
+        for item in ladders:
+            wider = item.above(counts[item.group])
+            if wider is None:
+                continue
+            here, there = item.counts.index(counts[item.group]), item.counts.index(wider)
+            tried = {**counts, item.group: wider}
+            if layers.total_ms(tried) <= budget_ms:
+                steps.append((float(lost[item.group][here] - lost[item.group][there]), tried))
+        if not steps:
+            return counts
+        counts = max(steps, key=lambda step: step[0])[1]
 
 
 def _reach(ladder: Ladder, count: int) -> list[int]:
@@ -255,15 +291,15 @@ def _meet(
     if budget_ms >= before_ms:
         raise UserError(f"latency_ms = {budget_ms:.3g}: the network takes {before_ms:.3g} already.")
     full = {item.group: item.units for item in ladders}
-    factor = before_ms / max(layers.total_ms(full), 1e-9)
+    layers = replace(layers, factor=before_ms / max(layers.total_ms(full), 1e-9))
     for attempt in range(3):
-        counts = choose(layers, ladders, lost, budget_ms / factor)
-        predicted_ms = factor * layers.total_ms(counts)
+        counts = choose(layers, ladders, lost, budget_ms)
+        predicted_ms = layers.total_ms(counts)
         trial = trial_cut(model, found.groups, counts, found.ranking)
         measured_ms = before_ms * _ratio(model, trial, table, export)
         if attempt == 2 or abs(measured_ms / budget_ms - 1.0) <= 0.05:
             break
-        factor *= measured_ms / predicted_ms
+        layers = replace(layers, factor=layers.factor * measured_ms / predicted_ms)
     return counts, before_ms, predicted_ms, measured_ms
 
 

@@ -186,6 +186,21 @@ def test_a_machine_that_drifts_does_not_change_the_widths() -> None:
     assert 0.43 <= reports[1].measured_ms / reports[1].before_ms <= 0.51
 
 
+def test_a_budget_is_met_though_single_times_are_noise() -> None:
+    """Narrower is often slower then, and the way down by small steps ends too early."""
+
+    def noisy(path: Path) -> float:
+        weights = onnx.load(str(path)).graph.initializer
+        random = np.random.default_rng([0, *(d for w in weights for d in w.dims)])
+        return clock(path) * (random.uniform(0.7, 1.3) if path.name == "layer.onnx" else 1.0)
+
+    table = LatencyTable.open(None, noisy, {}, lambda a, b: clock(b) / clock(a))
+    report = prune_to_latency(
+        network(), torch.randn(1, 16, 8, 8), table, export, round_to=8, latency=0.1
+    )
+    assert report.predicted_ms <= 0.1 * report.before_ms
+
+
 def test_vbench_finds_the_narrower_layer_faster(tmp_path: Path) -> None:
     call = LayerCall("x", "linear", (64,), 512, 512)
     for name, width in (("wide", 512), ("narrow", 64)):
@@ -220,7 +235,10 @@ def test_the_table_is_reused_where_it_was_taken_and_nowhere_else(tmp_path: Path)
         ({"latency": 0.5, "latency_ms": 1.0}, "exactly one of latency"),
         ({"latency": 1.5}, "between 0 and 1"),
         ({"latency_ms": 1e6}, "the network takes"),
-        ({"latency": 0.001}, "cannot be met: with these options the least is about"),
+        (
+            {"latency_ms": 0.5},
+            r"of 0.5 ms cannot be met: .* least is about \d+\.?\d* ms, 0\.\d+ of",
+        ),
     ],
 )
 def test_bad_latencies_are_refused(options: dict[str, Any], message: str) -> None:
