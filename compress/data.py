@@ -95,6 +95,9 @@ class Data:
             batch_sampler=[c.tolist() for c in chunks],
             num_workers=workers,
             collate_fn=_collate,
+            # A data set holds functions of its own, and only a fork hands those on. From 3.14
+            # Python has to be told.
+            multiprocessing_context="fork" if workers else None,
         )
         mix = Mix(self.mixup, self.cutmix, len(self.classes)) if self._mixes and train else None
         return Loader(loader, len(chunks), self.dataset, mix, _mix(self.seed, epoch, rank))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +83,22 @@ def test_workers_give_the_same_images(tiny_data: Callable[..., Data]) -> None:
     data = tiny_data(augment="affine")
     alone, helped = every(data, epoch=1), every(data, epoch=1, workers=2)
     assert torch.equal(alone[0], helped[0]) and torch.equal(alone[1], helped[1])
+
+
+def test_workers_take_a_data_set_with_functions_where_python_does_not_fork_by_itself(
+    tiny_data: Callable[..., Data],
+) -> None:
+    """As from Python 3.14 on; the data sets that users name all hold such functions."""
+    data = tiny_data()
+    first = data.dataset.image(0)
+    data = replace(data, dataset=replace(data.dataset, image=lambda _: first))
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        helped = every(data, workers=1)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert torch.equal(helped[0], every(data)[0])
 
 
 def test_two_processes_share_each_batch(tiny_data: Callable[..., Data]) -> None:
