@@ -116,9 +116,11 @@ def _halved(values: Array, precision: Half, name: str) -> Array:
     with np.errstate(over="ignore"):
         halved: Array = values.astype(_NUMPY[precision])
     if not np.isfinite(halved.astype(np.float32)).all() and np.isfinite(values).all():
+        largest = float(ml_dtypes.finfo(_NUMPY[precision]).max)
+        other = "Cast to bf16, or keep" if precision == "fp16" else "Keep"
         raise UserError(
             f"{name} holds {np.abs(values).max():.4g}, which {precision} cannot; its largest "
-            f"number is 65504. Cast to bf16, or keep the network in fp32."
+            f"number is {largest:g}. {other} the network in fp32."
         )
     return halved
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,13 @@ def application(folder: Path, options: str = "", language: str = "C") -> Project
         APPLICATION.format(languages=language, suffix=suffix, options=options)
     )
     return Project(source, folder / "build")
+
+
+def test_the_cmake_package_has_the_version_of_the_python_one() -> None:
+    project = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    (number,) = re.findall(r'^version = "(.*)"$', project, re.MULTILINE)
+    told = (edge.cmake_dir() / "vcompressConfigVersion.cmake").read_text()
+    assert f'set(PACKAGE_VERSION "{number}")' in told
 
 
 def test_a_changed_bundle_is_verified_again_before_the_next_build(
