@@ -19,6 +19,12 @@ from typing import Any
 from .errors import EnvironmentLacks, UserError
 
 MARK = "vcompress-says: "
+# As `python -m`, but for the folder that the user is in, which -m would import from first: a
+# numpy.py beside a model from elsewhere must not run. (-P, which does the same, came with 3.11.)
+_START = (
+    "import sys; sys.path[:] = [p for p in sys.path if p]; import runpy; "
+    "runpy.run_module(sys.argv[1], run_name='__main__')"
+)
 
 
 @dataclass(frozen=True)
@@ -61,15 +67,15 @@ class Reply:
 
 
 def ask(module: str, request: Mapping[str, Any], timeout_s: float) -> Reply:
-    """Run `python -m MODULE`, which answers `request` with `serve`.
+    """Run the module, which answers `request` with `serve`, as a program.
 
     Args:
         request: `path` names the file that is worked on; `device`, where it is cpu, bounds memory.
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", module], input=json.dumps(request), capture_output=True,
-            text=True, errors="replace", timeout=timeout_s, check=False,
+            [sys.executable, "-c", _START, module], input=json.dumps(request),
+            capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as expired:
         output = expired.stdout or b""  # bytes, whatever was asked for

@@ -109,6 +109,16 @@ def test_a_cold_start_has_its_parts(models: Path) -> None:
     assert 0 <= found.model_memory_bytes < found.peak_memory_bytes < 1e9
 
 
+def test_what_lies_in_the_working_folder_is_not_imported(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model from elsewhere may come with a numpy.py."""
+    for name in ("numpy", "onnxruntime", "scipy", "json", "vcompress"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('hostile code ran')")
+    monkeypatch.chdir(tmp_path)
+    assert fresh.cold_start(request(models / "classifier.onnx")).load_ms > 0
+
+
 def test_a_load_that_hangs_is_ended_and_says_where(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
