@@ -128,7 +128,7 @@ def _effect(trial: nn.Module, path: str, images: Tensor, wanted: Tensor) -> floa
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
     """All outputs in one row; a few images at a time, whose activations are held at once."""
     with torch.no_grad():
-        batches = [run(model, batch) for batch in images.split(32)]
+        batches = [run(model, batch) for batch in torch.split(images, 32)]
     return torch.cat([output.flatten() for outputs in batches for output in outputs])
 
 
