@@ -20,7 +20,7 @@ CALIBRATION_IMAGES = 256
 
 
 def rank_layers(
-    path: Path, target: str, trusted_factory: str | None = None
+    path: Path, scheme: Scheme, trusted_factory: str | None = None
 ) -> list[LayerSensitivity]:
     """Calibrate the bundle's network and rank its layers on the validation split.
 
@@ -36,5 +36,5 @@ def rank_layers(
         raise UserError(f"{path} is quantised already; give the float bundle it was made from.")
     data = Data(dataset, bundle.preprocess)
     calibration = torch.split(data.images("train", CALIBRATION_IMAGES), 64)
-    made = quantised(model, data.example, calibration, Scheme(target))
+    made = quantised(model, data.example, calibration, scheme)
     return sensitivity(made, list(data.loader("val", 64)))

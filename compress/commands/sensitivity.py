@@ -17,6 +17,10 @@ class Command:
     """A float bundle with data."""
     target: Literal["onnxruntime", "openvino", "tensorrt"] = "onnxruntime"
     """Where the network will run."""
+    observer: Literal["mse", "minmax", "percentile", "entropy"] = "mse"
+    """How calibration chooses a range."""
+    weight_bits: int = 8
+    """2 to 8."""
     out: Path | None = None
     """Draw it as well: a page (.html), a picture (.svg), or the numbers (.json)."""
     trust: str | None = None
@@ -24,13 +28,17 @@ class Command:
 
     def run(self) -> None:
         from .. import sensitivity_picture
+        from ..quantization.ptq import Scheme
         from ..rank import rank_layers
         from ..table import print_ranking
 
         if self.out is not None:
             sensitivity_picture.check_suffix(self.out)
-        layers = rank_layers(self.bundle, self.target, self.trust)
+        scheme = Scheme(self.target, self.observer, self.weight_bits)
+        layers = rank_layers(self.bundle, scheme, self.trust)
         if self.out is not None:
-            title = f"What int8 for {self.target} costs each layer of {self.bundle}"
+            title = (
+                f"What int{self.weight_bits} for {self.target} costs each layer of {self.bundle}"
+            )
             sensitivity_picture.write(self.out, layers, title)
         print_ranking(layers)

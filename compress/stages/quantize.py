@@ -32,8 +32,9 @@ class Config(TaughtConfig):
     calibration_images: int = 256
     """Training images that set the ranges."""
     keep_float: tuple[str, ...] = ()
-    """Modules, or patterns such as layer4.*, that stay in floating point; auto keeps the fewest of
-    the most sensitive ones with which calibration alone loses at most max_drop."""
+    """What stays in floating point: modules (all inside is meant), or patterns such as layer4.*;
+    auto keeps the fewest of the most sensitive layers with which calibration alone loses at most
+    max_drop."""
     max_drop: float = 0.5
     """Points of accuracy that --keep-float auto (on validation images) and --verdict (on held-out
     ones) allow: 0.5 is from 90 % to 89.5 %."""

@@ -9,13 +9,14 @@ import pytest
 
 from vcompress.bench.errors import UserError
 from vcompress.compress.cli import main
+from vcompress.compress.quantization.ptq import Scheme
 from vcompress.compress.rank import rank_layers
 from vcompress.compress.sensitivity import LayerSensitivity
 from vcompress.compress.table import print_ranking
 
 
 def test_every_layer_is_ranked_and_no_number_is_missing(work: Path) -> None:
-    layers = rank_layers(Path("runs/net"), "onnxruntime", "tiny_nets:batch")
+    layers = rank_layers(Path("runs/net"), Scheme("onnxruntime"), "tiny_nets:batch")
     assert sorted(layer.layer for layer in layers) == ["0", "3", "9"]
     ratios = [layer.sqnr_db for layer in layers]
     assert ratios == sorted(ratios)
@@ -29,6 +30,8 @@ def test_the_command_prints_a_line_a_layer_and_refuses_code_that_nobody_trusts(
     command = ["sensitivity", "runs/net"]
     assert main([*command, "--trust", "tiny_nets:batch"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
+    assert main([*command, "--weight-bits", "9", "--trust", "tiny_nets:batch"]) == 2
+    assert "weight_bits = 9: expected 2 to 8" in capsys.readouterr().err
     assert main(command) == 2
     assert "--trust tiny_nets:batch" in capsys.readouterr().err
 
@@ -44,4 +47,4 @@ def test_a_layer_that_changes_nothing_has_an_infinite_ratio(
 
 def test_what_is_no_bundle_is_named() -> None:
     with pytest.raises(UserError, match="no such bundle"):
-        rank_layers(Path("nowhere"), "tensorrt")
+        rank_layers(Path("nowhere"), Scheme("tensorrt"))
