@@ -136,6 +136,7 @@ def test_freezing_keeps_the_weights_of_one_part(
     model = tiny_nets.batch()
     before = copy(model)
     fit(model, replace(QUICK, freeze=freeze), context, name="t")
+    assert all(p.requires_grad for p in model.parameters())  # the next stage may train all again
     changed = {
         name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
     }
