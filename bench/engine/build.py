@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import onnx_file
 from ..apart import Reply, ask
 from ..bundle import sha256
 from ..errors import UserError
@@ -60,12 +61,15 @@ def build_engine(
 
     Raises:
         EnvironmentLacks: no TensorRT, or none that can build what was asked on this machine.
-        UserError: the builder refused, crashed, ran out of memory or time. Nothing is left behind.
+        UserError: the file is no ONNX model or names files elsewhere; the builder refused, crashed,
+            ran out of memory or time. Nothing is left behind.
     """
     onnx_path, out = Path(onnx_path), Path(out)
     settings = settings or Settings()
     if not onnx_path.is_file():
         raise UserError(f"{onnx_path}: no such file. Expected an ONNX model.")
+    # TensorRT's parser follows a link beside the model to any file of ours.
+    onnx_file.check_external(onnx_path, onnx_file.read(onnx_path))
     digest = sha256(onnx_path)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")

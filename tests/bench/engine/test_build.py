@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from vcompress.bench.apart import MARK
 from vcompress.bench.bundle import sha256
@@ -54,10 +56,31 @@ def test_what_the_library_refuses_is_one_message(model: Path, tmp_path: Path) ->
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, the extra `rtx`")
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model at all")
-    for file, sm, said in ((broken, 89, "Is it an ONNX model"), (model, 90, "does not build for")):
+    for file, sm, said in (
+        (broken, 89, "not a whole ONNX file"),
+        (model, 90, "does not build for"),
+    ):
         with pytest.raises(UserError, match=said):
             build_engine(file, tmp_path / "m.engine", Settings(flavour="tensorrt-rtx", sm=(sm,)))
     assert not (tmp_path / "m.engine").exists()
+
+
+def test_a_model_that_links_to_a_file_elsewhere_is_not_built(tmp_path: Path) -> None:
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [4, 4], bytes(64), raw=True)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="data.bin")
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [info("x", 1, [1, 4])],
+        [info("y", 1, [1, 4])], [tensor],
+    )  # fmt: skip
+    (tmp_path / "secret").write_bytes(bytes(64))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "data.bin").symlink_to(tmp_path / "secret")
+    onnx.save(helper.make_model(graph), str(tmp_path / "in" / "m.onnx"))
+    with pytest.raises(UserError, match="outside the model's folder"):
+        build_engine(tmp_path / "in" / "m.onnx", tmp_path / "m.engine")
 
 
 def test_no_tensorrt_says_what_to_install(model: Path, tmp_path: Path) -> None:
