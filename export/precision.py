@@ -30,6 +30,7 @@ OPSETS: dict[str, int] = {"fp16": 19, "bf16": 22}
 
 _TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _NUMPY: dict[str, Any] = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+_LARGEST = {"fp16": 65504.0, "bf16": 2.0**128 - 2.0**120}
 _SMALLEST = {"fp16": 2.0**-24, "bf16": 2.0**-126}
 _FLOAT32_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
 """Inputs that stay in float32 whatever the data are: sizes and scales of the image."""
@@ -116,11 +117,10 @@ def _halved(values: Array, precision: Half, name: str) -> Array:
     with np.errstate(over="ignore"):
         halved: Array = values.astype(_NUMPY[precision])
     if not np.isfinite(halved.astype(np.float32)).all() and np.isfinite(values).all():
-        largest = float(ml_dtypes.finfo(_NUMPY[precision]).max)
         other = "Cast to bf16, or keep" if precision == "fp16" else "Keep"
         raise UserError(
             f"{name} holds {np.abs(values).max():.4g}, which {precision} cannot; its largest "
-            f"number is {largest:g}. {other} the network in fp32."
+            f"number is {_LARGEST[precision]:g}. {other} the network in fp32."
         )
     return halved
 
