@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from .graph import activations_of, kind, leaf
+from .graph import activations_of, bn_after, kind, leaf
 
 _LETS_THROUGH = frozenset({"relu", "relu6", "maxpool", "avgpool", "global_pool", "identity"})
 _LAYERS = ("conv", "linear")
@@ -58,12 +58,12 @@ def find_chains(graph: fx.GraphModule) -> list[Chain]:
         if kind(node) not in _LAYERS or layer is None:
             continue
         last, bn = node, None
-        users = list(node.users)
-        if len(users) == 1 and kind(users[0]) == "bn":
-            norm = own(users[0])
+        after = bn_after(node)
+        if after is not None:
+            norm = own(after)
             if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.weight is None:
                 continue
-            last, bn = users[0], str(users[0].target)
+            last, bn = after, str(after.target)
         reached = _readers(last, layer, node)
         if reached is None:
             continue

@@ -206,6 +206,18 @@ def source(node: fx.Node) -> fx.Node:
     return found
 
 
+def bn_after(node: fx.Node) -> fx.Node | None:
+    """The batch norm that alone reads what a layer makes, and has the layer's channels.
+
+    Behind a linear layer on tokens [B, N, D] there may be one over the N tokens: not such a one.
+    """
+    users, layer = list(node.users), leaf(node)
+    if layer is None or len(users) != 1 or kind(users[0]) != "bn":
+        return None
+    channels = getattr(layer, "out_features", getattr(layer, "out_channels", None))
+    return users[0] if getattr(leaf(users[0]), "num_features", None) == channels else None
+
+
 def tail(node: fx.Node) -> fx.Node:
     """The last node of the chain that a target runs as one: the node, its BN, its ReLU."""
     for wanted in (("bn",), ("relu", "relu6")):

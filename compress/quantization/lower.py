@@ -17,7 +17,7 @@ from .deployed import (
     DeployedWeight,
     compute_in_integers,
 )
-from .graph import attribute, kind, leaf
+from .graph import attribute, bn_after, kind, leaf
 from .parts import put
 from .placement import is_quantized, placement
 from .quantizers import SMALLEST_SCALE, ActivationQuantizer, WeightQuantizer, weight_of
@@ -113,7 +113,7 @@ def to_export(model: nn.Module) -> nn.Module:
             integers, scale = _integers(weight, module)
             values[node] = call(node, DeployedWeight(integers, scale, module.axis))
         elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            bn, read = _bn_after(node), values[node.all_input_nodes[0]]
+            bn, read = _foldable_bn(node), values[node.all_input_nodes[0]]
             step = _step_of(root, read) if description["unsigned"] else None
             values[node] = call(node, _deployed(module, leaf(bn) if bn else None, step), read)
             if bn is not None:
@@ -148,13 +148,10 @@ def _carry_over(source: nn.Module, root: nn.Module, node: fx.Node, target: str) 
         root.register_buffer(name, value.detach() if isinstance(value, Tensor) else value)
 
 
-def _bn_after(node: fx.Node) -> fx.Node | None:
-    users = list(node.users)
-    if len(users) == 1 and kind(users[0]) == "bn" and kind(node) in ("conv", "linear"):
-        bn = leaf(users[0])
-        if isinstance(bn, nn.modules.batchnorm._BatchNorm) and bn.running_mean is not None:
-            return users[0]
-    return None
+def _foldable_bn(node: fx.Node) -> fx.Node | None:
+    """The BN to fold into a layer; one that keeps no statistics stays."""
+    found = bn_after(node) if kind(node) in ("conv", "linear") else None
+    return found if found and getattr(leaf(found), "running_mean", None) is not None else None
 
 
 def _step_of(root: nn.Module, node: fx.Node) -> Tensor | None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .graph import bn_after, leaf
 from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of
 
 PIXELS = 64 * 224 * 224
@@ -112,9 +113,7 @@ def _site(
     layer = model.get_submodule(str(node.target))
     if weight_of(layer) is None:
         return None
-    users = list(node.users)
-    bn = None
-    if len(users) == 1 and users[0].op == "call_module":
-        after = model.get_submodule(str(users[0].target))
-        bn = after if isinstance(after, nn.modules.batchnorm._BatchNorm) else None
+    after = bn_after(node)
+    bn = None if after is None else leaf(after)
+    assert bn is None or isinstance(bn, nn.modules.batchnorm._BatchNorm)
     return str(node.target), layer, bn

@@ -13,6 +13,8 @@ from vcompress.compress import quantization as q
 from vcompress.compress.quantization.adaround import adaround
 from vcompress.compress.quantization.bias_correction import correct_bias
 from vcompress.compress.quantization.equalize import equalize
+from vcompress.compress.quantization.ptq import Scheme
+from vcompress.compress.quantization.repairs import Repairs, repaired
 
 
 def images(count: int = 32, size: int = 32, seed: int = 1) -> Tensor:
@@ -140,6 +142,26 @@ def test_tokens_and_tied_weights_and_residual_sums_are_handled() -> None:
     assert "up" not in moved
     assert "embed" not in moved
     assert torch.allclose(logits(equal, images()), logits(model, images()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_norm_over_tokens_is_neither_folded_nor_mended() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Conv2d(3, 8, 8, 8)
+            self.up, self.norm, self.down = nn.Linear(8, 24), nn.BatchNorm1d(16), nn.Linear(24, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x).flatten(2).transpose(1, 2)  # [B, 16, 8]
+            return self.down(torch.relu(self.norm(self.up(x)))).mean(1)
+
+    torch.manual_seed(0)
+    model = settled(Net())
+    x = images()
+    made, found = repaired(model, x[:1], [x], x, Scheme("onnxruntime"), Repairs("on", "on", "off"))
+    assert found["corrected_layers"] == 3
+    assert sqnr_db(logits(model, x), logits(made, x)) > 30
+    assert sqnr_db(logits(made, x), logits(q.to_export(made), x)) > 40
 
 
 def test_bias_correction_takes_the_shift_of_the_mean_away() -> None:
