@@ -130,7 +130,7 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
         self.enabled = True
         self.observer: Observer | None = None
-        self._zero: tuple[int, int] | None = None
+        self._zero: tuple[tuple[int, int], int] | None = None
 
     @property
     def low(self) -> int:
@@ -144,9 +144,9 @@ class ActivationQuantizer(nn.Module):
 
     def _zero_point(self) -> int:
         """The zero point on the host; read from the buffer again only when that has changed."""
-        version = self.zero_point._version
-        if self._zero is None or self._zero[0] != version:
-            self._zero = (version, int(self.zero_point))
+        state = (id(self.zero_point), self.zero_point._version)  # a copy has versions of its own
+        if self._zero is None or self._zero[0] != state:
+            self._zero = (state, int(self.zero_point))
         return self._zero[1]
 
     def effective_log_scale(self) -> Tensor:

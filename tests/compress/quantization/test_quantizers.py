@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -88,6 +89,20 @@ def test_before_calibration_an_absorbed_relu_still_clips() -> None:
     quantizer = ActivationQuantizer(unsigned=True, relu=True, limit=6.0)
     quantizer.enabled = False
     assert torch.equal(quantizer(torch.tensor([-1.0, 0.123, 9.0])), torch.tensor([0.0, 0.123, 6.0]))
+
+
+def test_a_copy_that_gets_another_zero_point_uses_it() -> None:
+    x = torch.tensor([-2.0, 0.3])
+    first, other = activation(0.1, 3), activation(0.1, 100)
+    for _ in range(4):
+        first.set_range(0.1, 3)
+        first(x)
+        again = copy.deepcopy(first)
+        for _ in range(8):
+            again.load_state_dict(other.state_dict())
+            assert torch.equal(again(x), other(x))
+            again.load_state_dict(first.state_dict())
+            assert torch.equal(again(x), first(x))
 
 
 def test_a_step_that_underflows_float16_is_never_used() -> None:
