@@ -104,6 +104,8 @@ def fit(
     if config.epochs == 0:
         return _result([], 0, -1.0)
     if state is not None and state.finished:
+        # As training leaves it: what comes next then adds up in the same order, to the last bit.
+        model.to(memory_format=torch.channels_last)
         model.load_state_dict(state.best)
         return _result(state.history, state.best_epoch, state.best_accuracy)
     learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
