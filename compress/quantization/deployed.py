@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +17,7 @@ from torch.onnx.ops import symbolic
 
 from .graph import kind
 from .quantizers import ActivationQuantizer, transposed
+from .rounding import as_the_runtime, fma
 from .trace import SameConv2d, pad_same
 
 
@@ -178,9 +178,9 @@ class DeployedSum(nn.Module):
         first, second, out = self.parts
         ratio_a, ratio_b = first.scale / out.scale, second.scale / out.scale
         zero_a, zero_b, zero = (p.zero_point.float() for p in (first, second, out))
-        start = zero - _fma(zero_a, ratio_a, ratio_b * zero_b)
-        total = _fma(second.stored(b), ratio_b, start)
-        return out.value(_fma(first.stored(a), ratio_a, total))
+        start = zero - fma(zero_a, ratio_a, ratio_b * zero_b)
+        total = fma(second.stored(b), ratio_b, start)
+        return out.value(fma(first.stored(a), ratio_a, total))
 
 
 class DeployedProduct(nn.Module):
@@ -199,64 +199,13 @@ class DeployedProduct(nn.Module):
         return out.value(product * ratio + out.zero_point.float())
 
 
-SIXTH = float(torch.tensor(1.0) / 6)
-"""In float32, as it stands in the file."""
-
-
-class DeployedHardSigmoid(nn.Module):
-    """HardSigmoid as ONNX Runtime rounds it: torch divides by 6 after the clip."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            return nn.functional.hardsigmoid(x)
-        return torch.mul(x, SIXTH).add_(0.5).clamp_(0.0, 1.0)
-
-
-class DeployedHardSwish(DeployedHardSigmoid):
-    """HardSwish, which ONNX Runtime opens into x * HardSigmoid(x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            return nn.functional.hardswish(x)
-        return super().forward(x).mul_(x)
-
-
-def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """a * b + c with one rounding, as the processor does it."""
-    return (a.double() * b.double() + c.double()).float()
-
-
 _IN_INTEGERS: dict[str, Callable[..., nn.Module]] = {"add": DeployedSum, "mul": DeployedProduct}
-
-
-_GATES: dict[Any, type[nn.Module]] = {
-    nn.Hardswish: DeployedHardSwish,
-    nn.Hardsigmoid: DeployedHardSigmoid,
-    nn.functional.hardswish: DeployedHardSwish,
-    nn.functional.hardsigmoid: DeployedHardSigmoid,
-}
-
-
-def _gate_as_the_runtime(model: fx.GraphModule, node: fx.Node) -> None:
-    """Replace a gate whose last bits differ between torch and ONNX Runtime."""
-    what: Any = node.target
-    if node.op == "call_module":
-        what = type(model.get_submodule(str(node.target)))
-    elif node.op != "call_function":
-        return
-    if what in _GATES:
-        name = f"{node.name}_exact"
-        model.add_submodule(name, _GATES[what]())
-        with model.graph.inserting_after(node):
-            new = model.graph.call_module(name, tuple(node.all_input_nodes))
-        node.replace_all_uses_with(new)
-        model.graph.erase_node(node)
 
 
 def compute_in_integers(model: fx.GraphModule) -> None:
     """Let each operation between rounded tensors compute as ONNX Runtime's int8 operator."""
     for node in list(model.graph.nodes):
-        _gate_as_the_runtime(model, node)
+        as_the_runtime(model, node)
     for node in list(model.graph.nodes):
         out = _rounding(model, node)
         if out is None:

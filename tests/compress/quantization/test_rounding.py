@@ -1,0 +1,76 @@
+"""Bit for bit what ONNX Runtime computes, where torch differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vcompress.compress.quantization.deployed import compute_in_integers
+from vcompress.compress.quantization.rounding import (
+    DeployedBatchNorm,
+    DeployedHardSigmoid,
+    DeployedHardSwish,
+    DeployedSigmoid,
+    DeployedSiLU,
+)
+from vcompress.export.parity import run_onnx
+from vcompress.export.to_onnx import export
+
+
+def norm() -> nn.BatchNorm2d:
+    torch.manual_seed(0)
+    made = nn.BatchNorm2d(3).eval()
+    for tensor in (made.weight.data, made.bias.data, made.running_mean):
+        tensor.normal_()
+    made.running_var.uniform_(0.1, 3.0)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain", "differ"),
+    [
+        (DeployedHardSwish(), nn.Hardswish(), 0),
+        (DeployedHardSigmoid(), nn.Hardsigmoid(), 0),
+        (DeployedSigmoid(), nn.Sigmoid(), 2),  # of 27,648: a sum in double is rounded twice
+        (DeployedSiLU(), nn.SiLU(), 2),
+        (DeployedBatchNorm(norm()), norm(), 0),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_are_those_of_onnx_runtime(
+    ours: nn.Module, plain: nn.Module, differ: int, tmp_path: Path
+) -> None:
+    x = 3 * torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    export(ours.eval(), tmp_path / "m.onnx", ("input", (3, 12, 12)), metadata={})
+    (found,) = run_onnx(tmp_path / "m.onnx", x.numpy(), optimised=True)
+    theirs = torch.from_numpy(found)
+    with torch.no_grad():
+        assert int((ours(x) != theirs).sum()) <= differ
+        assert int((plain(x) != theirs).sum()) > 1000
+        assert torch.allclose(plain(x), ours(x), atol=1e-5)
+
+
+class Ways(nn.Module):
+    """Every way to write a gate, and a batch norm that follows no convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.gate = norm(), nn.SiLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.gate(self.norm(x))
+        return torch.sigmoid(x) + x.sigmoid() + nn.functional.sigmoid(x) + nn.functional.silu(x)
+
+
+def test_every_way_to_write_them_is_found() -> None:
+    graph = torch.fx.symbolic_trace(Ways().eval())
+    compute_in_integers(graph)
+    kinds = [
+        type(graph.get_submodule(n.target)) for n in graph.graph.nodes if n.op == "call_module"
+    ]
+    assert kinds.count(DeployedBatchNorm) == 1
+    assert kinds.count(DeployedSiLU) == 2
+    assert kinds.count(DeployedSigmoid) == 3
