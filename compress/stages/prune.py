@@ -20,6 +20,8 @@ INPUTS = {"teacher": "optional", "model": "trained"}
 
 BATCHES = 16
 """Of training images, for criteria that take gradients and for the statistics of batch norms."""
+LEAST_BATCH = 16
+"""Images that the statistics of batch norms are taken over at once, at least."""
 _BUDGETS = "macs, params, channels, latency and latency_ms"
 
 
@@ -176,7 +178,8 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
                 first.setdefault(layer.name, layer.before)
                 last[layer.name] = layer.after
             left_alone = report.left_alone
-        recalibrate(model, context.data.sample(config.batch_size, BATCHES))
+        # An image alone has no variance: small batches would leave no statistics at all.
+        recalibrate(model, context.data.sample(max(config.batch_size, LEAST_BATCH), BATCHES))
         final = step == config.steps
         training = fit(
             model,

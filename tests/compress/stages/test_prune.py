@@ -191,6 +191,21 @@ def test_pruning_to_a_latency_measures_and_keeps_its_table(
     assert [call["name"] for call in fits] == ["prune-1of1"]
 
 
+def test_batches_of_one_image_do_not_take_the_statistics_away(fits: Any) -> None:
+    sizes: list[int] = []
+
+    class Recording(FakeContext):
+        class data(FakeData):
+            def sample(self, batch_size: int, batches: int) -> Any:
+                sizes.append(batch_size)
+                return self.batches()
+
+        data = data()  # type: ignore[assignment]
+
+    apply(network(), Config(macs=0.9, round_to=1, epochs=1, batch_size=1), Recording())  # type: ignore[arg-type]
+    assert sizes == [16]
+
+
 def test_running_the_same_steps_again_gives_the_same_weights(fits: Any) -> None:
     results = [
         apply(network(), Config(macs=0.5, steps=2), FakeContext()).model.state_dict()  # type: ignore[arg-type]
