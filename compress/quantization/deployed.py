@@ -120,7 +120,7 @@ class DeployedLayer(nn.Module):
         input_scale: Tensor | None,
     ) -> None:
         super().__init__()
-        self.steps: tuple[Tensor, Tensor] | None = None
+        self.steps: tuple[Tensor, Tensor | None] | None = None
         self.bias: Tensor | None
         self.quantised_weight = weight
         self.quantised_bias: DeployedBias | None = None
@@ -138,19 +138,28 @@ class DeployedLayer(nn.Module):
         bias = self.bias if self.quantised_bias is None else self.quantised_bias()
         return self._run(x, self.quantised_weight(), bias)
 
-    def _in_integers(self, x: Tensor, step: Tensor, out_step: Tensor) -> Tensor:
-        """As QLinearConv does it: an exact sum of integers, one multiplication, rounding."""
+    def _in_integers(self, x: Tensor, step: Tensor, out_step: Tensor | None) -> Tensor:
+        """As QLinearConv and QGemm do it: an exact sum of integers, one multiplication, rounding.
+
+        Without `out_step` nothing is rounded. A linear layer of more than two dimensions is a
+        MatMulIntegerToFloat, and its bias is added to the floats.
+        """
         integers = torch.div(x, step).round_()
         weight = self.quantised_weight.integers.float()
         total = self._run(integers, weight, None)
         if float(total.abs().max()) >= 2**24:  # float32 no longer holds every integer
             total = self._run(integers.double(), weight.double(), None)
-        shape = [-1] if isinstance(self.plain, nn.Linear) else [1, -1, 1, 1]
+        linear = isinstance(self.plain, nn.Linear)
+        shape = [-1] if linear else [1, -1, 1, 1]
+        factor = step * self.quantised_weight.scale
+        if linear and x.dim() > 2:
+            made = total.float().mul_(factor)
+            return made if self.quantised_bias is None else made.add_(self.quantised_bias())
         if self.quantised_bias is not None:
             total = total.double() + self.quantised_bias.integers.view(shape)
-        factor = step * self.quantised_weight.scale / out_step
-        rounded: Tensor = (total.float() * factor.view(shape)).round_()
-        return rounded.mul_(out_step)
+        if out_step is None:
+            return total.float().mul_(factor.view(shape))
+        return (total.float() * (factor / out_step).view(shape)).round_().mul_(out_step)
 
     def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         plain = self.plain
@@ -206,6 +215,11 @@ def compute_in_integers(model: fx.GraphModule) -> None:
     """Let each operation between rounded tensors compute as ONNX Runtime's int8 operator."""
     for node in list(model.graph.nodes):
         as_the_runtime(model, node)
+    for node in model.graph.nodes:
+        layer = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, DeployedLayer) and isinstance(layer.plain, nn.Linear):
+            given = _rounding(model, node.all_input_nodes[0])
+            layer.steps = None if given is None else (given.scale, None)
     for node in list(model.graph.nodes):
         out = _rounding(model, node)
         if out is None:
