@@ -118,6 +118,7 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
     out = prepared(images[:4])
     (out["out"] if isinstance(out, dict) else out).square().mean().backward()
     without = [n for n, p in prepared.named_parameters() if p.requires_grad and p.grad is None]
+    nn.utils.clip_grad_value_(prepared.parameters(), 1.0)  # random gates reach 1e19
     optimizer.step()
     where = q.placement(prepared)
     deployed = q.to_export(prepared.eval())
