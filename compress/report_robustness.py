@@ -20,7 +20,7 @@ def robustness_section(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     heads = "".join(
         f'<th class="left">{h}</th>' if h in ("", "stage") else f"<th>{h}</th>"
-        for h in ("", "stage", "as they are", "PGD", *CORRUPTIONS, "mean of these")
+        for h in ("", "stage", "clean", "PGD", *CORRUPTIONS, "mean")
     )
     rows = "".join(
         f'<tr><td class="left">{number}</td><td class="left">{escape(entry["stage"])}'
