@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from vcompress.compress.quantization.deployed import compute_in_integers
+from vcompress.compress.quantization.deployed import (
+    DeployedActivation,
+    DeployedGlobalPool,
+    compute_in_integers,
+)
+from vcompress.compress.quantization.quantizers import ActivationQuantizer
 from vcompress.compress.quantization.rounding import (
     DeployedBatchNorm,
     DeployedHardSigmoid,
@@ -74,3 +79,48 @@ def test_every_way_to_write_them_is_found() -> None:
     assert kinds.count(DeployedBatchNorm) == 1
     assert kinds.count(DeployedSiLU) == 2
     assert kinds.count(DeployedSigmoid) == 3
+
+
+class Pooled(nn.Module):
+    """A rounded map, its mean over height and width written in one of three ways, rounded."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.pool = way, nn.AdaptiveAvgPool2d((1, 1))
+        steps = []
+        for scale, zero_point in ((0.031, 100), (0.0173, 128)):
+            quantizer = ActivationQuantizer(unsigned=True)
+            quantizer.set_range(scale, zero_point)
+            steps.append(DeployedActivation(quantizer))
+        self.before_q, self.after_q = steps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.before_q(x)
+        if self.way == "module":
+            x = self.pool(x)
+        elif self.way == "function":
+            x = nn.functional.adaptive_avg_pool2d(x, 1)
+        else:
+            x = x.mean((2, 3), keepdim=True)
+        rounded: torch.Tensor = self.after_q(x)
+        return rounded
+
+
+class Leaves(torch.fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, name: str) -> bool:
+        return isinstance(m, DeployedActivation) or super().is_leaf_module(m, name)
+
+
+@pytest.mark.parametrize("way", ["module", "function", "method"])
+def test_a_global_pool_between_rounded_maps_is_that_of_onnx_runtime(
+    way: str, tmp_path: Path
+) -> None:
+    plain = Pooled(way).eval()
+    graph = torch.fx.GraphModule(plain, Leaves().trace(plain))
+    compute_in_integers(graph)
+    assert any(isinstance(m, DeployedGlobalPool) for m in graph.modules())
+    x = 2 * torch.randn(64, 32, 6, 6, generator=torch.Generator().manual_seed(0))
+    export(graph, tmp_path / "m.onnx", ("input", (32, 6, 6)), metadata={})
+    (found,) = run_onnx(tmp_path / "m.onnx", x.numpy(), optimised=True)
+    with torch.no_grad():
+        assert torch.equal(graph(x), torch.from_numpy(found))
