@@ -277,7 +277,7 @@ def _pools_globally(node: fx.Node, module: nn.Module | None) -> bool:
     if what is nn.functional.adaptive_avg_pool2d:
         return rest[0] in (1, (1, 1), [1, 1])
     if what in (torch.mean, "mean") and rest and isinstance(rest[0], (list, tuple)):
-        return {int(d) % 4 for d in rest[0]} == {2, 3}  # type: ignore[arg-type]
+        return {int(d) % 4 for d in rest[0]} == {2, 3}
     return False
 
 
