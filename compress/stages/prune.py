@@ -47,10 +47,11 @@ class Config(TaughtConfig):
     latency_table: str = ""
     """File that keeps the latencies of layers for other runs; by default in the work folder."""
     importance: Literal["l1", "l2", "bn", "lamp", "taylor", "hessian", "distillation", "random"] = (
-        "l2"
+        "bn"
     )
-    """What ranks channels: the size of their weights (l1, l2, bn, lamp), or their effect on the
-    loss (taylor, hessian) or on the recovery loss (distillation)."""
+    """What ranks channels: the scale of their batch norm (bn; their weights where there is none),
+    the size of their weights (l1, l2, lamp), or their effect on the loss (taylor, hessian) or on
+    the recovery loss (distillation)."""
     scope: Literal["local", "kind", "global"] = "local"
     """Same share in every layer, ranked among layers of one kind, or ranked among all."""
     round_to: int = 8
