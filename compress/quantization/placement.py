@@ -118,7 +118,12 @@ def _prepare(
         return prefix if form is not model else f"{dot}{qualified_name(node)}"
 
     job.names += [full(n) for n in nodes]
-    plan = job.rules.place(nodes, lambda node: job.keep(full(node)))
+    live = _reached(nodes)
+
+    def keep(node: fx.Node) -> str | None:
+        return job.keep(full(node)) or (None if node in live else "made of constants: it is folded")
+
+    plan = job.rules.place(nodes, keep)
     _explain_the_rest(nodes, plan)
     parts: dict[str, nn.Module] = {}
     called = record_inputs(graph, inputs) if traced.leaves else {}
@@ -145,6 +150,15 @@ def _prepare(
             put(graph, path, part)
     _apply(graph, description)
     return graph
+
+
+def _reached(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes that depend on the network's input."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _in_parts(

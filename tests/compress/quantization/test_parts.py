@@ -218,3 +218,29 @@ def test_networks_of_timm_that_branch_on_a_shape(
     assert parity.check(deployed, file, images(32, 31, seed=2)).ok
     operators = Counter(n.op_type for n in onnx.load(str(file)).graph.node)
     assert operators["Pad"] == 0
+
+
+class Table(nn.Module):
+    """A position bias from a table that a layer works out, as in Swin V2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.position, self.head = nn.Conv2d(3, 8, 3), nn.Linear(2, 8), nn.Linear(8, 4)
+        self.register_buffer("table", torch.randn(1, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias: torch.Tensor = self.position(self.table)
+        out: torch.Tensor = self.head(self.conv(x).mean((2, 3)) + bias)
+        return out
+
+
+def test_a_layer_that_no_image_reaches_stays_as_it_is_and_the_file_is_whole(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    prepared = quantised(Table(), images())
+    found = q.placement(prepared)
+    assert {e["layer"] for e in found["weights"]} == {"conv", "head"}
+    assert any(e["name"] == "position" and "constants" in e["reason"] for e in found["float"])
+    deployed = q.to_export(prepared.eval())
+    shape = tuple(images().shape[1:])
+    report = to_onnx.export(deployed, tmp_path / "m.onnx", ("input", shape), metadata={})
+    assert report.size_bytes > 0
