@@ -149,6 +149,20 @@ def test_parity_names_the_first_tensor_that_differs(deployed: nn.Module, tmp_pat
     assert "bn2_q" in found.message
 
 
+def test_a_bias_that_is_a_step_off_is_no_tie(deployed: nn.Module, tmp_path: Path) -> None:
+    export(deployed, tmp_path / "m.onnx", SPEC, metadata={})
+    proto = onnx.load(str(tmp_path / "m.onnx"))
+    bias = next(t for t in proto.graph.initializer if "conv2" in t.name and t.data_type == 6)
+    values = onnx.numpy_helper.to_array(bias).copy()
+    layer = deployed.get_submodule("conv2")
+    rounded = deployed.get_submodule("bn2_q")
+    values[0] += int(0.6 * rounded.scale / layer.quantised_bias.scale[0])  # six tenths of a step
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    onnx.save(proto, str(tmp_path / "off.onnx"))
+    found = parity.first_divergence(deployed, tmp_path / "off.onnx", images(64))
+    assert found is not None and found.startswith("bn2_q ") and "up to 1 steps" in found
+
+
 def test_parity_warns_when_the_network_has_one_answer_for_everything(tmp_path: Path) -> None:
     torch.manual_seed(0)
     constant = nn.Sequential(nn.Flatten(), nn.Linear(300, 3)).eval()
