@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.onnx.ops import symbolic
 
-from .graph import kind
+from .graph import kind, written_as
 from .quantizers import ActivationQuantizer, transposed
-from .rounding import as_the_runtime, fma
+from .rounding import as_the_runtime, fma, replace
 from .trace import SameConv2d, pad_same
 
 
@@ -210,18 +209,20 @@ class DeployedProduct(nn.Module):
 
 
 class DeployedGlobalPool(nn.Module):
-    """QLinearGlobalAveragePool: the sum of the integers, one multiplication, rounding."""
+    """QLinearGlobalAveragePool: the sum of the integers, one multiplication, rounding.
 
-    def __init__(
-        self, plain: Callable[[Tensor], Tensor], given: DeployedActivation, out: DeployedActivation
-    ) -> None:
+    It stands behind the pooling itself, which is exported, and leaves one alone that is not over
+    the whole map.
+    """
+
+    def __init__(self, given: DeployedActivation, out: DeployedActivation) -> None:
         super().__init__()
-        self.plain = plain
         self.parts = (given, out)  # in a tuple: they belong to the graph, not to this module
 
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = self.plain(x)
-        if torch.compiler.is_exporting() or x.dim() != 4:
+    def forward(self, x: Tensor, pooled: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return pooled
+        if x.dim() != 4 or pooled.shape[:2] != x.shape[:2] or pooled[0, 0].numel() > 1:
             return pooled
         given, out = self.parts
         total = torch.div(x, given.scale).round_().sum((2, 3))
@@ -250,45 +251,17 @@ def compute_in_integers(model: fx.GraphModule) -> None:
         if len(made_by.users) != 1 or len(before) != len(made_by.all_input_nodes):
             continue
         module = model.get_submodule(str(made_by.target)) if made_by.op == "call_module" else None
-        made: nn.Module | None = None
         if isinstance(module, DeployedLayer):
             module.steps = (before[0].scale, out.scale)
-        elif _pools_globally(made_by, module):
-            made = DeployedGlobalPool(module or _call(made_by), before[0], out)
+        elif written_as(made_by) in ("adaptive_avgpool", "mean"):
+            pool = DeployedGlobalPool(before[0], out)
+            replace(model, made_by, pool, made_by.all_input_nodes[0], made_by)
         elif kind(made_by) in _IN_INTEGERS and len(before) == 2 and not made_by.kwargs:
-            made = _IN_INTEGERS[kind(made_by)](*before, out)
-        if made is not None:
-            name = f"{made_by.name}_exact"
-            model.add_submodule(name, made)
-            with model.graph.inserting_after(made_by):
-                new = model.graph.call_module(name, tuple(made_by.all_input_nodes))
-            made_by.replace_all_uses_with(new)
-            model.graph.erase_node(made_by)
+            replace(
+                model, made_by, _IN_INTEGERS[kind(made_by)](*before, out), *made_by.all_input_nodes
+            )
     model.recompile()
     model.delete_all_unused_submodules()
-
-
-def _pools_globally(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a node is the mean over height and width. Shapes are not known in this graph."""
-    what: Any = node.target
-    rest = [*node.args[1:], *(v for k, v in node.kwargs.items() if k in ("dim", "output_size"))]
-    if isinstance(module, nn.AdaptiveAvgPool2d):
-        return module.output_size in (1, (1, 1))
-    if what is nn.functional.adaptive_avg_pool2d:
-        return rest[0] in (1, (1, 1), [1, 1])
-    if what in (torch.mean, "mean") and rest and isinstance(rest[0], (list, tuple)):
-        return {int(d) % 4 for d in rest[0]} == {2, 3}
-    return False
-
-
-def _call(node: fx.Node) -> Callable[[Tensor], Tensor]:
-    """The function or method of a node of one tensor, with its other arguments."""
-    what: Any = node.target
-    if node.op == "call_method":
-        what = getattr(Tensor, str(what))
-    return lambda x: what(
-        x, *node.args[1:], **{k: v for k, v in node.kwargs.items() if k != "input"}
-    )
 
 
 def _rounding(model: fx.GraphModule, node: fx.Node) -> DeployedActivation | None:

@@ -136,6 +136,17 @@ def attribute(root: nn.Module, path: str) -> Any:
 
 def kind(node: fx.Node) -> str:
     """The sort of operation: `conv`, `linear`, `relu`, `add`, `global_pool`, `reshape`, ..."""
+    found = written_as(node)
+    if found in ("adaptive_avgpool", "mean"):
+        return _pool_kind(node, found)
+    return found
+
+
+def written_as(node: fx.Node) -> str:
+    """The sort of operation by its name alone: what a pooling or a mean is over, is not looked at.
+
+    For graphs whose shapes are not recorded.
+    """
     found = "other"
     if node.op in ("placeholder", "output", "get_attr"):
         return "input" if node.op == "placeholder" else node.op
@@ -150,8 +161,6 @@ def kind(node: fx.Node) -> str:
         found = _FUNCTIONS.get(node.target, "other")  # type: ignore[arg-type]
     elif node.op == "call_method":
         found = _METHODS.get(str(node.target), "other")
-    if found in ("adaptive_avgpool", "mean"):
-        return _pool_kind(node, found)
     return found
 
 

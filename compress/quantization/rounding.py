@@ -137,9 +137,15 @@ def as_the_runtime(model: fx.GraphModule, node: fx.Node) -> None:
     elif node.op in ("call_function", "call_method") and node.target in _GATES:
         made = _GATES[node.target]()
     if made is not None:
-        name = f"{node.name}_exact"
-        model.add_submodule(name, made)
-        with model.graph.inserting_after(node):
-            new = model.graph.call_module(name, tuple(node.all_input_nodes))
-        node.replace_all_uses_with(new)
+        replace(model, node, made, *node.all_input_nodes)
+
+
+def replace(model: fx.GraphModule, node: fx.Node, made: nn.Module, *inputs: fx.Node) -> None:
+    """Let `made` compute from `inputs` what `node` did; the node goes if nothing reads it then."""
+    name = f"{node.name}_exact"
+    model.add_submodule(name, made)
+    with model.graph.inserting_after(node):
+        new = model.graph.call_module(name, inputs)
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+    if not node.users:
         model.graph.erase_node(node)

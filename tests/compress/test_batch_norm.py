@@ -34,6 +34,14 @@ def test_everything_but_the_statistics_stays() -> None:
     assert int(model[1].num_batches_tracked) == 1  # an image alone was passed over
 
 
+def test_images_that_come_alone_leave_the_statistics_as_they_were() -> None:
+    model = network()
+    model[1].running_mean.fill_(3.0)
+    assert recalibrate(model, [(torch.randn(1, 3, 5, 5), None)] * 4) == 0
+    assert torch.equal(model[1].running_mean, torch.full((4,), 3.0))
+    assert int(model[1].num_batches_tracked) == 0 and not model[1].training
+
+
 def test_a_network_without_running_statistics_is_left_alone() -> None:
     def never() -> None:
         raise AssertionError("the images were read")
