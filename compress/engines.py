@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vcompress.bench.bundle import Bundle
+from vcompress.bench.bundle import MODEL, Bundle
 from vcompress.bench.engine import BuildReport, Settings, build_engine
 from vcompress.bench.engine.settings import Flavour
 from vcompress.bench.errors import UserError
 from vcompress.export import engine_proof, float8, parity
 from vcompress.export import precision as precision_of_file
 
-from .finish import MODEL, REPORT, export_checked, parity_images, plain, rewritten, score
+from .finish import REPORT, export_checked, parity_images, plain, rewritten, score
 from .flow import open_recorded
 from .precisions import check_available, held_by
 from .progress import log

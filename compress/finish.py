@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vcompress.bench import accuracy, bundle, measure, saturation
-from vcompress.bench.bundle import Bundle, InputSpec, Preprocess
+from vcompress.bench.bundle import GOLDEN, MODEL, Bundle, InputSpec, Preprocess
 from vcompress.bench.data import Dataset, batches
 from vcompress.bench.environment import preflight
 from vcompress.bench.errors import UserError
@@ -35,8 +35,6 @@ from .report_html import section_of, write_report
 from .robustness import measure as measure_robustness
 from .store import Network, Precision, precision_of, save_network
 
-MODEL = "model.onnx"
-GOLDEN = "golden.npz"
 REPORT = "report.html"
 GOLDEN_COUNT = 8
 PARITY_IMAGES = 64

@@ -6,6 +6,7 @@ import json
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from vcompress.bench.bundle import MODEL
 from vcompress.bench.engine import Settings
 from vcompress.export.lint import Report, lint
 
@@ -23,7 +24,7 @@ _MEANING = {
 
 def run_lint(command: Command) -> tuple[str, int]:
     """What to print, and the status: 0, or 1 where the file fails `--fail-on`."""
-    path = command.model / "model.onnx" if command.model.is_dir() else command.model
+    path = command.model / MODEL if command.model.is_dir() else command.model
     settings = None
     if command.build:
         settings = Settings(sm=command.sm, batch=command.batch, hw=command.hw)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from vcompress.bench import accuracy
-from vcompress.bench.bundle import Bundle, Preprocess
+from vcompress.bench.bundle import MODEL, Bundle, Preprocess
 from vcompress.bench.errors import UserError
 from vcompress.bench.preprocess import apply, crop, to_mode
 from vcompress.bench.runtimes import open_session
@@ -156,7 +156,6 @@ def measure_bundles(
     Raises:
         UserError: a bundle without data, or whose data have changed.
     """
-    from .finish import MODEL
     from .flow import open_recorded
     from .store import load_network
 

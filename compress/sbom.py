@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from vcompress.bench.bundle import Bundle, sha256
+from vcompress.bench.bundle import MODEL, Bundle, sha256
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.manifest import MANIFEST
 
@@ -23,7 +23,6 @@ from .table import printable
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
 
-_MODEL = "model.onnx"
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,99}")
 
 
@@ -87,7 +86,7 @@ def _model(bundle: Bundle) -> Component:
         version=sha256(bundle.path / MANIFEST)[:16],
         bom_ref="model",
         description=_text(f"{bundle.task}, {len(bundle.labels)} classes, made by vcompress"),
-        hashes=hashes(_MODEL) if _MODEL in bundle.files else [],
+        hashes=hashes(MODEL) if MODEL in bundle.files else [],
         licenses=_licences(licences.recorded(bundle).weights),
         properties=[
             Property(name="vcompress:bytes", value=str(bundle.size_bytes)), *stages, *unknown

@@ -8,13 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vcompress.bench.bundle import Bundle, sha256
+from vcompress.bench.bundle import MODEL, Bundle, sha256
 from vcompress.bench.errors import UserError, nearest
 from vcompress.export import triton
 from vcompress.export.onnx_options import OnnxOptions
 
 from .engines import FOLDER
-from .finish import MODEL
 from .reexport import export_file
 
 

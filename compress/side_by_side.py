@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vcompress.bench.bundle import Bundle
+from vcompress.bench.bundle import MODEL, Bundle
 from vcompress.bench.compare import compare
 from vcompress.bench.inputs import from_images
 from vcompress.bench.runtimes import open_session
 
-from .finish import MODEL, parity_images
+from .finish import parity_images
 from .flow import open_recorded
 from .progress import log
 from .report_html import summary, write_report
