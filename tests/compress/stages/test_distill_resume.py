@@ -95,6 +95,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.mark.slow  # that training does is among the default tests
 def test_two_processes_distil_as_one_does(tmp_path: Path) -> None:
     """Projections are trained in both, and each fills its part of the cache."""
     from safetensors.torch import load_file
