@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 from torch.onnx.ops import symbolic
 
 from .graph import kind, written_as
+from .mlas import fma
 from .quantizers import ActivationQuantizer, transposed
-from .rounding import as_the_runtime, fma, replace
+from .rounding import as_the_runtime, replace
 from .trace import SameConv2d, pad_same
 
 

@@ -118,6 +118,10 @@ def to_export(model: nn.Module) -> nn.Module:
             values[node] = call(node, _deployed(module, leaf(bn) if bn else None, step), read)
             if bn is not None:
                 values[bn] = values[node]
+        elif (parts := _called_linear(source, root, node, values)) is not None:
+            read = values[node.all_input_nodes[0]]
+            step = _step_of(root, read) if description["unsigned"] else None
+            values[node] = call(node, DeployedLayer(*parts, step), read)
         else:
             values[node] = graph.node_copy(node, lambda n: values[n])
             if node.op in ("call_module", "get_attr"):
@@ -133,6 +137,26 @@ def to_export(model: nn.Module) -> nn.Module:
     if description["unsigned"]:
         compute_in_integers(deployed)
     return deployed.eval()
+
+
+def _called_linear(
+    source: nn.Module, root: nn.Module, node: fx.Node, values: dict[fx.Node, fx.Node]
+) -> tuple[nn.Linear, DeployedWeight, Tensor | None] | None:
+    """What stands for a call of `linear` with a rounded weight and a bias that is not computed."""
+    if node.target is not nn.functional.linear or len(node.args) < 2:
+        return None
+    read, bias = node.args[1], node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    made = values[read] if isinstance(read, fx.Node) else None
+    weight = root.get_submodule(str(made.target)) if made and made.op == "call_module" else None
+    if not isinstance(weight, DeployedWeight):
+        return None
+    held = None
+    if isinstance(bias, fx.Node):
+        if bias.op != "get_attr":
+            return None
+        held = attribute(source, str(bias.target)).detach().clone()
+    out_features, in_features = weight.integers.shape
+    return nn.Linear(in_features, out_features, held is not None, device="meta"), weight, held
 
 
 def _carry_over(source: nn.Module, root: nn.Module, node: fx.Node, target: str) -> None:

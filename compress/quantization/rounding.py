@@ -1,22 +1,19 @@
 """Floating-point operations of the exported network, rounded as ONNX Runtime rounds them.
 
 Between rounded tensors the last bit of a float decides where it lies next to a tie, and what a tie
-decides grows with depth. Gates and batch norms that torch computes in another order are replaced.
+decides grows with depth (EfficientNet-B1: 12.5 dB with torch's sigmoid). What torch computes in
+another order is replaced.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-
-def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """a * b + c with one rounding, as the processor does it."""
-    return (a.double() * b.double() + c.double()).float()
-
+from . import mlas
+from .graph import attribute, kind
 
 SIXTH = float(torch.tensor(1.0) / 6)
 """In float32, as it stands in the file."""
@@ -40,43 +37,13 @@ class DeployedHardSwish(DeployedHardSigmoid):
         return super().forward(x).mul_(x)
 
 
-_LOGISTIC_ABOVE = (
-    4.37031012579801e-11, 1.15627324459942e-07, 6.08574864600143e-05, 8.51377133304701e-03,
-    2.48287947061529e-01,
-)  # fmt: skip
-_LOGISTIC_BELOW = (
-    6.10247389755681e-13, 5.76102136993427e-09, 6.29106785017040e-06, 1.70198817374094e-03,
-    1.16817656904453e-01, 9.93151921023180e-01,
-)  # fmt: skip
-
-
-def logistic(x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x)) as ONNX Runtime's MLAS computes it: a quotient of two polynomials in x^2.
-
-    It differs from torch's in the last bits of three values in five. After a rounded tensor a
-    gate has 256 values at most; where one of them lies next to a tie, all that meet it are off by
-    a step (EfficientNet-B1: 12.5 dB).
-    """
-    x = x.clamp(-18.0, 18.0)
-    square = x * x
-    above, below = (
-        functools.reduce(
-            lambda sum_, c: fma(sum_, square, torch.tensor(c)),
-            coefficients[1:],
-            torch.full_like(square, coefficients[0]),
-        )
-        for coefficients in (_LOGISTIC_ABOVE, _LOGISTIC_BELOW)
-    )
-    return above.mul_(x).div_(below).add_(0.5).clamp_(0.0, 1.0)
-
-
 class DeployedSigmoid(nn.Module):
     """Sigmoid as ONNX Runtime computes it."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
             return torch.sigmoid(x)
-        return logistic(x)
+        return mlas.logistic(x)
 
 
 class DeployedSiLU(nn.Module):
@@ -85,7 +52,7 @@ class DeployedSiLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
             return nn.functional.silu(x)
-        return logistic(x).mul_(x)
+        return mlas.logistic(x).mul_(x)
 
 
 class DeployedBatchNorm(nn.Module):
@@ -111,6 +78,59 @@ class DeployedBatchNorm(nn.Module):
         return (x * scale.view(shape)).add_(shift.view(shape))
 
 
+class DeployedGELU(nn.Module):
+    """GELU as ONNX Runtime computes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return nn.functional.gelu(x)
+        return mlas.gelu(x)
+
+
+class DeployedSoftmax(nn.Module):
+    """Softmax over the last dimension as ONNX Runtime sums it; over another one as torch does."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting() or self.dim not in (-1, x.dim() - 1):
+            return torch.softmax(x, self.dim)
+        return mlas.softmax(x)
+
+
+class DeployedLayerNorm(nn.Module):
+    """Layer norm over the last dimension as ONNX Runtime sums it.
+
+    Of a sum of two tensors that nothing else reads, it is one operator with sums of its own.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", weight.detach())
+        self.register_buffer("bias", bias.detach())
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        weight, bias = self.weight, self.bias
+        assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
+        total = x if more is None else x + more
+        if not torch.compiler.is_exporting():
+            if more is not None and x.dim() == 3 and x.shape == more.shape:
+                return mlas.sum_layer_norm(total, weight, bias, self.eps)
+            if x.shape[-1] % 8 == 0:
+                return mlas.layer_norm(total, weight, bias, self.eps)
+        return nn.functional.layer_norm(total, weight.shape, weight, bias, self.eps)
+
+
+class DeployedMatMul(nn.Module):
+    """A matrix product of floats, its sums in ONNX Runtime's order."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.matmul(a, b) if torch.compiler.is_exporting() else mlas.matmul(a, b)
+
+
 _GATES: dict[Any, type[nn.Module]] = {
     nn.Hardswish: DeployedHardSwish,
     nn.Hardsigmoid: DeployedHardSigmoid,
@@ -123,21 +143,66 @@ _GATES: dict[Any, type[nn.Module]] = {
     nn.SiLU: DeployedSiLU,
     nn.functional.silu: DeployedSiLU,
 }
+_SOFTMAX = (nn.Softmax, torch.softmax, nn.functional.softmax, "softmax")
+_GELU = (nn.GELU, nn.functional.gelu)
 
 
 def as_the_runtime(model: fx.GraphModule, node: fx.Node) -> None:
-    """Replace a gate or a batch norm whose last bits differ between torch and ONNX Runtime."""
+    """Replace an operation whose last bits differ between torch and ONNX Runtime."""
+    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    what = node.target if module is None else type(module)
     made: nn.Module | None = None
-    if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
-        if type(module) in _GATES:
-            made = _GATES[type(module)]()
-        elif type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats:
-            made = DeployedBatchNorm(module)
-    elif node.op in ("call_function", "call_method") and node.target in _GATES:
-        made = _GATES[node.target]()
+    inputs = node.all_input_nodes
+    if what in _GATES:
+        made = _GATES[what]()
+    elif what in _GELU:
+        if _setting(node, module, 1, "approximate", "none") == "none":
+            made = DeployedGELU()
+    elif what in _SOFTMAX:
+        dim = _setting(node, module, 1, "dim", None)
+        made = DeployedSoftmax(dim) if isinstance(dim, int) else None
+    elif what in (nn.LayerNorm, nn.functional.layer_norm):
+        made = _layer_norm(model, node, module)
+        inputs = inputs[:1]
+        if made is not None and _is_sum(inputs[0]):
+            inputs = inputs[0].all_input_nodes
+    elif kind(node) == "matmul" and len(inputs) == 2:
+        made = DeployedMatMul()
+    elif type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats:
+        made = DeployedBatchNorm(module)
     if made is not None:
-        replace(model, node, made, *node.all_input_nodes)
+        replace(model, node, made, *inputs)
+
+
+def _setting(
+    node: fx.Node, module: nn.Module | None, position: int, name: str, default: Any
+) -> Any:
+    """What a module holds, or a call was given."""
+    if module is not None:
+        return getattr(module, name)
+    given = node.args[position] if len(node.args) > position else default
+    return node.kwargs.get(name, given)
+
+
+def _layer_norm(
+    model: fx.GraphModule, node: fx.Node, module: nn.Module | None
+) -> DeployedLayerNorm | None:
+    """The layer norm of a node, where it is over the last dimension and has weight and bias."""
+    shape = _setting(node, module, 1, "normalized_shape", ())
+    weight, bias = (_setting(node, module, i, k, None) for i, k in ((2, "weight"), (3, "bias")))
+    weight, bias = (
+        attribute(model, str(v.target)) if isinstance(v, fx.Node) and v.op == "get_attr" else v
+        for v in (weight, bias)
+    )
+    eps = _setting(node, module, 4, "eps", 1e-5)
+    if len(shape) != 1 or not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
+        return None
+    return DeployedLayerNorm(weight, bias, eps)
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """A sum of two tensors for one reader."""
+    return kind(node) == "add" and len(node.users) == 1 and len(node.all_input_nodes) == 2
 
 
 def replace(model: fx.GraphModule, node: fx.Node, made: nn.Module, *inputs: fx.Node) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -13,13 +14,18 @@ from vcompress.compress.quantization.deployed import (
     DeployedGlobalPool,
     compute_in_integers,
 )
+from vcompress.compress.quantization.mlas import fma
 from vcompress.compress.quantization.quantizers import ActivationQuantizer
 from vcompress.compress.quantization.rounding import (
     DeployedBatchNorm,
+    DeployedGELU,
     DeployedHardSigmoid,
     DeployedHardSwish,
+    DeployedLayerNorm,
+    DeployedMatMul,
     DeployedSigmoid,
     DeployedSiLU,
+    DeployedSoftmax,
 )
 from vcompress.export.parity import run_onnx
 from vcompress.export.to_onnx import export
@@ -34,40 +40,110 @@ def norm() -> nn.BatchNorm2d:
     return made
 
 
+def layer_norm(width: int) -> nn.LayerNorm:
+    torch.manual_seed(0)
+    made = nn.LayerNorm(width, eps=1e-6)
+    for tensor in (made.weight.data, made.bias.data):
+        tensor.normal_()
+    return made
+
+
+def deployed(plain: nn.LayerNorm) -> DeployedLayerNorm:
+    return DeployedLayerNorm(plain.weight, plain.bias, plain.eps)
+
+
+class Gram(nn.Module):
+    """Every image's matrix [.., M, K] times its transpose."""
+
+    def __init__(self, product: nn.Module) -> None:
+        super().__init__()
+        self.product = product
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.product(x, x.transpose(-1, -2))
+        return made
+
+
+class Plain(nn.Module):
+    """torch's product of matrices."""
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.matmul(a, b)
+
+
 @pytest.mark.parametrize(
-    ("ours", "plain", "differ"),
+    ("ours", "plain", "shape"),
     [
-        (DeployedHardSwish(), nn.Hardswish(), 0),
-        (DeployedHardSigmoid(), nn.Hardsigmoid(), 0),
-        (DeployedSigmoid(), nn.Sigmoid(), 2),  # of 27,648: a sum in double is rounded twice
-        (DeployedSiLU(), nn.SiLU(), 2),
-        (DeployedBatchNorm(norm()), norm(), 0),
+        (DeployedHardSwish(), nn.Hardswish(), (3, 12, 12)),
+        (DeployedHardSigmoid(), nn.Hardsigmoid(), (3, 12, 12)),
+        (DeployedSigmoid(), nn.Sigmoid(), (3, 12, 12)),
+        (DeployedSiLU(), nn.SiLU(), (3, 12, 12)),
+        (DeployedGELU(), nn.GELU(), (3, 12, 12)),
+        (DeployedBatchNorm(norm()), norm(), (3, 12, 12)),
+        (DeployedSoftmax(-1), nn.Softmax(-1), (2, 5, 17)),
+        (DeployedSoftmax(3), nn.Softmax(-1), (2, 2, 197)),
+        (deployed(layer_norm(96)), layer_norm(96), (2, 5, 96)),
+        (Gram(DeployedMatMul()), Gram(Plain()), (2, 5, 64)),  # few rows
+        (Gram(DeployedMatMul()), Gram(Plain()), (2, 50, 197)),  # long sums
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_values_are_those_of_onnx_runtime(
-    ours: nn.Module, plain: nn.Module, differ: int, tmp_path: Path
+    ours: nn.Module, plain: nn.Module, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
-    x = 3 * torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    export(ours.eval(), tmp_path / "m.onnx", ("input", (3, 12, 12)), metadata={})
+    x = 3 * torch.randn(64, *shape, generator=torch.Generator().manual_seed(0))
+    export(ours.eval(), tmp_path / "m.onnx", ("input", shape), metadata={})
     (found,) = run_onnx(tmp_path / "m.onnx", x.numpy(), optimised=True)
     theirs = torch.from_numpy(found)
     with torch.no_grad():
-        assert int((ours(x) != theirs).sum()) <= differ
+        assert torch.equal(ours(x), theirs)
         assert int((plain(x) != theirs).sum()) > 1000
-        assert torch.allclose(plain(x), ours(x), atol=1e-5)
+        assert float((plain(x) - ours(x)).abs().max()) < 1e-5 * max(1.0, float(ours(x).max()))
+
+
+def test_the_norm_of_a_sum_is_that_of_onnx_runtime(tmp_path: Path) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = layer_norm(96)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.norm(x + torch.relu(x))
+            return made
+
+    graph = torch.fx.symbolic_trace(Residual().eval())
+    compute_in_integers(graph)
+    x = 3 * torch.randn(64, 5, 96, generator=torch.Generator().manual_seed(0))
+    export(graph, tmp_path / "m.onnx", ("input", (5, 96)), metadata={})
+    (found,) = run_onnx(tmp_path / "m.onnx", x.numpy(), optimised=True)
+    assert "LayerNormalization" in {n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node}
+    with torch.no_grad():
+        assert torch.equal(graph(x), torch.from_numpy(found))
+        assert int((Residual()(x) != torch.from_numpy(found)).sum()) > 1000
+
+
+def test_a_product_with_one_rounding_is_that_of_the_processor() -> None:
+    a, b, c = torch.randn(3, 999, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(fma(a, b, c), (a.double() * b.double() + c.double()).float())
+    assert not torch.equal(fma(a, b, c), a * b + c)
 
 
 class Ways(nn.Module):
-    """Every way to write a gate, and a batch norm that follows no convolution."""
+    """Every way to write what is replaced."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.gate = norm(), nn.SiLU()
+        self.norm, self.gate, self.last = norm(), nn.SiLU(), layer_norm(12)
+        self.gelu, self.tanh = nn.GELU(), nn.GELU("tanh")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.gate(self.norm(x))
-        return torch.sigmoid(x) + x.sigmoid() + nn.functional.sigmoid(x) + nn.functional.silu(x)
+        x = torch.sigmoid(x) + x.sigmoid() + nn.functional.sigmoid(x) + nn.functional.silu(x)
+        x = self.gelu(x) + nn.functional.gelu(x) + self.tanh(x)
+        x = x.softmax(-1) + torch.softmax(x, 3) + nn.functional.softmax(x, dim=-1)
+        x = self.last(x) * 2
+        x = nn.functional.layer_norm(x, (12,), self.last.weight, self.last.bias, 1e-3)
+        return torch.matmul(x, x.mT) + x @ x.mT
 
 
 def test_every_way_to_write_them_is_found() -> None:
@@ -79,6 +155,10 @@ def test_every_way_to_write_them_is_found() -> None:
     assert kinds.count(DeployedBatchNorm) == 1
     assert kinds.count(DeployedSiLU) == 2
     assert kinds.count(DeployedSigmoid) == 3
+    assert kinds.count(DeployedGELU) == 2
+    assert kinds.count(DeployedSoftmax) == 3
+    assert kinds.count(DeployedMatMul) == 2
+    assert [m.eps for m in graph.modules() if isinstance(m, DeployedLayerNorm)] == [1e-6, 1e-3]
 
 
 class Pooled(nn.Module):
