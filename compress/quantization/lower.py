@@ -82,6 +82,7 @@ def to_export(model: nn.Module) -> nn.Module:
             put(whole, path, to_export(whole.get_submodule(path)))
         return whole
     source = copy.deepcopy(model).eval()
+    _fold_constants(source)
     root, graph = nn.Module(), fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     made: dict[int, str] = {}
@@ -137,6 +138,39 @@ def to_export(model: nn.Module) -> nn.Module:
     if description["unsigned"]:
         compute_in_integers(deployed)
     return deployed.eval()
+
+
+def _fold_constants(model: fx.GraphModule) -> None:
+    """Replace what is computed from parameters alone by its values (Swin's position bias)."""
+    known: dict[fx.Node, Any] = {}
+    for node in list(model.graph.nodes):
+        if node.op == "get_attr":
+            known[node] = attribute(model, str(node.target))
+            continue
+        read = node.all_input_nodes
+        rounds = isinstance(leaf(node), (WeightQuantizer, ActivationQuantizer))
+        if node.op == "output" or rounds or not read or not all(n in known for n in read):
+            continue
+        args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+        with torch.no_grad():
+            known[node] = _call(model, node, args, kwargs)
+        if isinstance(known[node], Tensor):
+            name = f"folded_{node.name}"
+            model.register_buffer(name, known[node])
+            with model.graph.inserting_after(node):
+                value = model.graph.get_attr(name)
+            node.replace_all_uses_with(value)
+            known[value] = known[node]
+    model.graph.eliminate_dead_code()
+
+
+def _call(model: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """The value of one node."""
+    if node.op == "call_module":
+        return model.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _called_linear(

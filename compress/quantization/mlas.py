@@ -142,6 +142,12 @@ def _inverse_root(x: Tensor) -> Tensor:
     return x.double().sqrt_().float().reciprocal_()
 
 
+def unit(x: Tensor, dim: int) -> Tensor:
+    """Vectors along `dim` of length one; the squares are added up in order."""
+    length = functools.reduce(torch.add, (x * x).unbind(dim)).double().sqrt_().float()
+    return x / length.clamp_min_(1e-12).unsqueeze(dim)
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """Matrix product whose sums of up to `MLAS_AT_ONCE` products run in order.
 

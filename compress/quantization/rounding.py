@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import mlas
+from .attention import unit
 from .graph import attribute, kind
 
 SIXTH = float(torch.tensor(1.0) / 6)
@@ -125,10 +126,33 @@ class DeployedLayerNorm(nn.Module):
 
 
 class DeployedMatMul(nn.Module):
-    """A matrix product of floats, its sums in ONNX Runtime's order."""
+    """A matrix product of floats, its sums in ONNX Runtime's order.
+
+    A factor of the first matrix is applied to the sums: the runtime fuses it into the product.
+    """
+
+    def __init__(self, factor: float | None = None) -> None:
+        super().__init__()
+        self.factor = factor
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.matmul(a, b) if torch.compiler.is_exporting() else mlas.matmul(a, b)
+        if torch.compiler.is_exporting():
+            return torch.matmul(a if self.factor is None else a * self.factor, b)
+        made = mlas.matmul(a, b)
+        return made if self.factor is None else made.mul_(self.factor)
+
+
+class DeployedUnit(nn.Module):
+    """`unit` with its squares added up in order."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return unit(x, self.dim)
+        return mlas.unit(x, self.dim)
 
 
 _GATES: dict[Any, type[nn.Module]] = {
@@ -166,8 +190,13 @@ def as_the_runtime(model: fx.GraphModule, node: fx.Node) -> None:
         inputs = inputs[:1]
         if made is not None and _is_sum(inputs[0]):
             inputs = inputs[0].all_input_nodes
+    elif what is unit:
+        made = DeployedUnit(int(node.args[1]))  # type: ignore[arg-type]
     elif kind(node) == "matmul" and len(inputs) == 2:
-        made = DeployedMatMul()
+        factor = _factor(inputs[0])
+        made = DeployedMatMul(factor)
+        if factor is not None:
+            inputs = [inputs[0].all_input_nodes[0], inputs[1]]
     elif type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats:
         made = DeployedBatchNorm(module)
     if made is not None:
@@ -198,6 +227,13 @@ def _layer_norm(
     if len(shape) != 1 or not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
         return None
     return DeployedLayerNorm(weight, bias, eps)
+
+
+def _factor(node: fx.Node) -> float | None:
+    """The number that a tensor is multiplied by for one reader."""
+    if kind(node) != "mul" or len(node.users) != 1 or len(node.args) != 2:
+        return None
+    return node.args[1] if isinstance(node.args[1], float) else None
 
 
 def _is_sum(node: fx.Node) -> bool:

@@ -12,56 +12,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from vcompress.bench.errors import UserError
 
-
-class _OtherAttention(Exception):
-    """What `SelfAttention` does not compute."""
-
-
-class SelfAttention(nn.Module):
-    """`nn.MultiheadAttention` with its matrix products in the open; the same keys.
-
-    Only what vision transformers use: query, key and value are one tensor [B, N, D] (batch
-    first) and no mask. Anything else stops the tracer, and the module is left whole.
-    """
-
-    def __init__(self, source: nn.MultiheadAttention) -> None:
-        super().__init__()
-        self.num_heads, self.head_dim = source.num_heads, source.head_dim
-        self.in_proj_weight, self.in_proj_bias = source.in_proj_weight, source.in_proj_bias
-        self.out_proj = source.out_proj
-        self.dropout = nn.Dropout(source.dropout)
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
-        need_weights: bool = True, attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True, is_causal: bool = False,
-    ) -> tuple[Tensor, None]:  # fmt: skip
-        if key is not query or value is not query:
-            raise _OtherAttention("attention between several tensors")
-        if key_padding_mask is not None or attn_mask is not None or is_causal:
-            raise _OtherAttention("attention under a mask")
-        q, k, v = nn.functional.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
-        heads = (self.num_heads, self.head_dim)
-        q = torch.unflatten(q * self.head_dim**-0.5, -1, heads).transpose(1, 2)
-        k = torch.unflatten(k, -1, heads).permute(0, 2, 3, 1)
-        v = torch.unflatten(v, -1, heads).transpose(1, 2)
-        weights = self.dropout(torch.matmul(q, k).softmax(-1))
-        return self.out_proj(torch.matmul(weights, v).transpose(1, 2).flatten(2, 3)), None
-
-
-def _open_attention(model: nn.Module, leaves: frozenset[str]) -> None:
-    """Replace the attention modules that `SelfAttention` can stand for."""
-    for path, parent in list(model.named_modules()):
-        for name, child in list(parent.named_children()):
-            if (
-                type(child) is nn.MultiheadAttention
-                and (f"{path}.{name}" if path else name) not in leaves
-                and child._qkv_same_embed_dim
-                and child.batch_first
-                and child.bias_k is None
-                and not child.add_zero_attn
-            ):
-                parent.add_module(name, SelfAttention(child))
+from .attention import OtherAttention, open_attention
 
 
 class SameConv2d(nn.Conv2d):
@@ -115,8 +66,6 @@ class _Tracer(fx.Tracer):
             return True
         if isinstance(m, SameConv2d):
             return True
-        if isinstance(m, SelfAttention):
-            return False
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
@@ -197,7 +146,7 @@ def trace(model: nn.Module, leaves: frozenset[str] = frozenset()) -> fx.GraphMod
     model = copy.deepcopy(model)
     training = model.training
     model.eval()
-    _open_attention(model, leaves)
+    open_attention(model, leaves)
     _open_same_padding(model)
     tracer = _Tracer(leaves)
     try:
@@ -217,7 +166,7 @@ def trace(model: nn.Module, leaves: frozenset[str] = frozenset()) -> fx.GraphMod
 
 
 def _cure(error: BaseException) -> str:
-    if isinstance(error, _OtherAttention):
+    if isinstance(error, OtherAttention):
         return "Only attention of one tensor to itself, without a mask, is quantised inside."
     return (
         "The forward pass branches on a value or a shape; move that into a submodule of its own or "
