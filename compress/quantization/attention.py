@@ -7,6 +7,7 @@ keep their names. What only moves values is a leaf of the graph: it looks at sha
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -189,6 +190,34 @@ def hide_strangers(scores: Tensor, like: Tensor, window: list[int], shift: list[
 def unit(x: Tensor, dim: int) -> Tensor:
     """Vectors along `dim`, of length one."""
     return nn.functional.normalize(x, dim=dim)
+
+
+@fx.wrap
+def attention_scale(q: Tensor) -> float:
+    """1 / sqrt(D) of queries [..., N, D]."""
+    return float(q.shape[-1] ** -0.5)
+
+
+def open_products(graph: fx.GraphModule) -> None:
+    """Write calls of `scaled_dot_product_attention` as two products and a softmax.
+
+    Those without a mask; one that drops weights does so in evaluation too, and stays.
+    """
+    sdpa = nn.functional.scaled_dot_product_attention
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+    for node in list(graph.graph.find_nodes(op="call_function", target=sdpa)):
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        q, k, v, scale = (given.pop(name, None) for name in ("query", "key", "value", "scale"))
+        if any(bool(value) for value in given.values()):
+            continue
+        with graph.graph.inserting_before(node):
+            make = graph.graph.call_function
+            factor = make(attention_scale, (q,)) if scale is None else scale
+            keys = graph.graph.call_method("transpose", (k, -2, -1))
+            scores = make(torch.matmul, (make(operator.mul, (q, factor)), keys))
+            made = make(torch.matmul, (make(torch.softmax, (scores, -1)), v))
+        node.replace_all_uses_with(made)
+        graph.graph.erase_node(node)
 
 
 def open_attention(model: nn.Module, leaves: frozenset[str]) -> None:

@@ -31,8 +31,8 @@ class Traced:
     leaves: dict[str, str]
 
 
-def trace_around(model: nn.Module) -> Traced:
-    """Trace a network, around the modules that stop the tracer.
+def trace_around(model: nn.Module, inputs: int) -> Traced:
+    """Trace a network of so many inputs, around the modules that stop the tracer.
 
     Raises:
         Untraceable: the network's own forward pass stops it.
@@ -40,7 +40,7 @@ def trace_around(model: nn.Module) -> Traced:
     leaves: dict[str, str] = {}
     while True:
         try:
-            return Traced(trace(model, frozenset(leaves)), leaves)
+            return Traced(trace(model, frozenset(leaves), inputs), leaves)
         except Untraceable as error:
             if error.stopped is None or error.stopped in leaves or len(leaves) >= MOST_LEAVES:
                 raise

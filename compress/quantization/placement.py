@@ -106,7 +106,7 @@ def _prepare(
     """A quantised copy of the network, or of the part at `prefix`; or why there is nothing."""
     form = traceable_form(model)
     try:
-        traced = trace_around(form)
+        traced = trace_around(form, len(inputs))
     except Untraceable as error:
         return _in_parts(model, inputs, prefix, job, str(error))
     graph = traced.graph
@@ -143,6 +143,8 @@ def _prepare(
     )
     if form is not model:
         description["wrapped"] = True
+    if len(inputs) > 1:
+        description["inputs"] = len(inputs)
     if traced.leaves:
         description["leaves"] = sorted(traced.leaves)
         _add_parts(description, parts)
@@ -249,7 +251,8 @@ def _restore(model: nn.Module, placement: dict[str, Any]) -> nn.Module:
             put(whole, path, _restore(submodule(whole, path), part))
         whole.meta = {"quantization": placement}  # type: ignore[assignment]
         return whole
-    graph = trace(traceable_form(model), frozenset(placement.get("leaves", ())))
+    leaves = frozenset(placement.get("leaves", ()))
+    graph = trace(traceable_form(model), leaves, placement.get("inputs", 1))
     for path, part in parts.items():
         put(graph, path, _restore(submodule(graph, path), part))
     _apply(graph, placement)

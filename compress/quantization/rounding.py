@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import mlas
-from .attention import unit
+from .attention import attention_scale, unit
 from .graph import attribute, kind
 
 SIXTH = float(torch.tensor(1.0) / 6)
@@ -131,15 +131,11 @@ class DeployedMatMul(nn.Module):
     A factor of the first matrix is applied to the sums: the runtime fuses it into the product.
     """
 
-    def __init__(self, factor: float | None = None) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+    def forward(self, a: Tensor, b: Tensor, factor: float | None = None) -> Tensor:
         if torch.compiler.is_exporting():
-            return torch.matmul(a if self.factor is None else a * self.factor, b)
+            return torch.matmul(a if factor is None else a * factor, b)
         made = mlas.matmul(a, b)
-        return made if self.factor is None else made.mul_(self.factor)
+        return made if factor is None else made.mul_(factor)
 
 
 class DeployedUnit(nn.Module):
@@ -176,7 +172,7 @@ def as_the_runtime(model: fx.GraphModule, node: fx.Node) -> None:
     module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     what = node.target if module is None else type(module)
     made: nn.Module | None = None
-    inputs = node.all_input_nodes
+    inputs: list[Any] = list(node.all_input_nodes)
     if what in _GATES:
         made = _GATES[what]()
     elif what in _GELU:
@@ -193,10 +189,10 @@ def as_the_runtime(model: fx.GraphModule, node: fx.Node) -> None:
     elif what is unit:
         made = DeployedUnit(int(node.args[1]))  # type: ignore[arg-type]
     elif kind(node) == "matmul" and len(inputs) == 2:
+        made = DeployedMatMul()
         factor = _factor(inputs[0])
-        made = DeployedMatMul(factor)
         if factor is not None:
-            inputs = [inputs[0].all_input_nodes[0], inputs[1]]
+            inputs = [inputs[0].all_input_nodes[0], inputs[1], factor]
     elif type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats:
         made = DeployedBatchNorm(module)
     if made is not None:
@@ -229,11 +225,14 @@ def _layer_norm(
     return DeployedLayerNorm(weight, bias, eps)
 
 
-def _factor(node: fx.Node) -> float | None:
-    """The number that a tensor is multiplied by for one reader."""
+def _factor(node: fx.Node) -> float | fx.Node | None:
+    """The number that a tensor is multiplied by for one reader, or the node that makes it."""
     if kind(node) != "mul" or len(node.users) != 1 or len(node.args) != 2:
         return None
-    return node.args[1] if isinstance(node.args[1], float) else None
+    factor = node.args[1]
+    if isinstance(factor, fx.Node) and factor.target is attention_scale:
+        return factor
+    return factor if isinstance(factor, float) else None
 
 
 def _is_sum(node: fx.Node) -> bool:
@@ -241,7 +240,7 @@ def _is_sum(node: fx.Node) -> bool:
     return kind(node) == "add" and len(node.users) == 1 and len(node.all_input_nodes) == 2
 
 
-def replace(model: fx.GraphModule, node: fx.Node, made: nn.Module, *inputs: fx.Node) -> None:
+def replace(model: fx.GraphModule, node: fx.Node, made: nn.Module, *inputs: Any) -> None:
     """Let `made` compute from `inputs` what `node` did; the node goes if nothing reads it then."""
     name = f"{node.name}_exact"
     model.add_submodule(name, made)

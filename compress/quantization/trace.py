@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from vcompress.bench.errors import UserError
 
-from .attention import OtherAttention, open_attention
+from .attention import OtherAttention, open_attention, open_products
 
 
 class SameConv2d(nn.Conv2d):
@@ -134,11 +135,14 @@ def _living_dropout(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
 
 
-def trace(model: nn.Module, leaves: frozenset[str] = frozenset()) -> fx.GraphModule:
+def trace(
+    model: nn.Module, leaves: frozenset[str] = frozenset(), inputs: int = 1
+) -> fx.GraphModule:
     """A graph of a deep copy of `model`; names of nodes depend on the architecture alone.
 
     Args:
         leaves: paths of modules that are not looked into.
+        inputs: how many tensors it is called with; its other arguments keep their defaults.
 
     Raises:
         Untraceable: the forward pass depends on values; names the call that stopped the tracer.
@@ -150,7 +154,10 @@ def trace(model: nn.Module, leaves: frozenset[str] = frozenset()) -> fx.GraphMod
     _open_same_padding(model)
     tracer = _Tracer(leaves)
     try:
-        graph = fx.GraphModule(model, tracer.trace(model))
+        defaults = _defaults(model, inputs)
+        traced = tracer.trace(model, concrete_args=defaults)
+        _drop_arguments(traced, defaults)
+        graph = fx.GraphModule(model, traced)
     except Exception as error:
         raise Untraceable(
             f"{type(model).__name__} cannot be traced: {_culprit(error)} ({error}). {_cure(error)}",
@@ -158,11 +165,28 @@ def trace(model: nn.Module, leaves: frozenset[str] = frozenset()) -> fx.GraphMod
         ) from error
     _without_side_effects(graph)
     _living_dropout(graph)
+    open_products(graph)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.recompile()
     graph.train(training)
     return graph
+
+
+def _defaults(model: nn.Module, inputs: int) -> dict[str, Any]:
+    """The arguments of the forward pass that nobody gives."""
+    arguments = list(inspect.signature(model.forward).parameters.values())[inputs:]
+    plain = (type(None), bool, int, float, str)
+    return {a.name: a.default for a in arguments if isinstance(a.default, plain)}
+
+
+def _drop_arguments(graph: fx.Graph, defaults: dict[str, Any]) -> None:
+    """Erase the placeholders of arguments that have their defaults, and the checks on them."""
+    for place in graph.find_nodes(op="placeholder"):
+        if str(place.target).rpartition("_")[0] in defaults:
+            checks = [*place.users, *(n for user in place.users for n in user.users)]
+            for node in (*reversed(checks), place):
+                graph.erase_node(node)
 
 
 def _cure(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from functools import partial
 from pathlib import Path
 
@@ -97,3 +98,55 @@ def test_swin_is_int8_and_equals_its_file(second: bool, tmp_path: Path) -> None:
     assert float(noise) < 0.02  # 17 dB
     names = {t.name for t in onnx.load(file).graph.initializer}
     assert not any("cpb_mlp" in n or "relative" in n for n in names), names
+
+
+class Block(nn.Module):
+    """Attention by the functional call, and arguments that a network has for others."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.out, self.dropout = nn.Linear(32, 96), nn.Linear(32, 5), dropout
+        self.patches = nn.Conv2d(3, 32, 4, 4)
+
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, causal: bool = False
+    ) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        if mask is not None:
+            x = x * mask
+        q, k, v = self.qkv(x).split(32, -1)
+        q, k, v = (t.unflatten(-1, (2, 16)).transpose(1, 2) for t in (q, k, v))
+        x = nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=self.dropout, is_causal=causal
+        )
+        made: torch.Tensor = self.out(x.transpose(1, 2).flatten(2).mean(1))
+        return made
+
+
+def test_the_functional_call_is_opened_and_equals_its_file(tmp_path: Path) -> None:
+    model = Block().eval()
+    images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    graph = trace(model)
+    assert [n.target for n in graph.graph.nodes if n.op == "placeholder"] == ["x"]
+    assert len([n for n in graph.graph.nodes if n.target is torch.matmul]) == 2
+    with torch.no_grad():
+        assert torch.allclose(graph(images), model(images), atol=1e-6)
+    prepared = q.prepare(model, images[:1], target="tensorrt")
+    for product in (n for n in prepared.graph.nodes if n.target is torch.matmul):
+        for read in product.args:  # rounded, then moved at most
+            while read.op == "call_method" or read.target is operator.getitem:
+                read = read.args[0]
+            assert str(read.target).startswith("activation_quantizers."), read
+    prepared = q.prepare(model, images[:1], target="onnxruntime")
+    q.calibrate(prepared, [images])
+    exportable = q.to_export(prepared.eval())
+    export(exportable, tmp_path / "m.onnx", ("input", (3, 32, 32)), metadata={})
+    (found,) = run_onnx(tmp_path / "m.onnx", images.numpy(), optimised=True)
+    assert (run_torch(exportable, images) == found).all()
+
+
+def test_attention_that_always_drops_is_left_as_it_is() -> None:
+    graph = trace(Block(dropout=0.1))
+    sdpa = nn.functional.scaled_dot_product_attention
+    assert len([n for n in graph.graph.nodes if n.target is sdpa]) == 1
