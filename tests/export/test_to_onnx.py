@@ -213,3 +213,41 @@ def test_the_exporter_prints_nothing(
 ) -> None:
     export(small, tmp_path / "m.onnx", SPEC, metadata={})
     assert capfd.readouterr() == ("", "")
+
+
+class Twins(Small):
+    """Two heads, each behind a batch norm of its own; never trained, the norms are equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.fc2 = nn.BatchNorm1d(8), nn.BatchNorm1d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x))).mean((2, 3))
+        return self.fc(self.norm1(x)) + self.fc2(self.norm2(x))
+
+
+def test_roundings_of_equal_values_may_be_merged_and_none_may_be_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    prepared = q.prepare(Twins().eval(), images(1), target="onnxruntime")
+    q.calibrate(prepared, [images(16)])
+    twins = q.to_export(prepared.eval())
+    report = export(twins, tmp_path / "m.onnx", SPEC, metadata={})
+    assert report.qdq_after == report.qdq_before - 1
+    assert parity.check(twins, tmp_path / "m.onnx", images()).ok
+
+    def lose_one(proto: onnx.ModelProto) -> None:
+        rounded = next(n for n in proto.graph.node if n.op_type == "QuantizeLinear")
+        lost = next(n for n in proto.graph.node if n.input and n.input[0] == rounded.output[0])
+        for node in proto.graph.node:
+            for index, name in enumerate(node.input):
+                if name == lost.output[0]:
+                    node.input[index] = rounded.input[0]
+        proto.graph.node.remove(lost)
+
+    monkeypatch.setattr(to_onnx, "rewrite", lose_one)
+    with pytest.raises(ExportError, match="An optimiser removed some"):
+        export(twins, tmp_path / "lost.onnx", SPEC, metadata={})
+    assert not (tmp_path / "lost.onnx").exists()
