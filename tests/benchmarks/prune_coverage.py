@@ -21,6 +21,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import _timm
 import torch
 from torch import Tensor, nn
 
@@ -30,16 +31,6 @@ from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.probe import difference
 from vcompress.compress.pruning.shadow import tensors_of
 
-TIMM = (
-    "resnet50", "resnet50d", "resnext50_32x4d", "resnetv2_50", "regnety_016",
-    "efficientnet_b0", "tf_efficientnetv2_s", "mobilenetv3_large_100",
-    "mobilenetv4_conv_small", "mobilenetv2_100", "ghostnet_100", "densenet121",
-    "convnext_tiny", "convnextv2_tiny", "vgg16_bn", "hrnet_w18", "repvgg_a2",
-    "res2net50_26w_4s", "vit_small_patch16_224", "deit_small_patch16_224",
-    "swin_tiny_patch4_window7_224", "mixer_s16_224", "levit_192", "efficientformer_l1",
-    "fastvit_t8", "edgenext_small",
-)  # fmt: skip
-
 
 def networks(chosen: list[str], which: str) -> list[str]:
     import torchvision.models as tv
@@ -47,7 +38,7 @@ def networks(chosen: list[str], which: str) -> list[str]:
     if chosen:
         return chosen
     if which == "timm":
-        return [f"timm:{name}" for name in TIMM]
+        return _timm.listed()
     module = {"segmentation": tv.segmentation, "detection": tv.detection}.get(which, tv)
     return [name for name in tv.list_models(module=module) if "quantized" not in name]
 
@@ -59,10 +50,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     size = 224
     if name.startswith("timm:"):
-        import timm
-
-        model = timm.create_model(name.removeprefix("timm:"))
-        size = model.default_cfg["input_size"][-1]
+        model, size = _timm.build(name)
     elif name in tv.list_models(module=tv.detection):
         model = tv.get_model(name, weights=None, weights_backbone=None).backbone
         size = 300 if name == "ssd300_vgg16" else size

@@ -1,10 +1,12 @@
 """Which torchvision networks go through PTQ, one QAT step, export and ONNX Runtime.
 
-    python tests/benchmarks/quantize_coverage.py --target onnxruntime --out docs/coverage.md
+    python tests/benchmarks/quantize_coverage.py --images 1000 --out coverage.md
+    python tests/benchmarks/quantize_coverage.py --set timm --images 100
 
 Random weights, batch statistics from the images, calibrated steps. Each network runs in a process
 of its own, so that one that is killed does not end the sweep. Without names: all classification
-and segmentation networks. A sweep that was stopped goes on: rows that are in `--out` are kept.
+and segmentation networks of torchvision, or those of `_timm.py` at the size they were made for.
+A sweep that was stopped goes on: rows that are in `--out` are kept.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import _timm
+
 LEAST_PX = {"inception_v3": 128, "maxvit_t": 224, "googlenet": 96, "alexnet": 96}
 LARGE_GMACS = 20.0
 """Networks of more work (one image of 224 px) are tried on a tenth of the images."""
@@ -26,8 +30,10 @@ FEW = 100
 """Images that are also run with the runtime's optimisations off, which takes the longest."""
 
 
-def names() -> list[str]:
-    """All classification and segmentation networks of torchvision."""
+def names(which: str) -> list[str]:
+    """All classification and segmentation networks of torchvision, or some of timm."""
+    if which == "timm":
+        return _timm.listed()
     from torchvision import models
 
     found = [*models.list_models(module=models), *models.list_models(module=models.segmentation)]
@@ -61,7 +67,10 @@ def build(name: str, size: int) -> Any:
         options["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
-    model = models.get_model(name, **options)
+    if name.startswith("timm:"):
+        model = _timm.build(name)[0]
+    else:
+        model = models.get_model(name, **options)
     for parameter in model.parameters():
         if parameter.dim() > 1 and not bool(parameter.any()):
             nn.init.normal_(parameter, 0, 0.02)
@@ -71,14 +80,13 @@ def build(name: str, size: int) -> Any:
 def gmacs(name: str) -> float:
     """Multiply-accumulates of one image of 224 px (518 px and so on where it is made for that)."""
     import torch
-    from torchvision import models
 
     from vcompress.compress.macs import count_macs
 
     size = {"inception_v3": 299}.get(name, 224)
     model = build(name, size).eval()
-    if name in dir(models.segmentation):
-        size = 224
+    if name.startswith("timm:"):
+        size = _timm.build(name)[1]
     return count_macs(model, torch.zeros(1, 3, size, size)) / 1e9
 
 
@@ -93,6 +101,7 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
     from vcompress.export import parity, to_onnx
 
     size = max(size, LEAST_PX.get(name, 0))
+    size = _timm.build(name)[1] if name.startswith("timm:") else size
     size = 256 if name.startswith("swin_v2") and size > 224 else size
     model = build(name, size)
     count = count // 10 if gmacs(name) > LARGE_GMACS else count
@@ -164,6 +173,7 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*")
+    parser.add_argument("--set", choices=["torchvision", "timm"], default="torchvision")
     parser.add_argument("--target", default="onnxruntime")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--images", type=int, default=64)
@@ -184,7 +194,7 @@ def main() -> None:
         rows = options.out.read_text().splitlines()[2:]
         done = {row.split("|")[1].strip(): row for row in rows}
     print("\n".join(lines), flush=True)
-    for name in options.names or names():
+    for name in options.names or names(options.set):
         if name in done:
             lines.append(done[name])
             continue
