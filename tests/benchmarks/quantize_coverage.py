@@ -67,10 +67,8 @@ def build(name: str, size: int) -> Any:
         options["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
-    if name.startswith("timm:"):
-        model = _timm.build(name)[0]
-    else:
-        model = models.get_model(name, **options)
+    timms = name.startswith("timm:")
+    model = _timm.build(name)[0] if timms else models.get_model(name, **options)
     for parameter in model.parameters():
         if parameter.dim() > 1 and not bool(parameter.any()):
             nn.init.normal_(parameter, 0, 0.02)
