@@ -110,17 +110,23 @@ def softmax(x: Tensor) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """Layer norm over the last dimension, a multiple of 8: the mean in double, the squares in
-    eight lanes that are then added by halves."""
+    """Layer norm over the last dimension, a multiple of 8: the mean in four lanes of doubles, the
+    squares in eight of floats."""
     size = x.shape[-1]
-    centred = x - x.double().mean(-1, keepdim=True).float()
+    total = _halves(functools.reduce(torch.add, torch.split(x.double(), 4, -1)))
+    centred = x - (total / size).float()
     lanes = torch.split(centred, 8, -1)
-    total = functools.reduce(lambda sum_, lane: fma(lane, lane, sum_), lanes, lanes[0] * 0)
-    while total.shape[-1] > 1:
-        half = total.shape[-1] // 2
-        total = total[..., :half] + total[..., half:]
-    normal = centred.mul_(_inverse_root(total / size + x.new_tensor(eps)))
+    squares = _halves(functools.reduce(lambda sum_, v: fma(v, v, sum_), lanes, lanes[0] * 0))
+    normal = centred.mul_(_inverse_root(squares / size + x.new_tensor(eps)))
     return fma(normal, weight, x.new_zeros(()) if bias is None else bias)
+
+
+def _halves(x: Tensor) -> Tensor:
+    """The sum over the last dimension, a power of two, each half added to the other."""
+    while x.shape[-1] > 1:
+        half = x.shape[-1] // 2
+        x = x[..., :half] + x[..., half:]
+    return x
 
 
 def sum_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

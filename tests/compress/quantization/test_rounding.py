@@ -122,6 +122,22 @@ def test_the_norm_of_a_sum_is_that_of_onnx_runtime(tmp_path: Path) -> None:
         assert int((Residual()(x) != torch.from_numpy(found)).sum()) > 1000
 
 
+def test_the_mean_of_a_layer_norm_is_summed_in_the_order_of_onnx_runtime(tmp_path: Path) -> None:
+    plain = nn.LayerNorm(96)
+    nn.init.zeros_(plain.bias)
+    x = torch.randn(64, 5, 96, generator=torch.Generator().manual_seed(0))
+    for row in x.flatten(0, 1):  # two that cancel, and swallow what is added between them
+        first, second = torch.randperm(
+            96, generator=torch.Generator().manual_seed(int(row[0] * 99))
+        )[:2]
+        row[first], row[second] = 2.0**58, -(2.0**58)
+    export(deployed(plain), tmp_path / "m.onnx", ("input", (5, 96)), metadata={})
+    (found,) = run_onnx(tmp_path / "m.onnx", x.numpy(), optimised=True)
+    ours = deployed(plain)
+    with torch.no_grad():
+        assert torch.equal(ours(x), torch.from_numpy(found))
+
+
 def test_a_product_with_one_rounding_is_that_of_the_processor() -> None:
     a, b, c = torch.randn(3, 999, generator=torch.Generator().manual_seed(0))
     assert torch.equal(fma(a, b, c), (a.double() * b.double() + c.double()).float())
