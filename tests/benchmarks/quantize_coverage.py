@@ -25,7 +25,7 @@ from typing import Any
 
 import _timm
 
-LEAST_PX = {"inception_v3": 128, "maxvit_t": 224, "googlenet": 96, "alexnet": 96}
+LEAST_PX = {"vit_h_14": 70, "inception_v3": 128, "maxvit_t": 224, "googlenet": 96, "alexnet": 96}
 LARGE_GMACS = 20.0
 """Networks of more work (one image of 224 px) are tried on a tenth of the images."""
 FEW = 100
