@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import pytest
 import torch
 from torch import nn
@@ -14,7 +13,6 @@ from vcompress.compress.quantization.deployed import (
     DeployedGlobalPool,
     compute_in_integers,
 )
-from vcompress.compress.quantization.mlas import fma
 from vcompress.compress.quantization.quantizers import ActivationQuantizer
 from vcompress.compress.quantization.rounding import (
     DeployedBatchNorm,
@@ -30,10 +28,6 @@ from vcompress.compress.quantization.rounding import (
 from vcompress.export.parity import run_onnx
 from vcompress.export.to_onnx import export
 
-avx512 = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="sums in the order of AVX-512"
-)
-
 
 def norm() -> nn.BatchNorm2d:
     torch.manual_seed(0)
@@ -44,108 +38,29 @@ def norm() -> nn.BatchNorm2d:
     return made
 
 
-def layer_norm(width: int) -> nn.LayerNorm:
-    torch.manual_seed(0)
-    made = nn.LayerNorm(width, eps=1e-6)
-    for tensor in (made.weight.data, made.bias.data):
-        tensor.normal_()
-    return made
-
-
-def deployed(plain: nn.LayerNorm) -> DeployedLayerNorm:
-    return DeployedLayerNorm(plain.weight, plain.bias, plain.eps)
-
-
-class Gram(nn.Module):
-    """Every image's matrix [.., M, K] times its transpose."""
-
-    def __init__(self, product: nn.Module) -> None:
-        super().__init__()
-        self.product = product
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = self.product(x, x.transpose(-1, -2))
-        return made
-
-
-class Plain(nn.Module):
-    """torch's product of matrices."""
-
-    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.matmul(a, b)
-
-
 @pytest.mark.parametrize(
-    ("ours", "plain", "shape"),
+    ("ours", "plain"),
     [
-        (DeployedHardSwish(), nn.Hardswish(), (3, 12, 12)),
-        (DeployedHardSigmoid(), nn.Hardsigmoid(), (3, 12, 12)),
-        (DeployedSigmoid(), nn.Sigmoid(), (3, 12, 12)),
-        (DeployedSiLU(), nn.SiLU(), (3, 12, 12)),
-        (DeployedGELU(), nn.GELU(), (3, 12, 12)),
-        (DeployedBatchNorm(norm()), norm(), (3, 12, 12)),
-        pytest.param(DeployedSoftmax(-1), nn.Softmax(-1), (2, 5, 17), marks=avx512),
-        pytest.param(DeployedSoftmax(3), nn.Softmax(-1), (2, 2, 197), marks=avx512),
-        (deployed(layer_norm(96)), layer_norm(96), (2, 5, 96)),
-        (Gram(DeployedMatMul()), Gram(Plain()), (2, 5, 64)),  # few rows
-        (Gram(DeployedMatMul()), Gram(Plain()), (2, 50, 197)),  # long sums
+        (DeployedHardSwish(), nn.Hardswish()),
+        (DeployedHardSigmoid(), nn.Hardsigmoid()),
+        (DeployedSigmoid(), nn.Sigmoid()),
+        (DeployedSiLU(), nn.SiLU()),
+        (DeployedGELU(), nn.GELU()),
+        (DeployedBatchNorm(norm()), norm()),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_values_are_those_of_onnx_runtime(
-    ours: nn.Module, plain: nn.Module, shape: tuple[int, ...], tmp_path: Path
+    ours: nn.Module, plain: nn.Module, tmp_path: Path
 ) -> None:
-    x = 3 * torch.randn(64, *shape, generator=torch.Generator().manual_seed(0))
-    export(ours.eval(), tmp_path / "m.onnx", ("input", shape), metadata={})
+    x = 3 * torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    export(ours.eval(), tmp_path / "m.onnx", ("input", (3, 12, 12)), metadata={})
     (found,) = run_onnx(tmp_path / "m.onnx", x.numpy(), optimised=True)
     theirs = torch.from_numpy(found)
     with torch.no_grad():
         assert torch.equal(ours(x), theirs)
         assert int((plain(x) != theirs).sum()) > 1000
-        assert float((plain(x) - ours(x)).abs().max()) < 1e-5 * max(1.0, float(ours(x).max()))
-
-
-def test_the_norm_of_a_sum_is_that_of_onnx_runtime(tmp_path: Path) -> None:
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = layer_norm(96)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            made: torch.Tensor = self.norm(x + torch.relu(x))
-            return made
-
-    graph = torch.fx.symbolic_trace(Residual().eval())
-    compute_in_integers(graph)
-    x = 3 * torch.randn(64, 5, 96, generator=torch.Generator().manual_seed(0))
-    export(graph, tmp_path / "m.onnx", ("input", (5, 96)), metadata={})
-    (found,) = run_onnx(tmp_path / "m.onnx", x.numpy(), optimised=True)
-    assert "LayerNormalization" in {n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node}
-    with torch.no_grad():
-        assert torch.equal(graph(x), torch.from_numpy(found))
-        assert int((Residual()(x) != torch.from_numpy(found)).sum()) > 1000
-
-
-def test_the_mean_of_a_layer_norm_is_summed_in_the_order_of_onnx_runtime(tmp_path: Path) -> None:
-    plain = nn.LayerNorm(96)
-    nn.init.zeros_(plain.bias)
-    x = torch.randn(64, 5, 96, generator=torch.Generator().manual_seed(0))
-    for row in x.flatten(0, 1):  # two that cancel, and swallow what is added between them
-        first, second = torch.randperm(
-            96, generator=torch.Generator().manual_seed(int(row[0] * 99))
-        )[:2]
-        row[first], row[second] = 2.0**58, -(2.0**58)
-    export(deployed(plain), tmp_path / "m.onnx", ("input", (5, 96)), metadata={})
-    (found,) = run_onnx(tmp_path / "m.onnx", x.numpy(), optimised=True)
-    ours = deployed(plain)
-    with torch.no_grad():
-        assert torch.equal(ours(x), torch.from_numpy(found))
-
-
-def test_a_product_with_one_rounding_is_that_of_the_processor() -> None:
-    a, b, c = torch.randn(3, 999, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(fma(a, b, c), (a.double() * b.double() + c.double()).float())
-    assert not torch.equal(fma(a, b, c), a * b + c)
+        assert torch.allclose(plain(x), ours(x), atol=1e-5)
 
 
 class Ways(nn.Module):
@@ -153,7 +68,7 @@ class Ways(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.gate, self.last = norm(), nn.SiLU(), layer_norm(12)
+        self.norm, self.gate, self.last = norm(), nn.SiLU(), nn.LayerNorm(12, eps=1e-6)
         self.gelu, self.tanh = nn.GELU(), nn.GELU("tanh")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
