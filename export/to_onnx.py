@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -78,6 +79,33 @@ def _silence() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@functools.cache
+def _registry(build: Any, **settings: Any) -> Any:
+    return build(**settings)
+
+
+@contextlib.contextmanager
+def _one_registry() -> Iterator[None]:
+    """Let the exporter build its table of operators once, and not anew for every file.
+
+    It reads the source of 500 functions for it, which takes longer than a small network. A torch
+    that keeps the table elsewhere goes on without.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        build = ONNXRegistry.from_torchlib
+    except (ImportError, AttributeError):
+        yield
+        return
+    kept = vars(ONNXRegistry)["from_torchlib"]
+    setattr(ONNXRegistry, "from_torchlib", functools.partial(_registry, build))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(ONNXRegistry, "from_torchlib", kept)  # noqa: B010
+
+
 def logits_of(out: Any) -> Tensor:
     """The one output that counts of a network that returns several."""
     if isinstance(out, dict):
@@ -107,7 +135,7 @@ def _to_proto(
     example = torch.cat([example, example]) if dynamic else example
     shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     try:
-        with _silence(), torch.no_grad():
+        with _silence(), _one_registry(), torch.no_grad():
             program = torch.onnx.export(
                 _Logits(model).eval(),
                 (example,),

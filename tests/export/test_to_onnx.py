@@ -251,3 +251,18 @@ def test_roundings_of_equal_values_may_be_merged_and_none_may_be_lost(
     with pytest.raises(ExportError, match="An optimiser removed some"):
         export(twins, tmp_path / "lost.onnx", SPEC, metadata={})
     assert not (tmp_path / "lost.onnx").exists()
+
+
+def test_the_exporters_table_is_built_once_and_left_as_it_was(
+    small: nn.Module, tmp_path: Path
+) -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    before = vars(ONNXRegistry)["from_torchlib"]
+    to_onnx._registry.cache_clear()
+    for name in ("a.onnx", "b.onnx"):
+        export(small, tmp_path / name, SPEC, metadata={})
+    assert to_onnx._registry.cache_info().misses == 1
+    assert to_onnx._registry.cache_info().hits == 1
+    assert vars(ONNXRegistry)["from_torchlib"] is before
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()

@@ -79,14 +79,14 @@ def test_swin_is_int8_and_equals_its_file(second: bool, tmp_path: Path) -> None:
         else {"block": partial(swin.SwinTransformerBlock)}
     )
     model = swin.SwinTransformer(
-        [4, 4], 32, [2, 2], [2, 4], [4, 4], num_classes=8, stochastic_depth_prob=0.0, **parts
+        [4, 4], 32, [2, 1], [2, 4], [4, 4], num_classes=8, stochastic_depth_prob=0.0, **parts
     ).eval()
     images = torch.randn(48, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     prepared = q.prepare(model, images[:1], target="onnxruntime")
     q.calibrate(prepared, torch.split(images, 16))
     where = q.placement(prepared)
-    # patches, four blocks of four layers, one merge, the head
-    assert len(where["weights"]) == 1 + 4 * 4 + 1 + 1
+    # patches, three blocks of four layers, one merge, the head
+    assert len(where["weights"]) == 1 + 3 * 4 + 1 + 1
     exportable = q.to_export(prepared.eval())
     file = tmp_path / "m.onnx"
     export(exportable, file, ("input", (3, 40, 40)), metadata={})
