@@ -81,9 +81,9 @@ def build(name: str, size: int) -> Any:
         options["init_weights"] = False
     timms = name.startswith("timm:")
     model = _timm.build(name)[0] if timms else models.get_model(name, **options)
-    for parameter in model.parameters():
-        if parameter.dim() > 1 and not bool(parameter.any()):
-            nn.init.normal_(parameter, 0, 0.02)
+    for key, parameter in model.named_parameters():
+        if not bool(parameter.any()) and key.rpartition(".")[2] != "bias":
+            nn.init.normal_(parameter, 0, 0.02) if parameter.dim() > 1 else nn.init.ones_(parameter)
     return model
 
 
