@@ -122,6 +122,15 @@ def _without_side_effects(graph: fx.GraphModule) -> None:
                     user.replace_input_with(node.args[0], node)
 
 
+def _without_identities(graph: fx.GraphModule) -> None:
+    """Take out what does nothing: between a layer and its ReLU (timm's `drop_block`) it would hide
+    that they run as one."""
+    for node in list(graph.graph.find_nodes(op="call_module")):
+        if type(graph.get_submodule(str(node.target))) is nn.Identity:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.graph.erase_node(node)
+
+
 def _living_dropout(graph: fx.GraphModule) -> None:
     """Functional dropout was traced in evaluation; give it a module that follows `train()`."""
     for node in list(graph.graph.nodes):
@@ -165,6 +174,7 @@ def trace(
         ) from error
     _without_side_effects(graph)
     _living_dropout(graph)
+    _without_identities(graph)
     open_products(graph)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()

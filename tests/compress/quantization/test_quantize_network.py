@@ -446,3 +446,24 @@ def test_every_repair_lives_with_dead_channels_and_a_single_image(count: int) ->
     assert torch.isfinite(out).all()
     assert all(bool(torch.isfinite(t).all()) for t in made.state_dict().values())
     assert found["sqnr_db"] > 15
+
+
+class Idle(nn.Module):
+    """What does nothing stands between a batch norm and its ReLU, as in timm's ResNets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.idle, self.act, self.conv2 = nn.Identity(), nn.ReLU(), nn.Conv2d(8, 8, 3)
+        self.last = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.conv2(self.act(self.idle(self.bn1(self.conv1(x))))).mean((2, 3)))
+
+
+def test_a_module_that_does_nothing_does_not_part_a_layer_from_its_relu() -> None:
+    prepared = q.prepare(Idle().eval(), images(1), target="onnxruntime")
+    q.calibrate(prepared, [images(8)])
+    nodes = [a["node"] for a in q.placement(prepared)["activations"]]
+    assert nodes == ["x", "act", "conv2", "mean"]
+    assert q.placement(prepared)["activations"][1]["relu"]
