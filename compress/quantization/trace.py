@@ -65,7 +65,7 @@ class _Tracer(fx.Tracer):
             return True
         if type(m).__name__ in {"StochasticDepth", "DropPath", "DropBlock2d"}:
             return True
-        if isinstance(m, SameConv2d):
+        if isinstance(m, SameConv2d) or _is_norm_act(m):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
@@ -122,6 +122,25 @@ def _without_side_effects(graph: fx.GraphModule) -> None:
                     user.replace_input_with(node.args[0], node)
 
 
+def _is_norm_act(module: nn.Module) -> bool:
+    """timm's batch norm that calls a dropout and an activation of its own."""
+    return type(module).__name__ == "BatchNormAct2d" and isinstance(module, nn.BatchNorm2d)
+
+
+def _open_norm_act(graph: fx.GraphModule) -> None:
+    """Let it be a batch norm, which is folded, and what it calls nodes after it; the keys stay."""
+    found = [n for n in graph.graph.nodes if n.op == "call_module"]
+    found = [n for n in found if _is_norm_act(graph.get_submodule(n.target))]
+    for node in found:
+        with graph.graph.inserting_after(node):
+            dropped = graph.graph.call_module(f"{node.target}.drop", (node,))
+        with graph.graph.inserting_after(dropped):
+            made = graph.graph.call_module(f"{node.target}.act", (dropped,))
+        node.replace_all_uses_with(made, delete_user_cb=lambda user, own=dropped: user is not own)
+    for node in found:
+        graph.get_submodule(str(node.target)).__class__ = nn.BatchNorm2d
+
+
 def _without_identities(graph: fx.GraphModule) -> None:
     """Take out what does nothing: between a layer and its ReLU (timm's `drop_block`) it would hide
     that they run as one."""
@@ -172,6 +191,7 @@ def trace(
             f"{type(model).__name__} cannot be traced: {_culprit(error)} ({error}). {_cure(error)}",
             tracer.stopped,
         ) from error
+    _open_norm_act(graph)
     _without_side_effects(graph)
     _living_dropout(graph)
     _without_identities(graph)
