@@ -161,6 +161,9 @@ def test_a_bias_that_is_a_step_off_is_no_tie(deployed: nn.Module, tmp_path: Path
     onnx.save(proto, str(tmp_path / "off.onnx"))
     found = parity.first_divergence(deployed, tmp_path / "off.onnx", images(64))
     assert found is not None and found.startswith("bn2_q ") and "up to 1 steps" in found
+    with pytest.MonkeyPatch.context() as patch:  # over seven images at a time
+        patch.setattr(parity, "HELD_PIXELS", 7 * 10 * 10)
+        assert parity.first_divergence(deployed, tmp_path / "off.onnx", images(64)) == found
 
 
 def test_parity_warns_when_the_network_has_one_answer_for_everything(tmp_path: Path) -> None:
