@@ -143,6 +143,7 @@ def to_export(model: nn.Module) -> nn.Module:
 def _fold_constants(model: fx.GraphModule) -> None:
     """Replace what is computed from parameters alone by its values (Swin's position bias)."""
     known: dict[fx.Node, Any] = {}
+    runner = fx.Interpreter(model)
     for node in list(model.graph.nodes):
         if node.op == "get_attr":
             known[node] = attribute(model, str(node.target))
@@ -153,7 +154,7 @@ def _fold_constants(model: fx.GraphModule) -> None:
             continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
         with torch.no_grad():
-            known[node] = _call(model, node, args, kwargs)
+            known[node] = getattr(runner, node.op)(node.target, args, kwargs)
         if isinstance(known[node], Tensor):
             name = f"folded_{node.name}"
             model.register_buffer(name, known[node])
@@ -162,15 +163,6 @@ def _fold_constants(model: fx.GraphModule) -> None:
             node.replace_all_uses_with(value)
             known[value] = known[node]
     model.graph.eliminate_dead_code()
-
-
-def _call(model: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """The value of one node."""
-    if node.op == "call_module":
-        return model.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _called_linear(

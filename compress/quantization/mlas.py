@@ -52,6 +52,7 @@ _LOGISTIC_BELOW = (
     6.10247389755681e-13, 5.76102136993427e-09, 6.29106785017040e-06, 1.70198817374094e-03,
     1.16817656904453e-01, 9.93151921023180e-01,
 )  # fmt: skip
+_SIXTH = float(torch.tensor(1.0) / 6)
 _EXP = (
     0.0013780594, 0.0083731245, 0.041669536, 0.16666472, 0.49999985, 1.0, 1.0,
 )  # fmt: skip
@@ -73,6 +74,21 @@ def logistic(x: Tensor) -> Tensor:
     square = x * x
     above, below = (_polynomial(square, c) for c in (_LOGISTIC_ABOVE, _LOGISTIC_BELOW))
     return above.mul_(x).div_(below).add_(0.5).clamp_(0.0, 1.0)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * logistic(x)."""
+    return logistic(x).mul_(x)
+
+
+def hard_sigmoid(x: Tensor) -> Tensor:
+    """x * (1 / 6) + 1 / 2, clipped; torch divides by 6 after that."""
+    return torch.mul(x, _SIXTH).add_(0.5).clamp_(0.0, 1.0)
+
+
+def hard_swish(x: Tensor) -> Tensor:
+    """x * hard_sigmoid(x), into which ONNX Runtime opens it."""
+    return hard_sigmoid(x).mul_(x)
 
 
 def exp(x: Tensor, coefficients: Sequence[float] = _EXP) -> Tensor:
@@ -98,8 +114,11 @@ def gelu(x: Tensor) -> Tensor:
     return erf(x * 0.5**0.5).add_(1.0).mul_(x * 0.5)
 
 
-def softmax(x: Tensor) -> Tensor:
-    """Softmax over the last dimension, summed in sixteen lanes that are then added by pairs."""
+def softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """Softmax, summed in sixteen lanes that are then added by pairs; over another dimension than
+    the last it is torch's."""
+    if dim not in (-1, x.dim() - 1):
+        return torch.softmax(x, dim)
     powers = exp(x - x.amax(-1, keepdim=True))
     padded = torch.nn.functional.pad(powers, (0, -powers.shape[-1] % 16))
     total = functools.reduce(torch.add, torch.split(padded, 16, -1))
@@ -117,7 +136,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     centred = x - (total / size).float()
     lanes = torch.split(centred, 8, -1)
     squares = _halves(functools.reduce(lambda sum_, v: fma(v, v, sum_), lanes, lanes[0] * 0))
-    normal = centred.mul_(_inverse_root(squares / size + x.new_tensor(eps)))
+    normal = centred.mul_(_root(squares / size + x.new_tensor(eps)).reciprocal_())
     return fma(normal, weight, x.new_zeros(()) if bias is None else bias)
 
 
@@ -139,26 +158,30 @@ def sum_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
         mean = mean + change / count
         squares = squares + change * (value - mean)
     variance = squares / x.shape[-1] + x.new_tensor(eps)
-    deviation = variance.double().sqrt_().float()
-    return (x - mean.unsqueeze(-1)).div_(deviation.unsqueeze(-1)).mul_(weight).add_(bias)
+    return (x - mean.unsqueeze(-1)).div_(_root(variance).unsqueeze(-1)).mul_(weight).add_(bias)
 
 
-def _inverse_root(x: Tensor) -> Tensor:
-    """1 / sqrt(x), both rounded; torch's square root of float32 is not."""
-    return x.double().sqrt_().float().reciprocal_()
+def _root(x: Tensor) -> Tensor:
+    """The square root, rounded; torch's of float32 is not."""
+    return x.double().sqrt_().float()
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
     """Vectors along `dim` of length one; the squares are added up in order."""
-    length = functools.reduce(torch.add, (x * x).unbind(dim)).double().sqrt_().float()
+    length = _root(functools.reduce(torch.add, (x * x).unbind(dim)))
     return x / length.clamp_min_(1e-12).unsqueeze(dim)
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Matrix product whose sums of up to `MLAS_AT_ONCE` products run in order.
+def matmul(a: Tensor, b: Tensor, factor: float | None = None) -> Tensor:
+    """Matrix product, times a factor, whose sums of up to `MLAS_AT_ONCE` products run in order.
 
     [..., M, K] by [..., K, N]. With M or N of one, or more products, it is torch's.
     """
+    made = _matmul(a, b)
+    return made if factor is None else made.mul_(factor)
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
     depth, narrow = a.shape[-1], min(a.shape[-2:-1] + b.shape[-1:])
     if a.dim() < 2 or b.dim() < 2 or narrow < 2 or depth > MLAS_AT_ONCE:
         return torch.matmul(a, b)

@@ -7,6 +7,8 @@ another order is replaced.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,44 +18,16 @@ from . import mlas
 from .attention import attention_scale, unit
 from .graph import attribute, kind
 
-SIXTH = float(torch.tensor(1.0) / 6)
-"""In float32, as it stands in the file."""
 
+class DeployedFunction(nn.Module):
+    """A function that is exported as torch's and computed as ONNX Runtime's."""
 
-class DeployedHardSigmoid(nn.Module):
-    """HardSigmoid as ONNX Runtime rounds it: torch divides by 6 after the clip."""
+    def __init__(self, exported: Callable[..., Tensor], computed: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.exported, self.computed = exported, computed
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            return nn.functional.hardsigmoid(x)
-        return torch.mul(x, SIXTH).add_(0.5).clamp_(0.0, 1.0)
-
-
-class DeployedHardSwish(DeployedHardSigmoid):
-    """HardSwish, which ONNX Runtime opens into x * HardSigmoid(x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            return nn.functional.hardswish(x)
-        return super().forward(x).mul_(x)
-
-
-class DeployedSigmoid(nn.Module):
-    """Sigmoid as ONNX Runtime computes it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            return torch.sigmoid(x)
-        return mlas.logistic(x)
-
-
-class DeployedSiLU(nn.Module):
-    """SiLU, which is exported as x * Sigmoid(x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            return nn.functional.silu(x)
-        return mlas.logistic(x).mul_(x)
+    def forward(self, *inputs: Any) -> Tensor:
+        return (self.exported if torch.compiler.is_exporting() else self.computed)(*inputs)
 
 
 class DeployedBatchNorm(nn.Module):
@@ -79,33 +53,14 @@ class DeployedBatchNorm(nn.Module):
         return (x * scale.view(shape)).add_(shift.view(shape))
 
 
-class DeployedGELU(nn.Module):
-    """GELU as ONNX Runtime computes it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            return nn.functional.gelu(x)
-        return mlas.gelu(x)
-
-
-class DeployedSoftmax(nn.Module):
-    """Softmax over the last dimension as ONNX Runtime sums it; over another one as torch does."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting() or self.dim not in (-1, x.dim() - 1):
-            return torch.softmax(x, self.dim)
-        return mlas.softmax(x)
-
-
 class DeployedLayerNorm(nn.Module):
     """Layer norm over the last dimension as ONNX Runtime sums it.
 
     Of a sum of two tensors that nothing else reads, it is one operator with sums of its own.
     """
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
         super().__init__()
@@ -115,7 +70,6 @@ class DeployedLayerNorm(nn.Module):
 
     def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
         weight, bias = self.weight, self.bias
-        assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
         total = x if more is None else x + more
         if not torch.compiler.is_exporting():
             if more is not None and x.dim() == 3 and x.shape == more.shape:
@@ -125,43 +79,26 @@ class DeployedLayerNorm(nn.Module):
         return nn.functional.layer_norm(total, weight.shape, weight, bias, self.eps)
 
 
-class DeployedMatMul(nn.Module):
-    """A matrix product of floats, its sums in ONNX Runtime's order.
-
-    A factor of the first matrix is applied to the sums: the runtime fuses it into the product.
-    """
-
-    def forward(self, a: Tensor, b: Tensor, factor: float | None = None) -> Tensor:
-        if torch.compiler.is_exporting():
-            return torch.matmul(a if factor is None else a * factor, b)
-        made = mlas.matmul(a, b)
-        return made if factor is None else made.mul_(factor)
+def _product(a: Tensor, b: Tensor, factor: float | None = None) -> Tensor:
+    """As it is exported: the factor stands before the product, and the runtime fuses it."""
+    return torch.matmul(a if factor is None else a * factor, b)
 
 
-class DeployedUnit(nn.Module):
-    """`unit` with its squares added up in order."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            return unit(x, self.dim)
-        return mlas.unit(x, self.dim)
-
-
-_GATES: dict[Any, type[nn.Module]] = {
-    nn.Hardswish: DeployedHardSwish,
-    nn.Hardsigmoid: DeployedHardSigmoid,
-    nn.functional.hardswish: DeployedHardSwish,
-    nn.functional.hardsigmoid: DeployedHardSigmoid,
-    nn.Sigmoid: DeployedSigmoid,
-    torch.sigmoid: DeployedSigmoid,
-    "sigmoid": DeployedSigmoid,
-    nn.functional.sigmoid: DeployedSigmoid,
-    nn.SiLU: DeployedSiLU,
-    nn.functional.silu: DeployedSiLU,
+_SIGMOID = torch.sigmoid, mlas.logistic
+_SILU = nn.functional.silu, mlas.silu
+_HARD_SIGMOID = nn.functional.hardsigmoid, mlas.hard_sigmoid
+_HARD_SWISH = nn.functional.hardswish, mlas.hard_swish
+_GATES: dict[Any, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    nn.Hardswish: _HARD_SWISH,
+    nn.functional.hardswish: _HARD_SWISH,
+    nn.Hardsigmoid: _HARD_SIGMOID,
+    nn.functional.hardsigmoid: _HARD_SIGMOID,
+    nn.Sigmoid: _SIGMOID,
+    torch.sigmoid: _SIGMOID,
+    "sigmoid": _SIGMOID,
+    nn.functional.sigmoid: _SIGMOID,
+    nn.SiLU: _SILU,
+    nn.functional.silu: _SILU,
 }
 _SOFTMAX = (nn.Softmax, torch.softmax, nn.functional.softmax, "softmax")
 _GELU = (nn.GELU, nn.functional.gelu)
@@ -174,22 +111,24 @@ def as_the_runtime(model: fx.GraphModule, node: fx.Node) -> None:
     made: nn.Module | None = None
     inputs: list[Any] = list(node.all_input_nodes)
     if what in _GATES:
-        made = _GATES[what]()
+        made = DeployedFunction(*_GATES[what])
     elif what in _GELU:
         if _setting(node, module, 1, "approximate", "none") == "none":
-            made = DeployedGELU()
+            made = DeployedFunction(nn.functional.gelu, mlas.gelu)
     elif what in _SOFTMAX:
         dim = _setting(node, module, 1, "dim", None)
-        made = DeployedSoftmax(dim) if isinstance(dim, int) else None
+        if isinstance(dim, int):
+            made = DeployedFunction(partial(torch.softmax, dim=dim), partial(mlas.softmax, dim=dim))
     elif what in (nn.LayerNorm, nn.functional.layer_norm):
         made = _layer_norm(model, node, module)
         inputs = inputs[:1]
         if made is not None and _is_sum(inputs[0]):
             inputs = inputs[0].all_input_nodes
     elif what is unit:
-        made = DeployedUnit(int(node.args[1]))  # type: ignore[arg-type]
+        dim = int(node.args[1])  # type: ignore[arg-type]
+        made = DeployedFunction(partial(unit, dim=dim), partial(mlas.unit, dim=dim))
     elif kind(node) == "matmul" and len(inputs) == 2:
-        made = DeployedMatMul()
+        made = DeployedFunction(_product, mlas.matmul)
         factor = _factor(inputs[0])
         if factor is not None:
             inputs = [inputs[0].all_input_nodes[0], inputs[1], factor]

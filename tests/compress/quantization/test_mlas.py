@@ -50,6 +50,7 @@ def node(operator: str, *inputs: str, **settings: Any) -> list[onnx.NodeProto]:
     ("ours", "plain", "nodes", "shape"),
     [
         (mlas.logistic, torch.sigmoid, node("Sigmoid"), (40, 999)),
+        (mlas.hard_sigmoid, nn.functional.hardsigmoid, node("HardSigmoid", alpha=1 / 6), (40, 999)),
         (mlas.erf, torch.erf, node("Erf"), (40, 999)),
         (mlas.gelu, nn.functional.gelu, node("Gelu"), (40, 999)),
         *(
