@@ -19,9 +19,15 @@ def listed() -> list[str]:
     return [f"timm:{name}" for name in NAMES]
 
 
-def build(name: str) -> tuple[Any, int]:
-    """`timm:<name>` with random weights, and the size of the images that it was made for."""
+def build(name: str) -> Any:
+    """`timm:<name>` with random weights."""
     import timm
 
-    model = timm.create_model(name.removeprefix("timm:"))
-    return model, int(model.default_cfg["input_size"][-1])
+    return timm.create_model(name.removeprefix("timm:"))
+
+
+def size(name: str) -> int:
+    """Of the images that a network was made for."""
+    import timm
+
+    return int(timm.get_pretrained_cfg(name.removeprefix("timm:")).input_size[-1])

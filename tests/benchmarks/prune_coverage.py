@@ -50,7 +50,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     size = 224
     if name.startswith("timm:"):
-        model, size = _timm.build(name)
+        model, size = _timm.build(name), _timm.size(name)
     elif name in tv.list_models(module=tv.detection):
         model = tv.get_model(name, weights=None, weights_backbone=None).backbone
         size = 300 if name == "ssd300_vgg16" else size

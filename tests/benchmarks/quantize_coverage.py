@@ -80,7 +80,7 @@ def build(name: str, size: int) -> Any:
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
     timms = name.startswith("timm:")
-    model = _timm.build(name)[0] if timms else models.get_model(name, **options)
+    model = _timm.build(name) if timms else models.get_model(name, **options)
     for key, parameter in model.named_parameters():
         if not bool(parameter.any()) and key.rpartition(".")[2] != "bias":
             nn.init.normal_(parameter, 0, 0.02) if parameter.dim() > 1 else nn.init.ones_(parameter)
@@ -96,7 +96,7 @@ def gmacs(name: str) -> float:
     size = {"inception_v3": 299}.get(name, 224)
     model = build(name, size).eval()
     if name.startswith("timm:"):
-        size = _timm.build(name)[1]
+        size = _timm.size(name)
     return count_macs(model, torch.zeros(1, 3, size, size)) / 1e9
 
 
@@ -111,7 +111,7 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
     from vcompress.export import parity, to_onnx
 
     size = max(size, LEAST_PX.get(name, 0))
-    size = _timm.build(name)[1] if name.startswith("timm:") else size
+    size = _timm.size(name) if name.startswith("timm:") else size
     size = 256 if name.startswith("swin_v2") and size > 224 else size
     model = build(name, size)
     count = count // 10 if gmacs(name) > LARGE_GMACS else count

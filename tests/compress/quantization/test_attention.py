@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -150,3 +152,88 @@ def test_attention_that_always_drops_is_left_as_it_is() -> None:
     graph = trace(Block(dropout=0.1))
     sdpa = nn.functional.scaled_dot_product_attention
     assert len([n for n in graph.graph.nodes if n.target is sdpa]) == 1
+
+
+def images(count: int = 16) -> torch.Tensor:
+    return torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+def quantised(model: nn.Module, target: str, **options: Any) -> nn.Module:
+    prepared = q.prepare(model, images(1), target=target, **options)
+    q.calibrate(prepared, [images(64)])
+    return prepared.eval()
+
+
+def sqnr_db(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(10 * torch.log10(a.square().sum() / (a - b).square().sum()))
+
+
+def test_attention_is_quantised_inside_and_equals_the_module_it_replaces() -> None:
+    class Attend(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Conv2d(3, 32, 4, 4)
+            self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embed(x).flatten(2).transpose(1, 2)
+            return x + self.attention(x, x, x, need_weights=False)[0]
+
+    torch.manual_seed(0)
+    model = Attend().eval()
+    for target, matrix_products in (("onnxruntime", 0), ("tensorrt", 2)):
+        prepared = quantised(model, target)
+        where = q.placement(prepared)
+        assert "attention.out_proj" in {w["layer"] for w in where["weights"]}
+        kept = [e for e in where["float"] if e["operation"] == "matmul"]
+        assert len(kept) == 2 - matrix_products
+        with torch.no_grad():
+            assert sqnr_db(model(images()), prepared(images())) > 30
+            assert sqnr_db(prepared(images()), q.to_export(prepared)(images())) > 40
+
+
+class Attend(nn.Module):
+    """Attention in one of the ways that `nn.MultiheadAttention` has."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.embed, self.other = nn.Conv2d(3, 32, 4, 4), nn.Conv2d(3, 32, 4, 4)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.head = nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        read = self.other(x).flatten(2).transpose(1, 2) if self.way == "cross" else tokens
+        mask = torch.triu(torch.ones(9, 9, dtype=torch.bool), 1) if self.way == "mask" else None
+        out = self.attention(tokens, read, read, need_weights=False, attn_mask=mask)[0]
+        return self.head(out).mean(1)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize(
+    ("way", "why"), [("cross", "between several tensors"), ("mask", "under a mask")]
+)
+def test_other_attention_than_of_a_tensor_to_itself_stays_whole(
+    way: str, why: str, target: str
+) -> None:
+    torch.manual_seed(0)
+    model = Attend(way).eval()
+    prepared = quantised(model, target)
+    where = q.placement(prepared)
+    reasons = {e["name"]: e["reason"] for e in where["float"]}
+    assert why in reasons["attention"]
+    again = q.restore(model, json.loads(json.dumps(where)))
+    again.load_state_dict(prepared.state_dict())
+    with torch.no_grad():
+        assert sqnr_db(model(images()), prepared(images())) > 35
+        assert torch.equal(again.eval()(images()), prepared(images()))
+        assert sqnr_db(prepared(images()), q.to_export(prepared)(images())) > 60
+
+
+def test_an_attention_that_is_asked_for_stays_in_floating_point_with_all_inside() -> None:
+    prepared = quantised(Attend("self").eval(), "tensorrt", keep_float=("attention",))
+    where = q.placement(prepared)
+    assert [w["layer"] for w in where["weights"]] == ["embed", "head"]
+    asked = {e["operation"] for e in where["float"] if e["reason"] == "asked for"}
+    assert asked == {"linear", "matmul"}

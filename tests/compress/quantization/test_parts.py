@@ -244,27 +244,3 @@ def test_a_layer_that_no_image_reaches_stays_as_it_is_and_the_file_is_whole(tmp_
     shape = tuple(images().shape[1:])
     report = to_onnx.export(deployed, tmp_path / "m.onnx", ("input", shape), metadata={})
     assert report.size_bytes > 0
-
-
-def test_the_batch_norms_of_timm_that_activate_are_folded() -> None:
-    norms = pytest.importorskip("timm.layers")
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, bias=False),
-        norms.BatchNormAct2d(8),
-        nn.Conv2d(8, 8, 3, bias=False),
-        norms.BatchNormAct2d(8, act_layer=nn.SiLU),
-        nn.Flatten(),
-        nn.Linear(8 * 12 * 12, 5),
-    ).eval()
-    for norm in (model[1], model[3]):
-        norm.running_mean.normal_()
-        norm.running_var.uniform_(0.5, 2)
-    x = torch.randn(4, 3, 16, 16)
-    prepared = q.prepare(model, x[:1], target="onnxruntime")
-    q.calibrate(prepared, [x])
-    assert set(model.state_dict()) <= {k.replace(".layer", "") for k in prepared.state_dict()}
-    deployed = q.to_export(prepared.eval())
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
-    with torch.no_grad():
-        assert float((deployed(x) - model(x)).abs().max()) < 0.05 * float(model(x).abs().max())

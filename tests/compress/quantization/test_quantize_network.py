@@ -290,77 +290,6 @@ def test_a_module_called_twice_and_a_shared_weight_are_quantised_once() -> None:
         assert sqnr_db(model(images()), q.to_export(prepared)(images())) > 25
 
 
-def test_attention_is_quantised_inside_and_equals_the_module_it_replaces() -> None:
-    class Attend(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed = nn.Conv2d(3, 32, 4, 4)
-            self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.embed(x).flatten(2).transpose(1, 2)
-            return x + self.attention(x, x, x, need_weights=False)[0]
-
-    torch.manual_seed(0)
-    model = Attend().eval()
-    for target, matrix_products in (("onnxruntime", 0), ("tensorrt", 2)):
-        prepared = quantised(model, target)
-        where = q.placement(prepared)
-        assert "attention.out_proj" in {w["layer"] for w in where["weights"]}
-        kept = [e for e in where["float"] if e["operation"] == "matmul"]
-        assert len(kept) == 2 - matrix_products
-        with torch.no_grad():
-            assert sqnr_db(model(images()), prepared(images())) > 30
-            assert sqnr_db(prepared(images()), q.to_export(prepared)(images())) > 40
-
-
-class Attend(nn.Module):
-    """Attention in one of the ways that `nn.MultiheadAttention` has."""
-
-    def __init__(self, way: str) -> None:
-        super().__init__()
-        self.way = way
-        self.embed, self.other = nn.Conv2d(3, 32, 4, 4), nn.Conv2d(3, 32, 4, 4)
-        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
-        self.head = nn.Linear(32, 16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.embed(x).flatten(2).transpose(1, 2)
-        read = self.other(x).flatten(2).transpose(1, 2) if self.way == "cross" else tokens
-        mask = torch.triu(torch.ones(9, 9, dtype=torch.bool), 1) if self.way == "mask" else None
-        out = self.attention(tokens, read, read, need_weights=False, attn_mask=mask)[0]
-        return self.head(out).mean(1)
-
-
-@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
-@pytest.mark.parametrize(
-    ("way", "why"), [("cross", "between several tensors"), ("mask", "under a mask")]
-)
-def test_other_attention_than_of_a_tensor_to_itself_stays_whole(
-    way: str, why: str, target: str
-) -> None:
-    torch.manual_seed(0)
-    model = Attend(way).eval()
-    prepared = quantised(model, target)
-    where = q.placement(prepared)
-    reasons = {e["name"]: e["reason"] for e in where["float"]}
-    assert why in reasons["attention"]
-    again = q.restore(model, json.loads(json.dumps(where)))
-    again.load_state_dict(prepared.state_dict())
-    with torch.no_grad():
-        assert sqnr_db(model(images()), prepared(images())) > 35
-        assert torch.equal(again.eval()(images()), prepared(images()))
-        assert sqnr_db(prepared(images()), q.to_export(prepared)(images())) > 60
-
-
-def test_an_attention_that_is_asked_for_stays_in_floating_point_with_all_inside() -> None:
-    prepared = quantised(Attend("self").eval(), "tensorrt", keep_float=("attention",))
-    where = q.placement(prepared)
-    assert [w["layer"] for w in where["weights"]] == ["embed", "head"]
-    asked = {e["operation"] for e in where["float"] if e["reason"] == "asked for"}
-    assert asked == {"linear", "matmul"}
-
-
 def test_a_module_without_layers_may_be_asked_for(tiny: nn.Module) -> None:
     where = q.placement(quantised(tiny, "tensorrt", keep_float=("pool", "stem.1")))
     assert [w["layer"] for w in where["weights"]] == ["stem.0"]
@@ -446,24 +375,3 @@ def test_every_repair_lives_with_dead_channels_and_a_single_image(count: int) ->
     assert torch.isfinite(out).all()
     assert all(bool(torch.isfinite(t).all()) for t in made.state_dict().values())
     assert found["sqnr_db"] > 15
-
-
-class Idle(nn.Module):
-    """What does nothing stands between a batch norm and its ReLU, as in timm's ResNets."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
-        self.idle, self.act, self.conv2 = nn.Identity(), nn.ReLU(), nn.Conv2d(8, 8, 3)
-        self.last = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.conv2(self.act(self.idle(self.bn1(self.conv1(x))))).mean((2, 3)))
-
-
-def test_a_module_that_does_nothing_does_not_part_a_layer_from_its_relu() -> None:
-    prepared = q.prepare(Idle().eval(), images(1), target="onnxruntime")
-    q.calibrate(prepared, [images(8)])
-    nodes = [a["node"] for a in q.placement(prepared)["activations"]]
-    assert nodes == ["x", "act", "conv2", "mean"]
-    assert q.placement(prepared)["activations"][1]["relu"]
