@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UserError, reader_gone
-from .options import Options
+from .run.options import Options
 
 EXAMPLES = """\
 examples:
@@ -139,7 +139,11 @@ def _run(asked: Options) -> int:
     if str(asked.models[0]) == "selftest" and not asked.models[0].exists():
         return _selftest(asked)
     _check(asked)
-    from . import job, report, report_ci, report_html, report_json, restate
+    from .reports import ci as report_ci
+    from .reports import html as report_html
+    from .reports import json as report_json
+    from .reports import restate, terminal
+    from .run import job
 
     errors, console = Console(stderr=True), Console()
     with errors.status("") as status:
@@ -154,7 +158,7 @@ def _run(asked: Options) -> int:
         if path:
             report_json.save(path, text(result))
     # Shown last: a reader that goes away (`| head`) must not cost the files.
-    report.show(result, console)
+    terminal.show(result, console)
     if asked.restate:
         for model in result.models:
             console.print(f"\n{model.artefact.name} as {asked.restate} says it:", markup=False)
@@ -165,7 +169,7 @@ def _run(asked: Options) -> int:
 
 def _check(asked: Options) -> None:
     """What can be refused before anything is measured."""
-    from .restate import TOOLS
+    from .reports.restate import TOOLS
 
     if asked.restate and asked.restate not in TOOLS:
         raise UserError(f"--as {asked.restate}: expected one of {', '.join(TOOLS)}.")
@@ -183,7 +187,8 @@ def _check(asked: Options) -> None:
 def _selftest(asked: Options) -> int:
     from rich.console import Console
 
-    from . import report, selftest
+    from .reports import terminal
+    from .timing import selftest
 
     if len(asked.models) > 2:
         raise UserError("vbench selftest takes no model or one.")
@@ -193,14 +198,14 @@ def _selftest(asked: Options) -> int:
             asked.models[1] if len(asked.models) == 2 else None, asked.threads or 1,
             tell=status.update,
         )  # fmt: skip
-    report.show_selftest(found, console)
+    terminal.show_selftest(found, console)
     if not found.sound:
         return 3
     return 0 if found.quiet else 3
 
 
 def status_of(result: object) -> int:
-    from .result import Result
+    from .reports.result import Result
 
     assert isinstance(result, Result)
     outcomes = {check.outcome for check in result.checks}

@@ -21,8 +21,8 @@ from vcompress.bench.errors import UserError, nearest, reader_gone
 
 from . import commands as around
 from . import stages
+from .commands._show import show
 from .options import Options
-from .show import show
 
 PROG = "vcompress"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -64,7 +64,7 @@ def _stage_command(name: str, stage: ModuleType) -> type[Any]:
     ]
 
     def run(self: Any) -> None:
-        from .flow import run_stage
+        from .pipeline.run import run_stage
 
         given: dict[str, str] = {}
         for role, kind in roles.items():

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from vcompress.bench.atomic import staged_file
+from vcompress.bench.bundle.atomic import staged_file
 
 Array = npt.NDArray[Any]
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from vcompress.bench.bundle import Preprocess
+from vcompress.bench.data.preprocess import apply, crop, to_mode
 from vcompress.bench.errors import EnvironmentLacks, UserError
-from vcompress.bench.preprocess import apply, crop, to_mode
 
 from .graph import opset_of, save
 from .onnx_preprocess import IMAGE, Embedding, prepend, preprocess_model

@@ -79,8 +79,8 @@ def tiny_data() -> Callable[..., Any]:
 
     def make(per_class: int = 20, seed: int = 0, augment: str = "none") -> Any:
         from vcompress.bench.bundle import Preprocess
-        from vcompress.bench.data import Dataset, split_by_seed
-        from vcompress.compress.data import Data
+        from vcompress.bench.data.dataset import Dataset, split_by_seed
+        from vcompress.compress.data.loader import Data
 
         labels = np.repeat(np.arange(3), per_class)
         images = [pattern(int(k), n) for n, k in enumerate(labels)]
@@ -99,8 +99,8 @@ def tiny_data() -> Callable[..., Any]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working folder with the user's `tiny_nets.py`, `images/` and the bundle `runs/net`, made
     once by `vcompress finetune`. Do not write into the bundle: copy it."""
-    from vcompress.compress import finish
     from vcompress.compress.cli import main
+    from vcompress.compress.pipeline import finish
 
     folder = tmp_path_factory.mktemp("made")
     (folder / "tiny_nets.py").write_text(TINY_NETS)
@@ -134,7 +134,7 @@ def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """A working folder of its own with a copy of what `made` holds; latency is measured briefly."""
     import shutil
 
-    from vcompress.compress import finish
+    from vcompress.compress.pipeline import finish
 
     folder = tmp_path / "work"
     shutil.copytree(made, folder)

@@ -41,8 +41,8 @@ def test_a_backbone_becomes_a_small_int8_bundle_with_its_proofs(
 
     from vcompress.bench.bundle import Bundle
     from vcompress.bench.cli import main as vbench
-    from vcompress.compress import finish
     from vcompress.compress.cli import main as vcompress
+    from vcompress.compress.pipeline import finish
 
     image_folder(red=40, green=40, blue=40)
     (tmp_path / "end_nets.py").write_text(NETS)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..apart import serve
-from ..atomic import staged_file
+from ..bundle.atomic import staged_file
 from ..errors import EnvironmentLacks, UserError
+from ..runtimes.tensorrt_library import FLAVOURS, is_rtx, libraries, package_of
 from .advice import refused
 from .layers import HEADER, LayersUnreadable, parse
-from .library import FLAVOURS, is_rtx, libraries, package_of
 from .settings import Settings
 
 
@@ -67,7 +67,7 @@ def _library(settings: Settings) -> Any:
 
 def gpu_name() -> str:
     """Name and compute capability of the first GPU, such as `NVIDIA L4, SM 89`; "" without one."""
-    from ..cuda import Cuda
+    from ..runtimes.cuda import Cuda
 
     try:
         name, number = Cuda().gpu()

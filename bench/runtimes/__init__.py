@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from ..session import Session
+    from .session import Session
 
 
 def names() -> tuple[str, ...]:

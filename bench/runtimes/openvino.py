@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import onnx_file
 from ..errors import EnvironmentLacks, UserError
-from ..session import Facts, Node, Session, TensorSpec
+from .session import Facts, Node, Session, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cuda import TO_DEVICE, TO_HOST, Cuda
-from ..engine.library import libraries
 from ..errors import EnvironmentLacks, UserError
-from ..session import Facts, Node, Session, TensorSpec
+from .cuda import TO_DEVICE, TO_HOST, Cuda
+from .session import Facts, Node, Session, TensorSpec
+from .tensorrt_library import libraries
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle import Bundle
 from ..errors import EnvironmentLacks, UserError
-from ..session import Facts, Node, Session, TensorSpec
+from .session import Facts, Node, Session, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SUFFIXES = ("",)
 DEVICES = ("cpu", "cuda")
 # By name and not by an import statement: bench is below compress and is installed without it.
-STORE = "vcompress.compress.store"
+STORE = "vcompress.compress.bundles.store"
 
 
 def library() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..show import show
+from ._show import show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Command:
     """Start again."""
 
     def run(self) -> None:
-        from ..recipe import read_recipe, run_recipe
+        from ..pipeline.recipe import read_recipe, run_recipe
 
         name = "demo_short.toml" if self.short else "demo.toml"
         recipe = read_recipe(Path(__file__).parent.with_name(name))

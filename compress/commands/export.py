@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..show import show
+from ._show import show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +77,9 @@ class Command:
         from vcompress.bench.errors import UserError
         from vcompress.export.onnx_options import OnnxOptions
 
-        from ..engines import build_into, parse_required
-        from ..reexport import export_bundle, export_file
-        from ..table import print_engines
+        from ..delivery.engines import build_into, parse_required
+        from ..delivery.reexport import export_bundle, export_file
+        from ..reporting.terminal import print_engines
 
         # Every option is read before anything is written.
         settings = Settings(
@@ -98,7 +98,7 @@ class Command:
         if "triton" in self.to:
             from vcompress.export.triton import Serving
 
-            from ..serving import default_name, export_triton
+            from ..delivery.triton import default_name, export_triton
 
             if self.out is None or len(self.to) > 1:
                 raise UserError(

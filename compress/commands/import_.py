@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import Options
-from ..show import show
+from ._show import show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Command:
     """Replace a bundle that is already at --out."""
 
     def run(self) -> None:
-        from ..importing_bundle import import_checkpoint
+        from ..delivery.import_checkpoint import import_checkpoint
 
         options = Options(
             data=self.data, data_root=self.data_root, image_size=self.image_size,

@@ -17,6 +17,6 @@ class Command:
     """Folder written by vcompress."""
 
     def run(self) -> None:
-        from ..inspect import inspect
+        from ._inspect import inspect
 
         inspect(self.bundle)

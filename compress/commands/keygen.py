@@ -17,7 +17,7 @@ class Command:
     """The private key, such as release.pem; the public one stands beside it as release.pub.pem."""
 
     def run(self) -> None:
-        from vcompress.bench.signature import make_keys
+        from vcompress.bench.bundle.signature import make_keys
 
         public, name = make_keys(self.key)
         print(f"{self.key}: private key, keep it secret\n{public}: public key {name}")

@@ -36,7 +36,7 @@ class Command:
     """Height and width of the build, where the file leaves them open."""
 
     def run(self) -> None:
-        from ..linting import run_lint
+        from ._lint import run_lint
 
         text, status = run_lint(self)
         print(text)

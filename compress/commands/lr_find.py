@@ -51,11 +51,11 @@ class Command:
     def run(self) -> None:
         from vcompress.bench.errors import UserError
 
-        from ..flow import RUNS, open_network
-        from ..lr_finder import plot, sweep
         from ..options import Options
-        from ..stage import TrainConfig
-        from ..table import print_sweep
+        from ..pipeline.run import RUNS, open_network
+        from ..reporting.terminal import print_sweep
+        from ..stages.contract import TrainConfig
+        from ..training.lr_finder import plot, sweep
 
         if self.out is not None and self.out.suffix != ".svg":
             raise UserError(f"--out {self.out}: expected a file name that ends in .svg.")

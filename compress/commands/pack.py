@@ -21,8 +21,8 @@ class Command:
     """Private key (Ed25519, PEM), as vcompress keygen makes one."""
 
     def run(self) -> None:
-        from vcompress.bench.archive import pack
         from vcompress.bench.bundle import sha256
+        from vcompress.bench.bundle.archive import pack
 
         out = self.out or Path(f"{self.bundle.resolve()}.vcb")
         pack(self.bundle, out, self.sign)

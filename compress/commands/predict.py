@@ -33,7 +33,7 @@ class Command:
         from vcompress.bench import load
         from vcompress.bench.errors import UserError
 
-        from ..table import printable
+        from ..reporting.terminal import printable
 
         if not self.images:
             raise UserError("no image given. Expected: vcompress predict BUNDLE IMAGE...")

@@ -33,8 +33,8 @@ class Command:
     def run(self) -> None:
         from vcompress.bench.errors import UserError
 
-        from ..robustness import Attack, measure_bundles
-        from ..table import print_robustness
+        from ..reporting.terminal import print_robustness
+        from ..robustness.measure import Attack, measure_bundles
 
         if not self.bundles:
             raise UserError("no bundle given. Expected: vcompress robustness BUNDLE...")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ..show import show
+from ._show import show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Command:
     """Replace the bundles of an earlier run."""
 
     def run(self) -> None:
-        from ..recipe import read_recipe, run_recipe
+        from ..pipeline.recipe import read_recipe, run_recipe
 
         recipe = read_recipe(self.recipe)
         show(*run_recipe(recipe, self.out, resume=self.resume, overwrite=self.overwrite))

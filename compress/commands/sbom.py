@@ -19,11 +19,11 @@ class Command:
     """JSON file; default: the terminal."""
 
     def run(self) -> None:
-        from vcompress.bench.atomic import staged_file
         from vcompress.bench.bundle import Bundle
+        from vcompress.bench.bundle.atomic import staged_file
         from vcompress.bench.errors import UserError
 
-        from ..sbom import bill_of_materials
+        from ..bundles.sbom import bill_of_materials
 
         if self.out is not None and self.out.is_dir():
             raise UserError(f"{self.out}: a folder; give the name of a file.")

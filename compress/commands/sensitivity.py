@@ -27,18 +27,18 @@ class Command:
     """Your own module:factory that the bundle may run."""
 
     def run(self) -> None:
-        from .. import sensitivity_picture
+        from ..delivery.ranking import rank_layers
         from ..quantization.ptq import Scheme
-        from ..rank import rank_layers
-        from ..table import print_ranking
+        from ..reporting import sensitivity
+        from ..reporting.terminal import print_ranking
 
         if self.out is not None:
-            sensitivity_picture.check_suffix(self.out)
+            sensitivity.check_suffix(self.out)
         scheme = Scheme(self.target, self.observer, self.weight_bits)
         layers = rank_layers(self.bundle, scheme, self.trust)
         if self.out is not None:
             title = (
                 f"What int{self.weight_bits} for {self.target} costs each layer of {self.bundle}"
             )
-            sensitivity_picture.write(self.out, layers, title)
+            sensitivity.write(self.out, layers, title)
         print_ranking(layers)

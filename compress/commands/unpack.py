@@ -23,7 +23,7 @@ class Command:
     """Replace a bundle that is already at --out."""
 
     def run(self) -> None:
-        from vcompress.bench.archive import unpack
+        from vcompress.bench.bundle.archive import unpack
         from vcompress.bench.errors import UserError
 
         if self.out is None and not self.archive.suffix:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
-from ..patterns import check_patterns, matches
+from ..models.patterns import check_patterns, matches
 from .shadow import run, shadow
 
 

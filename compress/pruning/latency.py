@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
-from ..macs import count_macs, count_parameters
+from ..models.cost import count_macs, count_parameters
 from .cost import side_shares
 from .importance import Importance, Loss
 from .latency_table import LatencyTable, LayerCall, layer_calls

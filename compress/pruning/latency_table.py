@@ -193,9 +193,9 @@ def vbench_measure(seconds: float, device: str | None, threads: int | None) -> M
     """Median by vbench's own loop in the runtime that the file's ending calls for."""
 
     def measure(path: Path) -> float:
-        from vcompress.bench.inputs import Feed, resolve_shapes
-        from vcompress.bench.measure import Budget, measure
         from vcompress.bench.runtimes import open_session
+        from vcompress.bench.timing.inputs import Feed, resolve_shapes
+        from vcompress.bench.timing.measure import Budget, measure
 
         random = np.random.default_rng(0)
         with open_session(path, device=device, threads=threads) as session:
@@ -214,10 +214,10 @@ def vbench_ratio(seconds: float, device: str | None, threads: int | None) -> Rat
     """Interleaved by vbench's comparison: a machine that drifts slows both files alike."""
 
     def ratio(first: Path, second: Path) -> float:
-        from vcompress.bench.compare import interleave
-        from vcompress.bench.inputs import resolve_shapes, synthetic
-        from vcompress.bench.measure import Budget, Ring, warm_up
         from vcompress.bench.runtimes import open_session
+        from vcompress.bench.timing.compare import interleave
+        from vcompress.bench.timing.inputs import resolve_shapes, synthetic
+        from vcompress.bench.timing.measure import Budget, Ring, warm_up
 
         with (
             open_session(first, device=device, threads=threads) as a,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError, nearest
 
-from ..macs import count_macs, count_parameters
-from ..patterns import check_patterns
+from ..models.cost import count_macs, count_parameters
+from ..models.patterns import check_patterns
 from .cost import CostModel, channel_cost, mac_cost, parameter_cost
 from .importance import Importance, Loss, scores
 from .isolated import trace_within

@@ -6,6 +6,7 @@ Sparse Deep Neural Networks, 2021, arXiv:2104.08378.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
-from ..patterns import check_patterns, matches
-from ..progress import log
+from ..models.patterns import check_patterns, matches
+
+log = logging.getLogger(__name__)
+
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 

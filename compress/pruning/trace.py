@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
-from ..patterns import matches
+from ..models.patterns import matches
 from .adapters import customized_pruners, prepare, remap
 from .attention import head_count, layout, unsupported
 from .shadow import run, shadow, tensors_of

@@ -11,12 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vcompress.bench.errors import UserError
 
-from .deployed import (
-    DeployedActivation,
-    DeployedLayer,
-    DeployedWeight,
-    compute_in_integers,
-)
+from .deployed import DeployedActivation, DeployedLayer, DeployedWeight, compute_in_integers
 from .graph import attribute, bn_after, kind, leaf
 from .parts import put
 from .placement import is_quantized, placement

@@ -12,23 +12,11 @@ from torch import Tensor, fx, nn
 
 from vcompress.bench.errors import UserError
 
-from ..patterns import check_patterns, matches
+from ..models.patterns import check_patterns, matches
 from .calibration import activation_quantizers, set_weight_scales
 from .graph import activations_of, attribute, kind, leaf, qualified_name, source
-from .parts import (
-    prepare_children,
-    put,
-    record_inputs,
-    submodule,
-    trace_around,
-    traceable_form,
-)
-from .quantizers import (
-    ActivationQuantizer,
-    WeightQuantizer,
-    weight_of,
-    with_quantised_weight,
-)
+from .parts import prepare_children, put, record_inputs, submodule, trace_around, traceable_form
+from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of, with_quantised_weight
 from .targets import Plan, Target, load_target
 from .trace import Untraceable, record_shapes, shape, trace
 

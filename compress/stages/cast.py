@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ..stage import Context, Outcome
+from .contract import Context, Outcome
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,8 +29,8 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """Note the type that `model` is exported in; the end of the command casts, proves, measures."""
     from vcompress.bench.errors import UserError
 
+    from ..bundles.store import set_precision
     from ..quantization import is_quantized
-    from ..store import set_precision
 
     if is_quantized(model) and config.dtype == "bf16":
         raise UserError("--dtype bf16: a quantised network goes with fp16. Give --dtype fp16.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vcompress.bench.errors import UserError, nearest
 
-from ..stage import Context, Outcome, TaughtConfig
+from .contract import Context, Outcome, TaughtConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..data import Data
-    from ..features import Pair
-    from ..teaching import Ask, Teacher
+    from ..data.loader import Data
+    from ..distillation.features import Pair
+    from ..distillation.teaching import Ask, Teacher
+
+log = logging.getLogger(__name__)
+
 
 INPUTS = {"teacher": "several", "student": "fresh"}
 
@@ -93,12 +97,11 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     from dataclasses import replace
     from pathlib import Path
 
-    from ..features import captured
-    from ..macs import count_parameters
-    from ..progress import log
-    from ..teaching import TaughtLoss, live
-    from ..train import fit
-    from ..unlabelled import NO_LABEL, with_unlabelled
+    from ..data.unlabelled import NO_LABEL, with_unlabelled
+    from ..distillation.features import captured
+    from ..distillation.teaching import TaughtLoss, live
+    from ..models.cost import count_parameters
+    from ..training.loop import fit
 
     terms, data, count = config.terms(), context.data, _views(config)
     teachers = _teachers(config, context)
@@ -154,8 +157,8 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
 def _explained(model: nn.Module, teachers: Sequence[Teacher], context: Context) -> str:
     """HTML: where teacher and student look on images about which they disagree."""
-    from ..gradcam import Viewer, disagreements_section
-    from ..processes import process_state
+    from ..distillation.disagreement import Viewer, disagreements_section
+    from ..training.processes import process_state
 
     if not teachers or not process_state().is_main_process:
         return ""
@@ -166,7 +169,7 @@ def _explained(model: nn.Module, teachers: Sequence[Teacher], context: Context) 
 
 
 def _teachers(config: Config, context: Context) -> list[Teacher]:
-    from ..teaching import Teacher
+    from ..distillation.teaching import Teacher
 
     found = list(context.teachers)
     if not found and context.teacher is not None:
@@ -208,8 +211,8 @@ def _example(teacher: Teacher, data: Data) -> Any:
 
 def _pairs(model: nn.Module, teacher: Teacher, config: Config, data: Data) -> list[Pair]:
     """The features that the losses compare."""
-    from ..features import find_pairs
-    from ..teaching import ON_FEATURES
+    from ..distillation.features import find_pairs
+    from ..distillation.teaching import ON_FEATURES
 
     wanted = set(config.terms()) & set(ON_FEATURES)
     if not wanted:
@@ -228,7 +231,7 @@ def _accuracy(teacher: Teacher, data: Data, batch_size: int) -> float:
 
     import torch
 
-    from ..processes import process_state
+    from ..training.processes import process_state
 
     right = total = 0
     device = process_state().device
@@ -245,7 +248,7 @@ def _digest(teacher: Teacher) -> str:
     """Of the weights and of the layers that they are in."""
     import hashlib
 
-    from ..train import digest
+    from ..training.loop import digest
 
     return hashlib.sha256(f"{digest(teacher.model)} {teacher.model}".encode()).hexdigest()
 
@@ -266,10 +269,9 @@ def _cached(
 
     import torch
 
-    from ..processes import process_state
-    from ..progress import log
-    from ..teacher_cache import Output, open_cache
-    from ..teaching import Answer
+    from ..distillation.cache import Output, open_cache
+    from ..distillation.teaching import Answer
+    from ..training.processes import process_state
 
     outputs = [Output(f"logits-{t}", (len(data.classes),), "float32") for t in range(len(teachers))]
     outputs += [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vcompress.bench.errors import UserError
 
-from ..stage import Context, Outcome, TrainConfig
+from .contract import Context, Outcome, TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -83,14 +83,14 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """
     import torch
 
-    from ..train import fit
+    from ..training.loop import fit
 
     data = replace(context.data, mixup=config.mixup, cutmix=config.cutmix, balanced=config.balanced)
     context = replace(context, data=data)
     details: dict[str, Any] = {}
     adapted = None
     if config.lora:
-        from ..lora import adapt
+        from ..training.lora import adapt
 
         torch.manual_seed(context.seed)  # the adapters start at random
         adapted = adapt(model, config.lora, data.example, len(data.classes))
@@ -107,7 +107,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 def _loss(config: Config) -> Any:
     if not config.focal:
         return None
-    from ..focal import focal
+    from ..training.focal import focal
 
     def loss(logits: Tensor, _: Tensor, labels: Tensor) -> Tensor:
         return focal(logits, labels, config.focal, config.label_smoothing)
@@ -117,10 +117,10 @@ def _loss(config: Config) -> Any:
 
 def _hooks(model: nn.Module, config: Config, context: Context) -> dict[str, Any]:
     """What the training loop is told: rates of layers, what stands still, the attack."""
-    from ..attacks import attacked
-    from ..layer_groups import decayed_rates, layer_groups, unfreeze
-    from ..processes import process_state
     from ..quantization import freeze_bn
+    from ..robustness.attacks import attacked
+    from ..training.layer_groups import decayed_rates, layer_groups, unfreeze
+    from ..training.processes import process_state
 
     if config.unfreeze_every and process_state().num_processes > 1:
         raise UserError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vcompress.bench.errors import UserError
 
-from ..stage import Context, Outcome, TaughtConfig
+from .contract import Context, Outcome, TaughtConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,12 +121,12 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     import copy
     from dataclasses import replace
 
-    from ..batch_norm import recalibrate
-    from ..losses import from_teacher
-    from ..macs import count_macs, count_parameters
+    from ..distillation.losses import from_teacher
+    from ..models.cost import count_macs, count_parameters
     from ..pruning import drop_blocks, prune
-    from ..schedule import within
-    from ..train import fit
+    from ..pruning.batch_norm import recalibrate
+    from ..training.loop import fit
+    from ..training.schedule import within
 
     refuse_quantised(model)
     refuse_sparse(model)
@@ -218,7 +218,7 @@ def _to_latency(
     model: nn.Module, config: Config, context: Context, recovery: Loss
 ) -> LatencyReport:
     """Prune by measured latencies of the float network in ONNX Runtime on this machine."""
-    from vcompress.bench.environment import preflight
+    from vcompress.bench.timing.environment import preflight
     from vcompress.export.to_onnx import export
 
     from ..pruning.latency import prune_to_latency

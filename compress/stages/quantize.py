@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vcompress.bench.errors import UserError
 
-from ..stage import Context, Outcome, TaughtConfig
+from .contract import Context, Outcome, TaughtConfig
 
 if TYPE_CHECKING:
     from torch import nn
+
+log = logging.getLogger(__name__)
+
 
 HELD_OUT = 128
 """Validation images on which a repair must help."""
@@ -97,14 +101,13 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     import torch
 
-    from ..losses import from_teacher
-    from ..progress import log
+    from ..distillation.losses import from_teacher
     from ..quantization import count_quantised, freeze_bn, placement
     from ..quantization.ptq import Scheme
     from ..quantization.repairs import Choice, Repairs, repaired
-    from ..sensitivity import choose_keep_float
-    from ..train import fit
-    from ..verdict import judge
+    from ..quantization.sensitivity import choose_keep_float
+    from ..quantization.verdict import judge
+    from ..training.loop import fit
 
     images = context.data.images("train", config.calibration_images)
     calibration = torch.split(images, 64)

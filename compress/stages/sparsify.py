@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..stage import Context, Outcome, TaughtConfig
+from .contract import Context, Outcome, TaughtConfig
 from .prune import refuse_quantised
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """Zero two of four weights of `model` in place and train the others."""
     import copy
 
-    from ..losses import from_teacher
+    from ..distillation.losses import from_teacher
     from ..pruning.sparsity import sparse_layers, sparsify
-    from ..train import fit
+    from ..training.loop import fit
 
     refuse_quantised(model)
     teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from vcompress.bench.atomic import staged_file
 from vcompress.bench.bundle import MODEL
+from vcompress.bench.bundle.atomic import staged_file
+from vcompress.bench.bundle.manifest import BESIDE
 from vcompress.bench.errors import UserError
-from vcompress.bench.manifest import BESIDE
-from vcompress.bench.verify import verify
+from vcompress.bench.verify.verify import verify
 
 from .header import check_name, data_source, header
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from vcompress.bench.session import Facts, Session, TensorSpec
+from vcompress.bench.runtimes.session import Facts, Session, TensorSpec
 
 rng = np.random.default_rng(0)
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from vcompress.bench import cli, fresh
+from vcompress.bench import cli
 from vcompress.bench.apart import MARK
 from vcompress.bench.errors import UserError
+from vcompress.bench.timing import fresh
 
 
 def write(path: Path, model: object) -> Path:

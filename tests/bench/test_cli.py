@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vcompress.bench import bundle, cli, job
-from vcompress.bench.compare import CompareBudget
-from vcompress.bench.data import Dataset, open_dataset
-from vcompress.bench.measure import Budget
+from vcompress.bench import cli
+from vcompress.bench.bundle import bundle
+from vcompress.bench.data.dataset import Dataset, open_dataset
+from vcompress.bench.run import job
+from vcompress.bench.timing.compare import CompareBudget
+from vcompress.bench.timing.measure import Budget
 
 QUICK = ["--threads", "1", "--seconds", "0.1", "--no-cold-start"]
 

@@ -40,7 +40,7 @@ def test_a_model_is_measured_where_the_training_side_cannot_be_imported(models: 
 
 
 def test_a_bundle_as_a_module_says_that_torch_is_missing(models: Path, tmp_path: Path) -> None:
-    from vcompress.bench import bundle
+    from vcompress.bench.bundle import bundle
 
     with bundle.create(
         tmp_path / "b", input=bundle.InputSpec("x", (3, 32, 32)),

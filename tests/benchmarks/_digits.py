@@ -16,10 +16,10 @@ import torchvision.models as tv
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vcompress.bench.data import Dataset, open_dataset
-from vcompress.compress.data import Data
-from vcompress.compress.stage import Context
+from vcompress.bench.data.dataset import Dataset, open_dataset
+from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import finetune
+from vcompress.compress.stages.contract import Context
 
 LABELLED = 144
 """A tenth of the training images, the same number of each class."""

@@ -17,8 +17,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from vcompress.bench import onnx_file, selftest, stats
-from vcompress.bench.compare import CompareBudget
+from vcompress.bench import onnx_file, stats
+from vcompress.bench.timing import selftest
+from vcompress.bench.timing.compare import CompareBudget
 
 LIMIT = 0.05
 

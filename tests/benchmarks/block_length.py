@@ -14,10 +14,10 @@ import tempfile
 from pathlib import Path
 
 from vcompress.bench import onnx_file
-from vcompress.bench.compare import interleave
-from vcompress.bench.inputs import resolve_shapes, synthetic
-from vcompress.bench.measure import Budget, Ring, no_collection, warm_up
 from vcompress.bench.runtimes import open_session
+from vcompress.bench.timing.compare import interleave
+from vcompress.bench.timing.inputs import resolve_shapes, synthetic
+from vcompress.bench.timing.measure import Budget, Ring, no_collection, warm_up
 
 
 def main() -> None:

@@ -22,16 +22,16 @@ from typing import Any
 import torch
 import torchvision.models as tv
 
-from vcompress.bench.data import open_dataset
-from vcompress.compress import train
-from vcompress.compress.data import Data
-from vcompress.compress.stage import Context
+from vcompress.bench.data.dataset import open_dataset
+from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import distill, finetune
+from vcompress.compress.stages.contract import Context
+from vcompress.compress.training import loop
 
 
 def timed(run: Callable[[], Any]) -> float:
     """Seconds of the one epoch that `run` trains, without what comes before the first batch."""
-    fit, save, marks = train.fit, train.save_state, []
+    fit, save, marks = loop.fit, loop.save_state, []
 
     def begin(*args: Any, **options: Any) -> Any:
         options["on_epoch"] = lambda *_: marks.append(time.perf_counter())
@@ -41,11 +41,11 @@ def timed(run: Callable[[], Any]) -> float:
         save(*args, **options)
         marks.append(time.perf_counter())
 
-    train.fit, train.save_state = begin, end  # type: ignore[assignment]
+    loop.fit, loop.save_state = begin, end  # type: ignore[assignment]
     try:
         run()
     finally:
-        train.fit, train.save_state = fit, save
+        loop.fit, loop.save_state = fit, save
     first, last = marks
     return last - first
 

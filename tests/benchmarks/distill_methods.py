@@ -25,12 +25,12 @@ import torch
 import torchvision.models as tv
 from _digits import LABELLED, accuracy, collect, make_teacher, tenth, whole
 
-from vcompress.bench.data import Dataset
-from vcompress.compress.data import Data
-from vcompress.compress.stage import Context
+from vcompress.bench.data.dataset import Dataset
+from vcompress.compress.data.loader import Data
+from vcompress.compress.data.unlabelled import NO_LABEL
+from vcompress.compress.distillation.teaching import ON_FEATURES
 from vcompress.compress.stages import distill, finetune
-from vcompress.compress.teaching import ON_FEATURES
-from vcompress.compress.unlabelled import NO_LABEL
+from vcompress.compress.stages.contract import Context
 
 
 def rows() -> list[str]:

@@ -17,9 +17,9 @@ from time import perf_counter_ns
 import numpy as np
 
 from vcompress.bench import onnx_file, stats
-from vcompress.bench.inputs import resolve_shapes, synthetic
-from vcompress.bench.measure import Budget, Ring, no_collection, warm_up
 from vcompress.bench.runtimes import open_session
+from vcompress.bench.timing.inputs import resolve_shapes, synthetic
+from vcompress.bench.timing.measure import Budget, Ring, no_collection, warm_up
 
 LIMIT = 0.01
 # Side and length of chains of matrix products, from about 0.1 to about 50 ms on one thread.

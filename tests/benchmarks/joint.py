@@ -25,10 +25,10 @@ import torchvision.models as tv
 from _digits import LABELLED, accuracy, collect, make_teacher, tenth, whole
 from torch import nn
 
-from vcompress.compress.macs import count_macs
-from vcompress.compress.recipe import Joint
-from vcompress.compress.stage import Context
+from vcompress.compress.models.cost import count_macs
+from vcompress.compress.pipeline.recipe import Joint
 from vcompress.compress.stages import distill, prune, quantize
+from vcompress.compress.stages.contract import Context
 
 STAGES = {"distill": distill, "prune": prune, "quantize": quantize}
 WAYS = {

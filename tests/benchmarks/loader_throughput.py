@@ -27,8 +27,8 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from vcompress.bench.bundle import IMAGENET
-from vcompress.bench.data import open_dataset
-from vcompress.compress.data import Data
+from vcompress.bench.data.dataset import open_dataset
+from vcompress.compress.data.loader import Data
 
 SIDE = 224
 

@@ -16,7 +16,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from vcompress.bench import onnx_file, selftest, stats
+from vcompress.bench import onnx_file, stats
+from vcompress.bench.timing import selftest
 
 LIMIT, MOST_SECONDS = 0.9, 20.0
 

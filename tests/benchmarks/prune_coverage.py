@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
-from vcompress.compress.checkpoint import describe, load_tensors, rebuild, save_tensors
+from vcompress.compress.models.changes import describe, load_tensors, rebuild, save_tensors
 from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.probe import difference
 from vcompress.compress.pruning.shadow import tensors_of

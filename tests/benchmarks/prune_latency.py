@@ -22,17 +22,17 @@ from _digits import accuracy, trained
 from torch import nn
 
 from vcompress.bench.bundle import Preprocess
-from vcompress.bench.data import open_dataset
-from vcompress.bench.environment import preflight
-from vcompress.compress.data import Data
-from vcompress.compress.losses import from_teacher
-from vcompress.compress.macs import count_macs
+from vcompress.bench.data.dataset import open_dataset
+from vcompress.bench.timing.environment import preflight
+from vcompress.compress.data.loader import Data
+from vcompress.compress.distillation.losses import from_teacher
+from vcompress.compress.models.cost import count_macs
 from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.latency import prune_to_latency
 from vcompress.compress.pruning.latency_table import LatencyTable, vbench_measure, vbench_ratio
-from vcompress.compress.stage import Context
 from vcompress.compress.stages import prune as stage
-from vcompress.compress.train import fit
+from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.loop import fit
 from vcompress.export.to_onnx import export
 
 EXAMPLE = torch.zeros(1, 3, 224, 224)

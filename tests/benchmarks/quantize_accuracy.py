@@ -26,14 +26,15 @@ import numpy as np
 import torch
 
 from vcompress.bench.bundle import Preprocess
-from vcompress.bench.data import open_dataset
-from vcompress.compress import checkpoint, finish
-from vcompress.compress.data import Data
-from vcompress.compress.models import build, make_spec
+from vcompress.bench.data.dataset import open_dataset
+from vcompress.compress.data.loader import Data
+from vcompress.compress.models import changes
+from vcompress.compress.models.catalogue import build, make_spec
+from vcompress.compress.pipeline import finish
 from vcompress.compress.quantization import to_export
-from vcompress.compress.stage import Context
 from vcompress.compress.stages import finetune, quantize
-from vcompress.compress.train import evaluate
+from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.loop import evaluate
 from vcompress.export import to_onnx
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -87,13 +88,13 @@ def float_network(name: str, data: Data, epochs: int, folder: Path) -> torch.nn.
     model = build(make_spec(name, len(data.classes), data.preprocess.size))
     file = folder / "float.safetensors"
     if file.exists():
-        return checkpoint.load(model, checkpoint.load_tensors(file)).eval()
+        return changes.load(model, changes.load_tensors(file)).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.1  # MobileNetV3's 0.01 is for runs of many thousand steps
     config = finetune.Config(epochs=epochs, lr=2e-3)
     finetune.apply(model, config, Context(data, folder / "training", resume=True))
-    checkpoint.save_tensors(model, file)
+    changes.save_tensors(model, file)
     return model.eval()
 
 

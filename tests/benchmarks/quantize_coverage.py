@@ -91,7 +91,7 @@ def gmacs(name: str) -> float:
     """Multiply-accumulates of one image of 224 px (518 px and so on where it is made for that)."""
     import torch
 
-    from vcompress.compress.macs import count_macs
+    from vcompress.compress.models.cost import count_macs
 
     size = {"inception_v3": 299}.get(name, 224)
     model = build(name, size).eval()

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from vcompress.bench.bundle import Bundle
-from vcompress.compress.report_html import scatter_figures, summary
-from vcompress.compress.table import rows
+from vcompress.compress.reporting.page import scatter_figures, summary
+from vcompress.compress.reporting.terminal import rows
 
 
 def main() -> None:

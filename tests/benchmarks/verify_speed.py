@@ -18,10 +18,10 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from vcompress.bench.archive import pack
 from vcompress.bench.bundle import InputSpec, Preprocess, create
-from vcompress.bench.environment import preflight
-from vcompress.bench.verify import verify
+from vcompress.bench.bundle.archive import pack
+from vcompress.bench.timing.environment import preflight
+from vcompress.bench.verify.verify import verify
 
 LIMIT = 1.5
 
@@ -56,7 +56,13 @@ def main() -> int:
         bundle, archive = Path(top) / "b", Path(top) / "b.vcb"
         make(bundle, asked.megabytes)
         files = sorted(p for p in bundle.iterdir() if p.suffix != ".sha256")
-        command = [sys.executable, "-m", "vcompress.bench.verify", str(bundle), "--no-golden"]
+        command = [
+            sys.executable,
+            "-m",
+            "vcompress.bench.verify.verify",
+            str(bundle),
+            "--no-golden",
+        ]
 
         def run(argv: list[str]) -> Callable[[], object]:
             return lambda: subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
@@ -66,7 +72,7 @@ def main() -> int:
             # The same hash with the processor's own instructions, which not every sha256sum uses.
             "openssl dgst -sha256": run(["openssl", "dgst", "-sha256", *map(str, files)]),
             "verify(bundle, golden=False)": lambda: verify(bundle, golden=False),
-            "python -m vcompress.bench.verify": run(command),
+            "python -m vcompress.bench.verify.verify": run(command),
             "pack": lambda: pack(bundle, archive),
         }
         if shutil.which("openssl") is None:

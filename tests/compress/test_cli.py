@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from vcompress.bench.bundle import Bundle
-from vcompress.compress import finish, flow
 from vcompress.compress.cli import main
+from vcompress.compress.pipeline import finish, run
 
 OWN = "tiny_nets:batch"
 
@@ -106,7 +106,7 @@ def test_a_bug_keeps_its_traceback(work: Path, monkeypatch: pytest.MonkeyPatch) 
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(flow, "run_stage", broken)
+    monkeypatch.setattr(run, "run_stage", broken)
     with pytest.raises(ZeroDivisionError):
         main(["finetune", "--model", OWN])
 

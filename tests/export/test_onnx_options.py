@@ -17,8 +17,8 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from vcompress.bench.bundle import Preprocess
+from vcompress.bench.data.preprocess import apply, crop
 from vcompress.bench.errors import EnvironmentLacks, UserError
-from vcompress.bench.preprocess import apply, crop
 from vcompress.export.onnx_options import (
     OnnxOptions,
     add_answer,

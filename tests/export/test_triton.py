@@ -14,10 +14,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from vcompress.bench import bundle as bundles
 from vcompress.bench.bundle import InputSpec, Preprocess
+from vcompress.bench.bundle import bundle as bundles
 from vcompress.bench.errors import UserError
-from vcompress.compress.serving import default_name, export_triton
+from vcompress.compress.delivery.triton import default_name, export_triton
 from vcompress.export.triton import Serving, Tensor, check, config, write_repository
 
 text_format = pytest.importorskip("google.protobuf.text_format")

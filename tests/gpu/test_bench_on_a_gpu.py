@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from vcompress.bench import onnx_file
-from vcompress.bench.cuda import Cuda
 from vcompress.bench.errors import EnvironmentLacks
-from vcompress.bench.inputs import resolve_shapes, synthetic
-from vcompress.bench.measure import Budget, measure
 from vcompress.bench.runtimes import open_session
+from vcompress.bench.runtimes.cuda import Cuda
+from vcompress.bench.timing.inputs import resolve_shapes, synthetic
+from vcompress.bench.timing.measure import Budget, measure
 
 pytestmark = pytest.mark.gpu
 

@@ -4,7 +4,7 @@ import torchvision.models as tv
 from torch import nn
 
 from vcompress.bench.errors import UserError
-from vcompress.compress.macs import count_macs
+from vcompress.compress.models.cost import count_macs
 from vcompress.compress.pruning.blocks import drop_blocks, droppable
 
 

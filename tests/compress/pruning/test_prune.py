@@ -10,7 +10,7 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
-from vcompress.compress.macs import count_macs, count_parameters
+from vcompress.compress.models.cost import count_macs, count_parameters
 from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.probe import difference
 

@@ -16,7 +16,7 @@ from vcompress.bench.errors import UserError
 from vcompress.compress import quantization as q
 from vcompress.compress.quantization.ptq import Scheme
 from vcompress.compress.quantization.repairs import Repairs, repaired
-from vcompress.compress.sensitivity import sensitivity
+from vcompress.compress.quantization.sensitivity import sensitivity
 from vcompress.export import parity, to_onnx
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from vcompress.compress.data import Data
-from vcompress.compress.stage import Context
+from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import distill
+from vcompress.compress.stages.contract import Context
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import torch
 
 from vcompress.bench.bundle import Bundle, Preprocess
 from vcompress.bench.errors import UserError
-from vcompress.compress.finish import finish
-from vcompress.compress.models import build, make_spec
+from vcompress.compress.bundles.store import Network, load_network, precision_of
+from vcompress.compress.models.catalogue import build, make_spec
+from vcompress.compress.pipeline.finish import finish
+from vcompress.compress.reporting.terminal import rows
 from vcompress.compress.stages import cast
-from vcompress.compress.store import Network, load_network, precision_of
-from vcompress.compress.table import rows
 
 SIZE = (32, 32)
 
@@ -38,8 +38,8 @@ def bundle(folder: Path, dtype: Any) -> Bundle:
 @pytest.fixture(scope="module", autouse=True)
 def short() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vcompress.compress.finish.LATENCY_SECONDS", 0.05)
-        patch.setattr("vcompress.compress.finish.PARITY_IMAGES", 8)
+        patch.setattr("vcompress.compress.pipeline.finish.LATENCY_SECONDS", 0.05)
+        patch.setattr("vcompress.compress.pipeline.finish.PARITY_IMAGES", 8)
         yield
 
 

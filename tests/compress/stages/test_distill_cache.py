@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from vcompress.bench.bundle import Preprocess
 from vcompress.bench.errors import UserError
-from vcompress.compress.stage import Context
-from vcompress.compress.teaching import Teacher
+from vcompress.compress.distillation.teaching import Teacher
+from vcompress.compress.stages.contract import Context
 
 
 def test_a_cache_gives_the_losses_of_the_teacher_itself(

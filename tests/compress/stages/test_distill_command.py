@@ -13,7 +13,7 @@ from vcompress.compress.cli import main
 
 def relabelled(bundle: Path, out: Path, labels: list[str]) -> None:
     """A copy of the bundle that calls its classes otherwise."""
-    from vcompress.bench import bundle as bundles
+    from vcompress.bench.bundle import bundle as bundles
 
     found = Bundle.open(bundle)
     with bundles.create(

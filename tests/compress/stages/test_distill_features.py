@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from vcompress.bench.errors import UserError
-from vcompress.compress.resume import load_state
-from vcompress.compress.stage import Context
 from vcompress.compress.stages import distill
+from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.state import load_state
 
 
 def test_the_stage_finds_the_features_and_leaves_the_student_as_it_was_built(

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from vcompress.bench.errors import UserError
-from vcompress.compress import train as training
-from vcompress.compress.stage import Context
-from vcompress.compress.teaching import Teacher
+from vcompress.compress.distillation.teaching import Teacher
+from vcompress.compress.stages.contract import Context
+from vcompress.compress.training import loop as training
 
 
 class Killed(BaseException):
@@ -73,8 +73,8 @@ sys.path.insert(0, sys.argv[3])
 import torch
 from safetensors.torch import save_file
 from training_script import make_data, make_net
-from vcompress.compress.processes import process_state
-from vcompress.compress.stage import Context
+from vcompress.compress.training.processes import process_state
+from vcompress.compress.stages.contract import Context
 from vcompress.compress.stages import distill
 
 out, options = Path(sys.argv[1]), json.loads(sys.argv[2])

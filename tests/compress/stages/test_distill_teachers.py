@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
-from vcompress.compress.stage import Context
+from vcompress.compress.distillation.teaching import Teacher
 from vcompress.compress.stages import finetune
+from vcompress.compress.stages.contract import Context
 from vcompress.compress.stages.distill import Config
-from vcompress.compress.teaching import Teacher
-from vcompress.compress.train import evaluate
+from vcompress.compress.training.loop import evaluate
 
 
 @pytest.mark.parametrize("cached", [False, True])

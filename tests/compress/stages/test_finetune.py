@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from vcompress.compress import stages
-from vcompress.compress.data import Data
-from vcompress.compress.stage import Context
+from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import finetune
-from vcompress.compress.train import evaluate
+from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.loop import evaluate
 
 
 def test_it_trains_the_network_and_tells_what_it_reached(

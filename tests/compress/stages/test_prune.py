@@ -78,7 +78,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         )
         return {"epochs": config.epochs}
 
-    monkeypatch.setattr("vcompress.compress.train.fit", fit)
+    monkeypatch.setattr("vcompress.compress.training.loop.fit", fit)
     return calls
 
 
@@ -113,7 +113,7 @@ def test_batch_norms_are_estimated_again_before_training(monkeypatch: pytest.Mon
         seen.append((model[1].running_mean.clone(), inner.mean((0, 2, 3))))
         return {}
 
-    monkeypatch.setattr("vcompress.compress.train.fit", fit)
+    monkeypatch.setattr("vcompress.compress.training.loop.fit", fit)
     apply(network(), Config(macs=0.5, steps=2), FakeContext())  # type: ignore[arg-type]
     assert len(seen) == 2
     assert all(torch.allclose(mean, found, atol=1e-5) for mean, found in seen)

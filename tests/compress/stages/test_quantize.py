@@ -12,9 +12,9 @@ import torch
 
 from vcompress.bench.errors import UserError
 from vcompress.compress import quantization as q
-from vcompress.compress.data import Data
-from vcompress.compress.stage import Context
+from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import finetune, quantize
+from vcompress.compress.stages.contract import Context
 
 CONFIG = quantize.Config(epochs=3, batch_size=6, lr=1e-3, calibration_images=24, freeze_bn_epochs=1)
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from vcompress.bench.errors import UserError
 from vcompress.compress import quantization as q
-from vcompress.compress.data import Data
+from vcompress.compress.data.loader import Data
 from vcompress.compress.pruning.sparsity import sparse_in_file, sparse_layers
-from vcompress.compress.stage import Context
 from vcompress.compress.stages import finetune, prune, quantize
+from vcompress.compress.stages.contract import Context
 from vcompress.compress.stages.sparsify import Config, apply
 from vcompress.export.to_onnx import export
 
@@ -84,7 +84,7 @@ def test_training_that_fills_the_zeros_is_a_fault(
         with torch.no_grad():
             model[3].weight.add_(1.0)
 
-    monkeypatch.setattr("vcompress.compress.train.fit", fit)
+    monkeypatch.setattr("vcompress.compress.training.loop.fit", fit)
     with pytest.raises(RuntimeError, match="filled the zeros of 3"):
         apply(tiny_nets.batch(), Config(), Context(None, Path()))  # type: ignore[arg-type]
 

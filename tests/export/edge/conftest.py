@@ -14,8 +14,8 @@ import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from vcompress.bench import bundle as bundles
 from vcompress.bench.bundle import InputSpec, Preprocess
+from vcompress.bench.bundle import bundle as bundles
 
 PREPROCESS = Preprocess((24, 32), resize=40, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
 

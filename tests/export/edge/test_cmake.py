@@ -204,8 +204,8 @@ def test_a_changed_bundle_is_verified_again_before_the_next_build(
 
 def rewrite(write_bundle: Callable[..., Path], bundle: Path, model: Any, save: Any) -> None:
     """The same bundle with another model, written whole."""
-    from vcompress.bench import bundle as bundles
     from vcompress.bench.bundle import Bundle
+    from vcompress.bench.bundle import bundle as bundles
 
     old = Bundle.open(bundle)
     with bundles.create(

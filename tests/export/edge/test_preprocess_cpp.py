@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vcompress.bench.bundle import Preprocess
-from vcompress.bench.preprocess import apply
+from vcompress.bench.data.preprocess import apply
 from vcompress.export import edge
 from vcompress.export.edge.header import number
 

@@ -1,0 +1,89 @@
+"""Preprocessing on the device: Pillow and numpy. A test holds it equal to the training side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from ..bundle import Preprocess
+from ..errors import UserError
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+_MOST_PIXELS = 2**28
+"""Of a resized image, as much as a network of the largest size takes."""
+
+
+def apply(preprocess: Preprocess, image: Image.Image) -> npt.NDArray[np.float32]:
+    """`image` as the network's input, `[C, H, W] float32`."""
+    image = crop(preprocess, to_mode(image, preprocess.channels))
+    pixels = np.asarray(image)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    # In place on a contiguous copy: a quarter of the time of new arrays at every step.
+    values = pixels.astype(np.float32, order="C")
+    values /= np.float32(255)
+    values -= np.asarray(preprocess.mean, dtype=np.float32)[:, None, None]
+    values /= np.asarray(preprocess.std, dtype=np.float32)[:, None, None]
+    return values
+
+
+def crop(preprocess: Preprocess, image: Image.Image) -> Image.Image:
+    """Resize and centre-crop, still 8-bit.
+
+    Raises:
+        UserError: an image so much longer than wide that resizing it would take all memory.
+    """
+    height, width = preprocess.size
+    resample = _FILTERS[preprocess.interpolation]
+    if preprocess.resize is None:
+        same = image.size == (width, height)
+        return image if same else image.resize((width, height), resample)
+    # The longer side is cut, not rounded, and the offsets are rounded: torchvision's arithmetic.
+    short = min(image.size)
+    scaled = [
+        preprocess.resize if side == short else int(preprocess.resize * side / short)
+        for side in image.size
+    ]
+    if scaled[0] * scaled[1] > _MOST_PIXELS:
+        raise UserError(
+            f"An image of {image.width}x{image.height} pixels would be resized to "
+            f"{scaled[0]}x{scaled[1]} before the crop. Cut it to a usual shape, or remove it."
+        )
+    image = image.resize((scaled[0], scaled[1]), resample)
+    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """8 bits a channel in `mode`; 16-bit greys are scaled, not clipped."""
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        values = np.asarray(image).astype(np.float64)
+        image = Image.fromarray((values.clip(0, 65535) / 257 + 0.5).astype(np.uint8))
+    elif image.mode == "F":
+        raise UserError("A float image has no agreed range; save it with 8 or 16 bits a channel.")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode the file, turned as its EXIF says.
+
+    Raises:
+        UserError: the file is missing, is not an image, is cut short, or is a decompression bomb.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # or an upright one would be copied
+            return image
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image.") from None
+    except Exception as error:  # Pillow's decoders raise many kinds on a damaged file
+        raise UserError(
+            f"{path}: cannot be read as an image ({error}). Repair or remove the file."
+        ) from None

@@ -1,0 +1,241 @@
+"""Run a bundle on a device: from an image to labels and scores, with the bundle's preprocessing.
+
+    from vcompress.bench import load
+
+    with load("runs/r18-quantize") as model:
+        for found in model.predict("cat.jpg"):
+            print(found.label, found.score)
+
+No torch, and nothing is imported that a first prediction does not need.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+from ..bundle import MODEL, Bundle
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL.Image import Image
+
+    from ..runtimes.session import Session
+
+    Array = npt.NDArray[Any]
+    Picture: TypeAlias = str | os.PathLike[str] | Image | Array
+    """A path, a Pillow image, or an array `[H, W, 3]`, `[H, W, 4]`, `[H, W, 1]` or `[H, W]` uint8,
+    in the order red, green, blue, alpha."""
+
+BATCH = 32
+"""Images in one call of the runtime, at most, where the file leaves the batch free."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class of one image."""
+
+    label: str
+    score: float
+    """Softmax probability over all classes, 0 to 1."""
+    index: int
+    """Of the network's output."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A bundle that is opened in a runtime. A context manager."""
+
+    bundle: Bundle
+    session: Session
+
+    @overload
+    def predict(self, image: Picture, top: int = 5) -> tuple[Prediction, ...]: ...
+    @overload
+    def predict(
+        self, image: list[Any] | tuple[Picture, ...], top: int = 5
+    ) -> list[tuple[Prediction, ...]]: ...
+    def predict(
+        self, image: Picture | list[Any] | tuple[Picture, ...], top: int = 5
+    ) -> tuple[Prediction, ...] | list[tuple[Prediction, ...]]:
+        """The `top` likeliest classes of an image, the best first; of a list, one entry an image.
+
+        Raises:
+            UserError: a missing file, one that is no image, an array of another kind, `top` < 1.
+        """
+        if top < 1:
+            raise UserError(f"top = {top}: it must be 1 or more.")
+        if isinstance(image, (list, tuple)):
+            return [self._best(row, top) for rows in self._scores(image) for row in rows]
+        return self._best(next(self._scores([image]))[0], top)
+
+    def scores(self, images: Sequence[Picture]) -> npt.NDArray[np.float32]:
+        """Softmax probabilities of all classes, `[N, K] float32`, in the order of the labels."""
+        import numpy as np
+
+        parts = list(self._scores(images))
+        empty = np.zeros((0, len(self.bundle.labels)), np.float32)
+        return np.concatenate(parts) if parts else empty
+
+    def close(self) -> None:
+        """Free the model."""
+        self.session.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _scores(self, images: Sequence[Picture]) -> Iterator[npt.NDArray[np.float32]]:
+        import numpy as np
+
+        from ..data.preprocess import apply
+
+        entry = self.session.inputs[0]
+        fixed = entry.shape[0] if isinstance(entry.shape[0], int) else None
+        size = fixed or BATCH
+        for start in range(0, len(images), size):
+            chosen = images[start : start + size]
+            batch = np.stack([apply(self.bundle.preprocess, _decode(image)) for image in chosen])
+            if fixed and len(batch) < fixed:
+                # No image changes another one's result, so the last one may fill the batch up.
+                batch = np.concatenate([batch, batch[-1:].repeat(fixed - len(batch), axis=0)])
+            fed = {entry.name: batch.astype(entry.dtype, copy=False)}
+            logits = next(iter(self.session.run(fed).values()))[: len(chosen)]
+            yield _softmax(self._checked(logits))
+
+    def _checked(self, logits: Array) -> Array:
+        import numpy as np
+
+        labels = self.bundle.labels
+        if logits.ndim != 2 or logits.shape[1] != len(labels):
+            raise UserError(
+                f"{self.session.path}: its output is {list(logits.shape)}, and the bundle has "
+                f"{len(labels)} labels; expected [batch, {len(labels)}]. Export the bundle again."
+            )
+        if not np.isfinite(logits).all():
+            raise UserError(f"{self.session.path}: the model gives NaN or infinity for this image.")
+        return logits
+
+    def _best(self, scores: npt.NDArray[np.float32], top: int) -> tuple[Prediction, ...]:
+        # Stable: of equal scores the lower class number is named first, on every machine.
+        order = (-scores).argsort(kind="stable")[:top]
+        labels = self.bundle.labels
+        return tuple(Prediction(labels[int(i)], float(scores[i]), int(i)) for i in order)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    runtime: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> Model:
+    """Open the bundle at `path`; the file is run only if its hash is the manifest's.
+
+    Args:
+        runtime: by default ONNX Runtime, in which the bundle was measured.
+        device: cpu, cuda, ...; never replaced by another. Default: the runtime's own.
+        threads: of one call; None leaves the runtime's default.
+
+    Raises:
+        UserError: no bundle, a changed file, another task than classification.
+        EnvironmentLacks: the runtime or the device is missing.
+    """
+    bundle = Bundle.open(Path(path))
+    if bundle.task != "classification":
+        raise UserError(f"{path}: its task is {bundle.task!r}; predict knows classification.")
+    name = runtime or "onnxruntime"
+    file = _checked_beside_imports(bundle, name)
+    from ..runtimes import open_session
+
+    return Model(bundle, open_session(file, runtime=name, device=device, threads=threads))
+
+
+def _checked_beside_imports(bundle: Bundle, runtime: str) -> Path:
+    """The model's file, hashed in a thread while numpy, Pillow and the runtime load."""
+    checked = _Check(bundle, MODEL)
+    interval = sys.getswitchinterval()
+    # The thread hands over after each piece of the file; by default it would wait 5 ms each time.
+    sys.setswitchinterval(1e-4)
+    try:
+        checked.start()
+        from ..data import preprocess  # noqa: F401
+        from ..runtimes import module, names
+
+        if runtime in names():
+            module(runtime).library()
+        return checked.result()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+class _Check(Thread):
+    """`Bundle.file` in a thread: hashing runs beside the imports."""
+
+    def __init__(self, bundle: Bundle, name: str) -> None:
+        super().__init__(daemon=True)
+        self._bundle, self._name = bundle, name
+        self._file: Path | None = None
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._file = self._bundle.file(self._name)
+        except Exception as error:
+            self._error = error
+
+    def result(self) -> Path:
+        self.join()
+        if self._error is not None:
+            raise self._error
+        assert self._file is not None
+        return self._file
+
+
+def _decode(image: Picture) -> Image:
+    import numpy as np
+    from PIL import Image as pillow
+    from PIL import ImageOps
+
+    from ..data.preprocess import read_image
+
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(Path(image))
+    if isinstance(image, pillow.Image):
+        try:
+            return ImageOps.exif_transpose(image)
+        except Exception as error:  # a lazily opened file is decoded here
+            raise UserError(f"the image cannot be decoded ({error}).") from None
+    if not isinstance(image, np.ndarray):
+        raise UserError(
+            f"got {type(image).__name__}; expected a path, a Pillow image or a uint8 array "
+            "[height, width, channels]."
+        )
+    shape = list(image.shape)
+    channels = shape[2] if len(shape) == 3 else 1
+    if image.dtype != np.uint8 or len(shape) not in (2, 3) or channels not in (1, 3, 4):
+        raise UserError(
+            f"got an array {shape} {image.dtype}; expected uint8 and [height, width] or [height, "
+            "width, 1, 3 or 4 channels]."
+        )
+    if 0 in shape:
+        raise UserError(f"got an array {shape}, which has no pixels.")
+    return pillow.fromarray(np.ascontiguousarray(image[..., 0] if shape[2:] == [1] else image))
+
+
+def _softmax(logits: Array) -> npt.NDArray[np.float32]:
+    import numpy as np
+
+    values = logits.astype(np.float64)
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
+    scores: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return scores.astype(np.float32)

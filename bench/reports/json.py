@@ -1,0 +1,147 @@
+"""A result as JSON, as `schema.json` beside this file describes it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import stats
+from ..errors import UserError
+from ..timing import noise
+from ..timing.compare import Blocks, Comparison
+from ..timing.measure import Measurement
+from .result import SCHEMA_VERSION, ModelResult, Result
+
+
+def plain(value: Any) -> Any:
+    """Arrays to lists, paths to text, what is not finite to null."""
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def as_dict(result: Result) -> dict[str, Any]:
+    """The whole result."""
+    found = {
+        "schema_version": SCHEMA_VERSION,
+        "vbench": result.version,
+        "when": result.when,
+        "command": result.command,
+        "environment": asdict(result.environment),
+        "models": [_model(m) for m in result.models],
+        "sweep": [_model(m) for m in result.sweep],
+        "comparison": _comparison(result.comparison) if result.comparison else None,
+        "accuracy_change": asdict(result.change) if result.change else None,
+        "gate": [asdict(c) for c in result.checks],
+        "against": asdict(result.against) if result.against else None,
+        "notes": result.notes,
+    }
+    plained: dict[str, Any] = plain(found)
+    return plained
+
+
+def write(result: Result, path: Path) -> None:
+    """Write the result; raises `UserError` where the file cannot be written."""
+    text = json.dumps(as_dict(result), allow_nan=False, separators=(",", ":"))
+    save(path, text + "\n")
+
+
+def save(path: Path, text: str) -> None:
+    """A whole file or none."""
+    staging = path.with_name(f".{path.name}.writing")
+    try:
+        staging.write_text(text, encoding="utf-8")
+        staging.replace(path)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _model(m: ModelResult) -> dict[str, Any]:
+    found = {
+        "artefact": asdict(m.artefact) | {"precision": m.artefact.precision},
+        "runtime": asdict(m.measurement.facts),
+        "workload": {
+            "shapes": m.measurement.shapes,
+            "batch": m.measurement.batch,
+            "inputs_from": m.measurement.inputs_from,
+            "ring": m.measurement.ring,
+        },
+        "load_ms": m.measurement.load_ms,
+        "first_run_ms": m.measurement.first_run_ms,
+        "cold_start": asdict(m.cold_start) if m.cold_start else None,
+        "warmup": asdict(m.measurement.warmup),
+        "latency_ms": latency(m.measurement),
+        "device_time_ms": _device(m.measurement),
+        "samples_ns": m.measurement.samples_ns,
+        "starts_ns": m.measurement.starts_ns,
+        "blocks": m.measurement.blocks,
+        "processes": m.measurement.processes,
+        "stopped": m.measurement.stopped,
+        "harness_ns": m.harness_ns,
+        "throughput": asdict(m.throughput) if m.throughput else None,
+        "open_loop": asdict(m.open_loop) if m.open_loop else None,
+        "noise": {
+            **asdict(m.disturbance),
+            "robust_variation": stats.robust_variation(m.measurement.samples_ns),
+            "drift": stats.slope_share(m.measurement.samples_ns),
+            "lag1_correlation": stats.lag1(m.measurement.samples_ns),
+            "outliers": noise.outliers(m.measurement),
+            "two_modes": stats.two_modes(m.measurement.samples_ns),
+            "warnings": m.warnings,
+        },
+        "accuracy": asdict(m.accuracy) if m.accuracy else None,
+        "profile": [asdict(n) for n in m.profile],
+        "nonfinite_outputs": m.measurement.nonfinite,
+    }
+    return found
+
+
+def latency(m: Measurement) -> dict[str, Any]:
+    """Percentiles with intervals; null where the samples do not support one."""
+    found: dict[str, Any] = {"n": len(m.samples_ns), "includes": m.facts.includes}
+    found["median"] = asdict(m.median)
+    for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)):
+        interval = m.latency(q)
+        found[name] = asdict(interval) if interval else None
+    found["min"] = int(m.samples_ns.min()) / 1e6
+    found["mean"] = float(m.samples_ns.mean()) / 1e6
+    return found
+
+
+def _device(m: Measurement) -> dict[str, Any] | None:
+    if m.device_ns is None or not len(m.device_ns):
+        return None
+    return {"p50": asdict(stats.quantile_interval(m.device_ns / 1e6)), "samples_ns": m.device_ns}
+
+
+def _comparison(c: Comparison) -> dict[str, Any]:
+    return {
+        "verdict": c.verdict,
+        "ratio": asdict(c.ratio),
+        "ratio_99": asdict(c.ratio_99),
+        "margin": c.margin,
+        "floor": c.floor,
+        "floor_ratio": asdict(c.floor_ratio),
+        "seconds": c.seconds,
+        "pairs": 2 * len(c.blocks.first),
+        "blocks": _blocks(c.blocks),
+        "floor_blocks": _blocks(c.floor_blocks),
+    }
+
+
+def _blocks(b: Blocks) -> dict[str, Any]:
+    return {"first_median_ns": b.first, "second_median_ns": b.second, "ratios": b.ratios()}

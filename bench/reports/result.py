@@ -1,0 +1,166 @@
+"""Everything that one call of vbench found out, frozen; the reports only print it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .. import onnx_file
+from ..runtimes.session import Node
+from ..stats import Interval, Verdict
+from ..tasks.classification import Accuracy, AccuracyChange
+from ..timing.compare import Comparison
+from ..timing.environment import Disturbance, Environment
+from ..timing.measure import Measurement
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The file that was measured."""
+
+    name: str
+    path: Path
+    sha256: str
+    size_bytes: int
+    """With the files that hold its external data."""
+    onnx: onnx_file.OnnxFacts | None = None
+    """What an ONNX file says of itself."""
+
+    @property
+    def precision(self) -> str | None:
+        """The type of most weights, read from the file."""
+        return self.onnx.precision if self.onnx else None
+
+
+def artefact(path: Path, name: str) -> Artefact:
+    """Read and hash a model's file. Raises `UserError` for an ONNX file that is damaged."""
+    facts: onnx_file.OnnxFacts | None = None
+    extra: tuple[Path, ...] = ()
+    if path.suffix == ".onnx":
+        facts = onnx_file.read(path)
+        extra = onnx_file.check_external(path, facts)
+    digest, size = hashlib.sha256(), 0
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in (*files, *extra):
+        size += file.stat().st_size
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return Artefact(name, path, digest.hexdigest(), size, facts)
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """A fresh process: what a device waits for before its first answer."""
+
+    import_ms: float
+    """Loading the runtime's library."""
+    load_ms: float
+    """From the path to a model ready to run."""
+    first_run_ms: float
+    peak_memory_bytes: int
+    """Largest resident size of the process, the interpreter included."""
+    model_memory_bytes: int
+    """How much of it loading and the first run added."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """A run of its own: many calls in flight."""
+
+    images_per_second: float
+    interval: tuple[float, float]
+    """95 %, from one-second slices."""
+    concurrency: int
+    batch: int
+    seconds: float
+    latency_ms: float
+    """Median latency of one call under this load."""
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """Requests that arrive at random times at a given rate, whether the model is ready or not."""
+
+    rate_hz: float
+    served_hz: float
+    requests: int
+    response_ms: dict[str, float | None]
+    """Percentiles of the time from arrival to answer, waiting included; None is withheld."""
+    kept_up: bool
+    """Whether the backlog stayed bounded."""
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One model at one batch size."""
+
+    artefact: Artefact
+    measurement: Measurement
+    disturbance: Disturbance
+    warnings: tuple[str, ...]
+    harness_ns: float | None = None
+    """Median of an identity model in the same loop; None where the runtime has none."""
+    cold_start: ColdStart | None = None
+    accuracy: Accuracy | None = None
+    throughput: Throughput | None = None
+    open_loop: OpenLoop | None = None
+    profile: tuple[Node, ...] = ()
+
+    @property
+    def harness_share(self) -> float | None:
+        """The share of the median that the harness and an empty call of the runtime take."""
+        if self.harness_ns is None:
+            return None
+        return self.harness_ns / (self.measurement.median_ms * 1e6)
+
+
+@dataclass(frozen=True)
+class Against:
+    """A saved result that a measurement was held against."""
+
+    name: str
+    path: Path
+    median_ms: Interval
+    ratio: Interval
+    """The latency now over the saved one."""
+    floor: float
+    """What two runs at different times may differ by; no smaller effect is reported."""
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a gate."""
+
+    name: str
+    limit: float
+    value: float
+    """The estimate."""
+    bound: float
+    """The interval's end that was held against the limit."""
+    outcome: str
+    """pass, fail, or inconclusive where the interval straddles the limit."""
+    message: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What vbench reports. The first model is the baseline."""
+
+    models: tuple[ModelResult, ...]
+    environment: Environment
+    command: tuple[str, ...]
+    version: str
+    when: str
+    """UTC, ISO 8601."""
+    comparison: Comparison | None = None
+    change: AccuracyChange | None = None
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
+    sweep: tuple[ModelResult, ...] = field(default=())
+    """Other batch sizes, in the order they were asked for."""
+    against: Against | None = None

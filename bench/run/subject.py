@@ -1,0 +1,208 @@
+"""A model on the command line: its file, its bundle, its inputs and its data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..bundle import IMAGENET, MODEL, Bundle, Preprocess, find_bundle, is_bundle
+from ..config import from_mapping
+from ..data.dataset import Dataset, open_dataset
+from ..errors import UserError
+from ..timing import inputs as feeds
+from ..timing.inputs import Feed
+
+if TYPE_CHECKING:
+    from ..runtimes.session import Session
+    from .options import Options
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is to be measured."""
+
+    name: str
+    path: Path
+    bundle: Bundle | None
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images to score on."""
+
+    dataset: Dataset
+    split: str
+    indices: np.ndarray
+    """[N] int64"""
+    explicit: bool
+    """Asked for by --data, not taken from the bundle."""
+
+    @property
+    def source(self) -> str:
+        return f"{self.dataset.source}, {self.split} split, {len(self.indices)} images"
+
+
+def subjects(paths: Sequence[Path], runtime: str | None) -> tuple[Subject, ...]:
+    """Resolve the paths: a bundle stands for its model.onnx unless torch runs it."""
+    found = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file. Give a model (.onnx, .engine) or a bundle.")
+        if path.is_dir():
+            if not is_bundle(path):
+                raise UserError(f"{path} is a folder and no bundle. Give a model's file.")
+            opened = Bundle.open(path)
+            bundle: Bundle | None = opened
+            file = path if runtime == "torch" else path / MODEL
+            if not file.exists():
+                raise UserError(
+                    f"{path}: the bundle has no {MODEL}; it has "
+                    f"{', '.join(sorted(opened.files))}. Export it, or give --runtime torch."
+                )
+        else:
+            bundle, file = find_bundle(path), path
+        if bundle and file.is_file():
+            _check(bundle, file)
+        name = (bundle.path.resolve().name if bundle else file.stem) or file.stem
+        if bundle and file.is_file() and file.name != MODEL:
+            name = f"{name}/{file.name}"
+        found.append(Subject(name, file, bundle))
+    if len({s.name for s in found}) < len(found):
+        found = [replace(s, name=_longer(s)) for s in found]
+    if len({s.name for s in found}) < len(found):
+        found = [replace(s, name=f"{chr(65 + i)}: {s.name}") for i, s in enumerate(found)]
+    return tuple(found)
+
+
+def _longer(subject: Subject) -> str:
+    path = subject.path.resolve()
+    return f"{path.parent.name}/{path.name}"
+
+
+def _check(bundle: Bundle, file: Path) -> None:
+    """A file that the manifest names must be the one it names."""
+    name = file.resolve().relative_to(bundle.path.resolve()).as_posix()
+    if name in bundle.files:
+        bundle.file(name)
+
+
+def images_for(options: Options, found: Sequence[Subject]) -> tuple[Images | None, list[str]]:
+    """The data asked for, or what the first bundle records; with notes on what was left out.
+
+    Raises `UserError` where data that was asked for cannot be used. Recorded data that is not on
+    this machine is only noted.
+    """
+    if options.data is not None:
+        dataset = open_dataset(options.data, options.data_root, options.seed)
+        return _images(dataset, options, explicit=True), []
+    bundle = found[0].bundle
+    if bundle is None or not bundle.data or not bundle.data.get("source") or not options.accuracy:
+        return None, []
+    try:
+        dataset = open_dataset(
+            bundle.data["source"], bundle.data.get("root"), int(bundle.data.get("seed", 0)),
+            bundle.data.get("on_bad_image", "fail"),
+        )  # fmt: skip
+    except UserError as error:
+        return None, [f"no accuracy: the data that the bundle records is not here ({error})"]
+    if bundle.data.get("fingerprint") not in (None, dataset.fingerprint):
+        return None, [
+            f"no accuracy: {dataset.source} has changed since the model was trained, so its "
+            "held-out images may have been trained on. Give --data to use it all the same."
+        ]
+    return _images(dataset, options, explicit=False), []
+
+
+def _images(dataset: Dataset, options: Options, explicit: bool) -> Images:
+    if options.split not in dataset.splits:
+        raise UserError(f"--split {options.split}: expected {', '.join(dataset.splits)}.")
+    indices = dataset.splits[options.split]
+    if options.limit is not None and options.limit < len(indices):
+        # Spread over the split, which is ordered by class in a folder.
+        indices = indices[np.linspace(0, len(indices) - 1, options.limit).astype(np.int64)]
+    if len(indices) == 0:
+        raise UserError(f"{dataset.source}: the {options.split} split has no images.")
+    return Images(dataset, options.split, indices, explicit)
+
+
+def preprocessing(
+    subject: Subject, session: Session, images: Images, asked: str | None
+) -> tuple[Preprocess, str | None]:
+    """The bundle's, the one asked for, or the data set's own at the model's size, with a note."""
+    if asked is not None:
+        return _parse(asked), None
+    if subject.bundle is not None:
+        return subject.bundle.preprocess, None
+    chosen = images.dataset.default_preprocess
+    shape = session.inputs[0].shape
+    if len(shape) == 4 and isinstance(shape[2], int) and isinstance(shape[3], int):
+        size = (shape[2], shape[3])
+        if size != chosen.size:
+            chosen = replace(chosen, size=size, resize=None)
+    return chosen, (
+        f"no bundle says how to preprocess: the data's usual way is used, size "
+        f"{chosen.size[0]}x{chosen.size[1]}, mean {chosen.mean}, std {chosen.std}; change it with "
+        "--preprocess"
+    )
+
+
+def _parse(asked: str) -> Preprocess:
+    if asked == "imagenet":
+        return IMAGENET
+    text = asked if asked.lstrip().startswith("{") else None
+    try:
+        data = json.loads(text if text is not None else Path(asked).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--preprocess {asked}: expected imagenet, a JSON object or a file with one ({error})."
+        ) from None
+    return from_mapping(Preprocess, data, f"--preprocess {asked}")
+
+
+def feed_for(
+    session: Session, subject: Subject, images: Images | None, preprocess: Preprocess | None,
+    options: Options, batch: int,
+) -> Feed:  # fmt: skip
+    """The ring: the user's arrays, images of the data set, or random values."""
+    if options.inputs is not None:
+        return feeds.from_file(options.inputs, session.inputs)
+    given = dict(options.shape)
+    spec = session.inputs[0] if session.inputs else None
+    if len(session.inputs) == 1 and spec is not None and not given and subject.bundle:
+        given[spec.name] = bundle_shape(spec.shape, subject.bundle.input.shape, batch)
+    if images is not None and preprocess is not None and spec is not None and not options.shape:
+        rows = images.indices[: feeds.RING * batch][:512]
+        read = [images.dataset.values(int(i), preprocess) for i in rows]
+        values = [v for v in read if v is not None]
+        if not values:
+            raise UserError(f"{images.source}: none of its first {len(rows)} can be read.")
+        stack = np.stack(values)
+        fixed = spec.shape[0] if isinstance(spec.shape[0], int) else batch
+        want = tuple(s for s in spec.shape[1:])
+        if len(want) != 3 or any(
+            isinstance(w, int) and w != g for w, g in zip(want, stack.shape[1:], strict=True)
+        ):
+            raise UserError(
+                f"{subject.path} takes {spec}; the preprocessing gives images of "
+                f"{list(stack.shape[1:])}. Give --preprocess with the model's size."
+            )
+        if batch not in (1, fixed):
+            feeds.resolve_shapes(session.inputs, batch)  # says that the batch does not fit
+        source = f"{images.dataset.source}, {images.split} split"
+        return feeds.from_images(spec, stack, fixed, source)
+    return feeds.synthetic(
+        session.inputs, feeds.resolve_shapes(session.inputs, batch, given), options.seed
+    )
+
+
+def bundle_shape(
+    shape: tuple[int | str, ...], image: tuple[int, ...], batch: int
+) -> tuple[int, ...]:
+    """The shape to feed a bundle's model, whose free dimensions the manifest fills."""
+    first = shape[0] if shape and isinstance(shape[0], int) else batch
+    return (first, *image)

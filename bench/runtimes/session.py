@@ -1,0 +1,109 @@
+"""What every runtime gives back: an opened model that says what really runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A model's input or output. A dimension is a number, or a name where it is free."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    """NumPy's name: float32, float16, int64, uint8, bool..."""
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        return tuple(str(size) for size in self.shape if not isinstance(size, int))
+
+    def __str__(self) -> str:
+        return f"{self.name} [{', '.join(map(str, self.shape))}] {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One layer of a profile: the time it took in one run of the model, on average."""
+
+    name: str
+    operator: str
+    provider: str
+    time_us: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What runs, read back from the runtime and not from what was asked."""
+
+    runtime: str
+    version: str
+    device: str
+    """Asked for: cpu, cuda, tensorrt."""
+    provider: str
+    """Really in use, such as CPUExecutionProvider."""
+    options: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    fallback: tuple[str, ...] = ()
+    """Nodes that another provider than the asked one takes; empty where none does."""
+    includes: str = "host arrays in, host arrays out"
+    """What one timed call covers."""
+
+
+class Session(ABC):
+    """An opened model. A context manager."""
+
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    facts: Facts
+    thread_safe: bool = True
+    """Whether several threads may run it at once."""
+    load_ms: float = 0.0
+    """From the path to a model ready to run."""
+
+    @property
+    def provider(self) -> str:
+        """What really runs the model."""
+        return self.facts.provider
+
+    @abstractmethod
+    def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """A call that runs the model once on these arrays and returns when it is done.
+
+        The arrays are checked here, so that the timed call does nothing but run.
+        """
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Outputs by name. Raises `UserError` for a shape or type that does not fit."""
+
+    def device_times_ns(self) -> NDArray[np.int64] | None:
+        """Device time of each timed call since the last one, or None without device events."""
+        return None
+
+    def profile(self, inputs: Mapping[str, NDArray[Any]], runs: int = 20) -> tuple[Node, ...]:
+        """Time by node, the costliest first."""
+        from ..errors import EnvironmentLacks
+
+        raise EnvironmentLacks(f"{self.facts.runtime} gives no time by node here.")
+
+    def close(self) -> None:
+        """Free the model."""
+        return None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,273 @@
+"""The bundle's golden inputs through a runtime, against the outputs that it recorded.
+
+Each runtime has a fresh process (`python -m vcompress.bench.verify.golden`): a file that crashes a runtime
+or never ends does so there.
+
+How much may differ depends on the precision of the file. The measure is the signal-to-error ratio
+over all golden outputs, and beside it the best class of each image:
+
+- float32: runtimes add in another order; 115 to 140 dB were measured between ONNX Runtime with and
+  without its optimisations and OpenVINO. 80 dB is asked. A GPU multiplies float32 in TF32 (10 bits
+  of mantissa, as float16): 50 dB is asked there.
+- float16 (10 bits of mantissa) 40 dB, bfloat16 (7 bits) 30 dB.
+- int8: where two runtimes round a value to two neighbouring steps, the step is the error, and it
+  goes on through the layers: 36 to 62 dB were measured within one runtime. 20 dB is asked, an error
+  of a tenth of the signal. What falls below computes another network: uint8 by int8 products that
+  saturate on a CPU without VNNI gave 4 dB and half of the classes.
+
+Another best class counts only where the recorded margin between the two classes is larger than what
+an error at the limit explains: `3 sqrt(2)` times its root mean square.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..apart import ask, serve
+from ..errors import EnvironmentLacks, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[Any]]
+
+LIMITS_DB = {"float32": 80.0, "tf32": 50.0, "float16": 40.0, "bfloat16": 30.0, "int8": 20.0}
+LEAST_EQUAL = 0.75
+"""Share of an integer output, such as the indices of the best classes, that must be equal."""
+_CLASS_TASKS = ("classification", "segmentation")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one runtime made of the golden inputs."""
+
+    runtime: str
+    device: str
+    file: str
+    """Of the bundle: model.onnx, or an engine."""
+    state: Literal["agrees", "differs", "fails", "absent"]
+    message: str
+    version: str = ""
+    precision: str = ""
+    sqnr_db: float | None = None
+    """Over all float outputs; None where they are equal or were not computed."""
+    top1_agreement: float | None = None
+    max_abs: float | None = None
+
+
+def check(
+    model: Path, golden: Path, *, runtime: str, device: str, task: str, precision: str,
+    batch: tuple[int, int] | None = None, timeout_s: float = 300.0,
+) -> Found:  # fmt: skip
+    """Run the golden inputs of the file `golden` through `model` in a fresh process.
+
+    `batch` is the least and the largest that an engine takes; None takes all inputs at once.
+    A runtime, device or package that is missing gives the state "absent"; a model that the runtime
+    does not open or run, or a process that crashes or does not end, gives "fails".
+    """
+    request = {
+        "path": str(model), "golden": str(golden), "runtime": runtime, "device": device,
+        "task": task, "precision": precision, "batch": batch,
+    }  # fmt: skip
+
+    def failed(message: str, state: Literal["fails", "absent"] = "fails") -> Found:
+        return Found(runtime, device, model.name, state, message, precision=precision)
+
+    if device == "cuda" and not _has_nvidia_driver():
+        return failed("no NVIDIA driver here", "absent")
+    reply = ask("vcompress.bench.verify.golden", request, timeout_s)
+    answer = reply.answer
+    if reply.status is None:
+        return failed(f"did not come back within {timeout_s:g} s")
+    if reply.status != 0 or not answer:
+        return failed(f"{reply.end} on this file")
+    if "error" in answer:
+        absent = answer["status"] == EnvironmentLacks.status
+        return failed(answer["error"].removeprefix(f"{model}: "), "absent" if absent else "fails")
+    return Found(runtime, device, model.name, precision=precision, **answer)
+
+
+def _has_nvidia_driver() -> bool:
+    """Whether the driver's library is here: without it nothing that needs CUDA is started."""
+    import ctypes
+
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def limit_db(precision: str, device: str) -> float:
+    """The least signal-to-error ratio, in dB, of a file of this precision."""
+    return LIMITS_DB["tf32" if precision == "float32" and device != "cpu" else precision]
+
+
+def precision_of(model: Path) -> str:
+    """float32, float16, bfloat16 or int8 (anything quantised), from what the ONNX file holds."""
+    from .. import onnx_file
+
+    facts = onnx_file.read(model)
+    quantised = ("QuantizeLinear", "DequantizeLinear", "QLinear", "ConvInteger", "MatMulInteger")
+    if any(name.rpartition(".")[2].startswith(quantised) for name in facts.operators):
+        return "int8"
+    return next((kind for kind in ("bfloat16", "float16") if kind in facts.weight_bytes), "float32")
+
+
+def compare(
+    reference: Arrays, other: Arrays, *, limit: float, task: str
+) -> dict[str, str | float | None]:
+    """`state`, `message` and numbers for two sets of outputs by name.
+
+    Args:
+        reference: recorded arrays `[N, ...]`.
+        other: what a runtime computed, of the same names and shapes.
+        limit: least signal-to-error ratio, dB.
+        task: of a classification or segmentation the best classes are compared too.
+    """
+    import numpy as np
+
+    signal = error = worst = 0.0
+    agreements: list[float] = []
+    wrong: list[str] = []
+    for name, wanted in reference.items():
+        found = other[name]
+        if wanted.shape != found.shape:
+            wrong.append(f"{name} is {list(found.shape)}, recorded was {list(wanted.shape)}")
+            continue
+        if wanted.dtype.kind != "f":
+            share = float((wanted == found).mean())
+            if share < LEAST_EQUAL:
+                wrong.append(f"only {share:.0%} of {name} is as recorded")
+            continue
+        a, b = wanted.astype(np.float64), found.astype(np.float64)
+        if not np.isfinite(b).all():
+            wrong.append(f"{name} is not finite")
+            continue
+        signal, error = signal + float(np.square(a).sum()), error + float(np.square(a - b).sum())
+        worst = max(worst, float(np.abs(a - b).max(initial=0.0)))
+        if task in _CLASS_TASKS and a.ndim >= 2 and a.shape[1] > 1:
+            share, beyond = _best_classes(a, b, limit)
+            agreements.append(share)
+            if beyond:
+                wrong.append(f"another best class in {beyond} place(s) that were clear")
+    sqnr = None if error == 0 else _decibels(signal, error)
+    if sqnr is not None and not sqnr >= limit:  # NaN, of a recorded infinity, agrees with nothing
+        wrong.insert(0, f"{sqnr:.1f} dB; at least {limit:g} dB is expected")
+    top1 = min(agreements) if agreements else None
+    summary = "equal to the bit" if error == 0 else f"{sqnr:.1f} dB"
+    if top1 is not None and error != 0:
+        summary += f", best class equal in {top1:.0%}"
+    return {
+        "state": "differs" if wrong else "agrees",
+        "message": "; ".join(wrong) if wrong else summary,
+        "sqnr_db": sqnr, "top1_agreement": top1, "max_abs": worst,
+    }  # fmt: skip
+
+
+def _decibels(signal: float, error: float) -> float:
+    from math import log10
+
+    return 10 * log10(signal / error) if signal > 0 else float("-inf")
+
+
+def _best_classes(
+    a: NDArray[np.float64], b: NDArray[np.float64], limit: float
+) -> tuple[float, int]:
+    """Share of places with the same best class, and how many others had a clear margin."""
+    import numpy as np
+
+    best, chosen = a.argmax(1, keepdims=True), b.argmax(1, keepdims=True)
+    margin = np.take_along_axis(a, best, 1) - np.take_along_axis(a, chosen, 1)
+    explained = 3 * 2**0.5 * float(np.sqrt(np.square(a).mean())) * 10 ** (-limit / 20)
+    return float((best == chosen).mean()), int((margin > explained).sum())
+
+
+def load(file: Path) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """The golden inputs `[N, ...]` and the outputs by name.
+
+    Raises:
+        UserError: the file is not as vcompress writes it. Nothing larger than the file is read.
+    """
+    import tokenize
+    import zipfile
+
+    import numpy as np
+
+    size = file.stat().st_size
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for item in archive.infolist():
+                if item.compress_type != zipfile.ZIP_STORED or item.file_size > size:
+                    raise UserError(
+                        f"{file}: {item.filename} is compressed; golden arrays are not."
+                    )
+        with np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+        inputs = found.pop("input")
+    except (
+        ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, MemoryError, SyntaxError,
+        tokenize.TokenError,
+    ) as error:  # fmt: skip
+        text = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: not golden arrays as vcompress writes them ({text}).") from None
+    outputs = {
+        name.removeprefix("output."): array
+        for name, array in found.items()
+        if name.startswith("output.")
+    }
+    if not outputs or any(array.shape[:1] != inputs.shape[:1] for array in outputs.values()):
+        raise UserError(f"{file}: no golden outputs for {list(inputs.shape)} inputs.")
+    return inputs, outputs
+
+
+def _work(request: dict[str, Any]) -> dict[str, Any]:
+    import numpy as np
+
+    from .. import runtimes
+
+    inputs, reference = load(Path(request["golden"]))
+    with runtimes.open_session(
+        request["path"], runtime=request["runtime"], device=request["device"]
+    ) as session:
+        spec = session.inputs[0]
+        images = inputs.astype(spec.dtype)
+        least, largest = request["batch"] or (1, len(images))
+        size = max(least, min(len(images), largest))
+        if isinstance(spec.shape[0], int):
+            size = spec.shape[0]
+        parts = [session.run({spec.name: batch}) for batch in _batches(images, size)]
+        names = [output.name for output in session.outputs]
+        if set(reference) != set(names) and len(reference) == len(names):
+            pairs = dict(zip(reference, names, strict=True))  # a runtime that renames outputs
+        else:
+            pairs = {name: name for name in reference}
+        if missing := set(pairs.values()) - set(names):
+            raise UserError(f"it has no output {', '.join(sorted(missing))}")
+        other = {
+            ours: np.concatenate([part[theirs] for part in parts])[: len(images)]
+            for ours, theirs in pairs.items()
+        }
+        version = session.facts.version
+    limit = limit_db(request["precision"], request["device"])
+    return {"version": version, **compare(reference, other, limit=limit, task=request["task"])}
+
+
+def _batches(images: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
+    """Of exactly `size`; the last one is filled up with the first images."""
+    import numpy as np
+
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        yield np.concatenate([part, np.resize(images, (size - len(part), *images.shape[1:]))])
+
+
+if __name__ == "__main__":
+    sys.exit(serve(_work))

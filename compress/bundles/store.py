@@ -1,0 +1,110 @@
+"""A network to and from a bundle: `architecture.json` and `weights.safetensors`, no pickle.
+
+The architecture is the name of a factory, what pruning changed in it, and where quantisers sit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from safetensors import SafetensorError
+from torch import nn
+
+from vcompress.bench.bundle import Bundle
+from vcompress.bench.errors import UserError
+
+from .. import quantization
+from ..models import changes
+from ..models.catalogue import ModelSpec, build, spec_from_json
+
+ARCHITECTURE = "architecture.json"
+WEIGHTS = "weights.safetensors"
+_KEYS = {"model", "changes", "quantization"}
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and the architecture that it started from."""
+
+    model: nn.Module
+    spec: ModelSpec
+    changes: Mapping[str, Any] | None = None
+    """What pruning changed, noted before quantisers went in; None where it can still be seen."""
+
+    def noted(self) -> Mapping[str, Any]:
+        """`changes`, worked out from the network where it is not quantised yet."""
+        if self.changes is not None:
+            return self.changes
+        return changes.describe(self.model, build(self.spec))
+
+
+def precision_of(model: nn.Module) -> Precision:
+    """Type of the floating point in the network's exported file."""
+    found: Precision = getattr(model, "exported_precision", "fp32")
+    return found
+
+
+def set_precision(model: nn.Module, precision: Precision) -> None:
+    """Note what the network is exported in; its weights in torch stay float32."""
+    model.exported_precision = precision  # type: ignore[assignment]
+
+
+def save_network(network: Network, folder: Path) -> None:
+    """Write both files into `folder`."""
+    model = network.model
+    quantised = quantization.is_quantized(model)
+    architecture: dict[str, Any] = {
+        "model": network.spec.to_json(),
+        "changes": network.noted(),
+        "quantization": quantization.placement(model) if quantised else None,
+    }
+    if precision_of(model) != "fp32":  # a reader that does not know it must not take it for float32
+        architecture["precision"] = precision_of(model)
+    text = json.dumps(architecture, indent=1, allow_nan=False) + "\n"
+    (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
+    try:
+        changes.save_tensors(model, folder / WEIGHTS)
+    except SafetensorError as error:  # it wraps what the disk says
+        raise UserError(
+            f"{WEIGHTS} could not be written ({error}). Make room and retry."
+        ) from error
+
+
+def load_network(bundle: Bundle, trusted_factory: str | None = None) -> Network:
+    """Rebuild the network of `bundle`, bit for bit, in eval mode.
+
+    Args:
+        trusted_factory: the user's own `module:factory` that may be run, if the bundle names it.
+
+    Raises:
+        UserError: a file that was changed, or an architecture that is not valid.
+    """
+    file = bundle.file(ARCHITECTURE)
+    try:
+        architecture: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON ({error}).") from None
+    if not isinstance(architecture, dict) or set(architecture) - {"precision"} != _KEYS:
+        raise UserError(f"{file}: expected a JSON object with {', '.join(sorted(_KEYS))}.")
+    precision = architecture.get("precision", "fp32")
+    if precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise UserError(f"{file}: precision {precision!r:.80}; known: {known}.")
+    spec = spec_from_json(architecture["model"], str(file), trusted_factory)
+    tensors = changes.load_tensors(bundle.file(WEIGHTS))
+    changed, placement = architecture["changes"], architecture["quantization"]
+    base = changes.reshape(build(spec), changed)
+    if placement is None:
+        model = changes.load(base, tensors, changed.get("versions")).eval()
+        set_precision(model, precision)
+        return Network(model, spec)
+    if not isinstance(placement, dict):
+        raise UserError(f"{file}: quantization is a {type(placement).__name__}, expected a table.")
+    model = changes.load(quantization.restore(base, placement), tensors).eval()
+    set_precision(model, precision)
+    return Network(model, spec, changed)

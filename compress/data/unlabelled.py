@@ -1,0 +1,46 @@
+"""Images without labels beside those of the data set: only a teacher can say what they show."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vcompress.bench.data.dataset import Dataset, image_files
+from vcompress.bench.data.preprocess import read_image
+from vcompress.bench.errors import UserError
+
+NO_LABEL = -1
+
+
+def with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
+    """`dataset` with the images of `folder` (at any depth) in its training split, labelled -1.
+
+    Raises:
+        UserError: no such folder, or no images in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--unlabelled {folder}: no such folder.")
+    files = image_files(folder)
+    if not files:
+        raise UserError(f"--unlabelled {folder}: no images in this folder.")
+    digest = hashlib.sha256(dataset.fingerprint.encode())
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+    own, count, extra = dataset.image, len(dataset.labels), len(files)
+
+    def image(number: int) -> Image.Image:
+        return own(number) if number < count else read_image(files[number - count])
+
+    train = np.concatenate([dataset.splits["train"], np.arange(count, count + extra)])
+    return replace(
+        dataset,
+        labels=np.concatenate([dataset.labels, np.full(extra, NO_LABEL)]),
+        splits={**dataset.splits, "train": train},
+        fingerprint=digest.hexdigest(),
+        image=image,
+    )

@@ -1,0 +1,40 @@
+"""`vcompress sensitivity`: which layers of a bundle suffer most from int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vcompress.bench.bundle import Bundle
+from vcompress.bench.errors import UserError
+
+from .. import quantization
+from ..bundles.store import load_network
+from ..data.loader import Data
+from ..pipeline.run import open_recorded
+from ..quantization.ptq import Scheme, quantised
+from ..quantization.sensitivity import LayerSensitivity, sensitivity
+
+CALIBRATION_IMAGES = 256
+
+
+def rank_layers(
+    path: Path, scheme: Scheme, trusted_factory: str | None = None
+) -> list[LayerSensitivity]:
+    """Calibrate the bundle's network and rank its layers on the validation split.
+
+    Raises:
+        UserError: a bundle that is quantised already or records no data.
+    """
+    bundle = Bundle.open(path)
+    dataset = open_recorded(bundle)
+    if dataset is None:
+        raise UserError(f"{path}: the bundle records no data to calibrate and score with.")
+    model = load_network(bundle, trusted_factory).model
+    if quantization.is_quantized(model):
+        raise UserError(f"{path} is quantised already; give the float bundle it was made from.")
+    data = Data(dataset, bundle.preprocess)
+    calibration = torch.split(data.images("train", CALIBRATION_IMAGES), 64)
+    made = quantised(model, data.example, calibration, scheme)
+    return sensitivity(made, list(data.loader("val", 64)))

@@ -1,0 +1,72 @@
+"""Export a bundle's network again: into the bundle, or into a file of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+
+from vcompress.bench.bundle import Bundle
+from vcompress.bench.data.dataset import Dataset
+from vcompress.bench.errors import UserError
+from vcompress.export.onnx_options import OnnxOptions, drawn_images, refine
+
+from ..bundles.store import load_network
+from ..pipeline.finish import export_checked, finish, parity_images, report_section
+from ..pipeline.run import open_recorded
+
+PICTURES = 12
+
+
+def export_bundle(path: Path, opset: int | None, trusted_factory: str | None) -> Bundle:
+    """Replace the bundle's `model.onnx`, golden outputs, metrics and report.
+
+    Raises:
+        UserError: no bundle, or a file that fails its checks; the old bundle stays.
+    """
+    bundle = Bundle.open(path)
+    network = load_network(bundle, trusted_factory)
+    *before, last = (dict(entry) for entry in bundle.history)
+    return finish(
+        network, path, last, tuple(before), labels=bundle.labels, preprocess=bundle.preprocess,
+        dataset=open_recorded(bundle), opset=opset, section=report_section(bundle),
+    )  # fmt: skip
+
+
+def export_file(
+    path: Path, out: Path, opset: int | None, trusted_factory: str | None,
+    options: OnnxOptions | None = None,
+) -> str:  # fmt: skip
+    """Write the ONNX file to `out`, whole or not at all; returns what was proved about it.
+
+    Raises:
+        UserError: `out` is not an .onnx file, or the file fails its checks and is not kept.
+    """
+    if out.suffix != ".onnx":
+        raise UserError(f"--out {out}: expected a file name that ends in .onnx.")
+    bundle = Bundle.open(path)
+    network = load_network(bundle, trusted_factory)
+    dataset = open_recorded(bundle)
+    images = parity_images(dataset, bundle.preprocess)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    notes: tuple[str, ...] = ()
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        file = Path(folder) / out.name
+        _, proof = export_checked(
+            network, file, images, labels=bundle.labels, preprocess=bundle.preprocess, opset=opset,
+            history=bundle.history,
+        )  # fmt: skip
+        if options is not None and options.any:
+            pictures = _pictures(dataset)
+            notes = refine(file, options, bundle.preprocess, pictures).notes
+        file.replace(out)
+    said = f"{out}: {out.stat().st_size / 1e6:.2f} MB. {proof.message}"
+    return "\n".join([said, *(f"  {note}" for note in notes)])
+
+
+def _pictures(dataset: Dataset | None) -> list[Image.Image]:
+    """Images as they are before preprocessing, to prove options on."""
+    if dataset is None:
+        return drawn_images(PICTURES)
+    return [dataset.image(int(i)) for i in dataset.splits["val"][:PICTURES]]

@@ -1,0 +1,302 @@
+"""Which network: an alias, a torchvision name, `timm:NAME`, or the user's own `module:factory`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vcompress.bench.config import from_mapping
+from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
+
+from .modes import evaluating
+
+log = logging.getLogger(__name__)
+
+
+ALIASES = {
+    "r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101",
+    "r152": "resnet152", "rx50": "resnext50_32x4d", "wr50": "wide_resnet50_2",
+    "mnv2": "mobilenet_v2", "mnv3s": "mobilenet_v3_small", "mnv3l": "mobilenet_v3_large",
+    "effb0": "efficientnet_b0", "effb1": "efficientnet_b1", "effb2": "efficientnet_b2",
+    "effb3": "efficientnet_b3", "effv2s": "efficientnet_v2_s", "dn121": "densenet121",
+    "vgg16": "vgg16_bn", "cnxt": "convnext_tiny", "cnxs": "convnext_small",
+    "vits16": "timm:vit_small_patch16_224", "vitb16": "vit_b_16", "vitb32": "vit_b_32",
+    "swint": "swin_t", "swins": "swin_s", "shuf1": "shufflenet_v2_x1_0", "sqz": "squeezenet1_1",
+}  # fmt: skip
+
+# The names under which factories take the image size and the number of channels.
+_SIZE_KEYS = ("image_size", "img_size", "input_size")
+_MOST_PIXELS = 4096
+_SAFE_KWARGS = {*_SIZE_KEYS, "aux_logits", "init_weights", "in_chans", "num_classes"}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """An architecture: `name` is an alias already resolved."""
+
+    name: str
+    classes: int
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _SpecJson:
+    name: str
+    classes: int
+    kwargs: dict[str, Any]
+
+
+def spec_from_json(data: Any, where: str, trusted_factory: str | None = None) -> ModelSpec:
+    """A spec read from a bundle. It is data from elsewhere, so it may name only factories of the
+    two libraries with harmless arguments, or the one that the user has named as trusted.
+
+    Raises:
+        UserError: anything else.
+    """
+    spec = from_mapping(_SpecJson, data, where)
+    if _is_factory(spec.name) and spec.name != trusted_factory:
+        raise UserError(
+            f"{where}: this bundle is built by your own factory {spec.name!r}. Loading runs that "
+            f"code; if you trust it, give --trust {spec.name}."
+        )
+    if odd := set(spec.kwargs) - _SAFE_KWARGS:
+        raise UserError(f"{where}: the argument {sorted(odd)[0]!r} is not allowed in a bundle.")
+    sizes = [spec.kwargs.get(key, 1) for key in _SIZE_KEYS]
+    if any(not 1 <= side <= _MOST_PIXELS for side in _numbers(sizes)):
+        raise UserError(f"{where}: an image size of {sizes}; expected 1 to {_MOST_PIXELS:,}.")
+    if not 1 <= spec.classes <= 1_000_000:
+        raise UserError(f"{where}: classes = {spec.classes}; expected 1 to 1,000,000.")
+    return ModelSpec(spec.name, spec.classes, spec.kwargs)
+
+
+def _numbers(sizes: list[Any]) -> list[float]:
+    """Sides of an image, alone or in pairs; what is no number becomes nought."""
+    flat = [x for size in sizes for x in (size if isinstance(size, (list, tuple)) else [size])]
+    return [x if isinstance(x, int) else 0 for x in flat]
+
+
+def make_spec(name: str, classes: int, size: tuple[int, int]) -> ModelSpec:
+    """Resolve an alias, check the name, and fit the spec to inputs of `size` (height, width).
+
+    Raises:
+        UserError: an unknown name; the message suggests the nearest.
+    """
+    name = ALIASES.get(name, name)
+    factory = _factory(name)
+    parameters = inspect.signature(factory).parameters
+    kwargs: dict[str, Any] = {}
+    if name in ("inception_v3", "googlenet"):
+        # The auxiliary heads are thrown away at inference; without them one output remains.
+        kwargs |= {"aux_logits": False, "init_weights": True}
+    if name.startswith("timm:"):
+        kwargs |= _timm_size(name, size)
+    elif name.startswith(("vit_", "maxvit")):
+        if size[0] != size[1]:
+            raise UserError(f"{name} takes square images; got {size[0]} x {size[1]}.")
+        kwargs |= {"input_size": size} if name.startswith("maxvit") else {"image_size": size[0]}
+    elif _is_factory(name):
+        kwargs |= {
+            key: size if key == "input_size" else size[0] for key in _SIZE_KEYS if key in parameters
+        }
+    return ModelSpec(name, classes, kwargs)
+
+
+def build(spec: ModelSpec, weights: str | None = None) -> nn.Module:
+    """The network with random weights, or with `weights`: `default` (torchvision's or timm's
+    pretrained ones) or a file. The head is left random where the number of classes differs.
+
+    Raises:
+        UserError: the factory refuses its arguments or the file cannot be used.
+        EnvironmentLacks: pretrained weights cannot be downloaded.
+    """
+    factory = _factory(spec.name)
+    arguments = dict(spec.kwargs)
+    accepts = inspect.signature(factory).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepts.values())
+    if "num_classes" in accepts or takes_any:
+        arguments["num_classes"] = spec.classes
+    if "input_size" in arguments:  # JSON has no tuples
+        arguments["input_size"] = tuple(arguments["input_size"])
+    try:
+        model = factory(**arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"{spec.name} cannot be built with {arguments}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{spec.name} returned {type(model).__name__}, expected a torch nn.Module.")
+    if weights == "default":
+        _load_matching(model, _pretrained(spec.name), head(model, spec.classes))
+    elif weights is not None:
+        from .foreign import load_into
+
+        load_into(model, Path(weights), head_name=head(model, spec.classes))
+    return model
+
+
+def check_forward(model: nn.Module, example: Tensor, classes: int) -> None:
+    """Raise a UserError where the network does not turn `example` into `[1, classes]` logits."""
+    try:
+        with evaluating(model), torch.no_grad():
+            logits = model(example)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"The network fails on an input {list(example.shape)}: {str(error).splitlines()[0]}. "
+            f"Give another --image-size."
+        ) from error
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, classes):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(
+            f"The network gives {got} for one image; expected logits [1, {classes}], one for each "
+            f"class of the data."
+        )
+
+
+def head(model: nn.Module, classes: int) -> str:
+    """The dotted name of the layer that gives the logits: the last with `classes` outputs."""
+    found: list[str] = [
+        name
+        for name, module in model.named_modules()
+        if getattr(module, "out_features", getattr(module, "out_channels", None)) == classes
+    ]
+    if not found:
+        raise UserError(f"No layer has {classes} outputs, so the head was not found.")
+    return found[-1]
+
+
+def replace_head(model: nn.Module, classes: int, new_classes: int) -> None:
+    """Give `model` a fresh last layer for `new_classes`; the rest stays.
+
+    Raises:
+        UserError: the head is neither linear nor a convolution.
+    """
+    name = head(model, classes)
+    old = model.get_submodule(name)
+    fresh: nn.Module
+    if isinstance(old, nn.Linear):
+        fresh = nn.Linear(old.in_features, new_classes, bias=old.bias is not None)
+    elif isinstance(old, nn.Conv2d):
+        side = (old.kernel_size[0], old.kernel_size[1])
+        fresh = nn.Conv2d(old.in_channels, new_classes, side, bias=old.bias is not None)
+    else:
+        raise UserError(f"The head {name} is a {type(old).__name__}; it cannot be replaced.")
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, fresh)
+
+
+def _is_factory(name: str) -> bool:
+    return ":" in name and not name.startswith("timm:")
+
+
+def _factory(name: str) -> Any:
+    if name.startswith("timm:"):
+        return _timm_factory(name[len("timm:") :])
+    if _is_factory(name):
+        return _own_factory(name)
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        hint = nearest(name, [*ALIASES, *known])
+        raise UserError(
+            f"unknown model {name!r}.{hint} Expected an alias ({', '.join(list(ALIASES)[:6])}, "
+            f"...), a torchvision classification name, timm:NAME, module:factory, or a bundle."
+        )
+    return torchvision.models.get_model_builder(name)
+
+
+def _timm_factory(name: str) -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise EnvironmentLacks(
+            f"timm:{name} needs timm: pip install 'vision-compress[timm]'."
+        ) from None
+    if not timm.is_model(name):
+        raise UserError(
+            f"unknown model 'timm:{name}'."
+            f"{nearest(f'timm:{name}', [f'timm:{known}' for known in timm.list_models()])} "
+            f"`python -c 'import timm; print(timm.list_models())'` lists them."
+        )
+
+    def factory(**kwargs: Any) -> Any:
+        return timm.create_model(name, pretrained=False, **kwargs)
+
+    return factory
+
+
+def _timm_size(name: str, size: tuple[int, int]) -> dict[str, Any]:
+    """timm takes `img_size` only for the networks whose weights depend on it."""
+    import timm
+
+    entry = timm.models.model_entrypoint(name[len("timm:") :])
+    module = sys.modules[entry.__module__]
+    takes = "img_size" in inspect.getsource(module)
+    if not takes:
+        return {}
+    try:
+        timm.create_model(name[len("timm:") :], pretrained=False, img_size=size[0])
+    except TypeError:
+        return {}
+    return {"img_size": size[0]}
+
+
+def _own_factory(name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise UserError(f"{name}: {module_name!r} is not a module's name. Give module:factory.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"{name}: the module {module_name!r} cannot be imported from {here} ({error})."
+        ) from None
+    factory = getattr(module, attribute, None)
+    if not callable(factory) or inspect.isbuiltin(factory):
+        raise UserError(
+            f"{name}: {module_name} has no function {attribute!r}.{nearest(attribute, dir(module))}"
+        )
+    return factory
+
+
+def _pretrained(name: str) -> dict[str, Tensor]:
+    advice = "Give a file instead: --weights FILE.safetensors or FILE.pth."
+    if _is_factory(name):
+        raise UserError(f"--weights default: {name} is your own network. {advice}")
+    try:
+        if name.startswith("timm:"):
+            import timm
+
+            found = timm.create_model(name[len("timm:") :], pretrained=True)
+            return dict(found.state_dict())
+        import torchvision
+
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except Exception as error:  # every library raises its own kind when it is offline
+        url = getattr(locals().get("weights"), "url", "its pretrained weights")
+        raise EnvironmentLacks(
+            f"--weights default: {url} could not be had ({type(error).__name__}: {error}). {advice}"
+        ) from error
+
+
+def _load_matching(model: nn.Module, tensors: Mapping[str, Tensor], head_name: str) -> None:
+    own = model.state_dict()
+    fits = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(fits, strict=False)
+    random = [k for k in own if k not in fits and not k.startswith(f"{head_name}.")]
+    if random:  # such as the positions of a ViT at another image size
+        log.warning("the pretrained weights do not fit these, which start anew: %s", random)

@@ -1,0 +1,231 @@
+"""A recipe: stages in order, from a TOML file, resumable.
+
+out = "runs/mine"
+
+[options]                 # the flags that all commands share
+data = "images/"
+
+[[stages]]
+stage = "finetune"       # a file of compress/stages/
+model = "r50"
+epochs = 20               # the stage's own options
+
+[[stages]]
+stage = "distill"        # the teacher is the stage before
+student = "r18"
+
+[joint]                   # at the end, or alone: distil, prune and quantise on one budget
+student = "r18"
+epochs = 30
+prune.macs = 0.5
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vcompress.bench.bundle import Bundle
+from vcompress.bench.config import from_mapping
+from vcompress.bench.errors import UserError, nearest
+
+from .. import stages
+from ..options import Options
+from ..stages.contract import TrainConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+_TABLES = ("losses", "features")
+"""Options that may be written as a table: `losses.kd = 1.0` for `losses = ["kd=1.0"]`."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a recipe, checked."""
+
+    name: str
+    """The folder of its bundle, and how later steps refer to it."""
+    stage: ModuleType
+    config: TrainConfig
+    given: Mapping[str, str]
+    """Role to a name, a bundle's path, or an earlier step's name."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    out: Path
+    options: Options
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One budget of epochs and one learning-rate schedule: a student is distilled, pruned in steps
+    and quantised under the same teacher. It is three stages, each of which can be resumed."""
+
+    student: str
+    distill: dict[str, Any] = field(default_factory=dict)
+    """Further options of each of the three, as in [[stages]]."""
+    prune: dict[str, Any] = field(default_factory=dict)
+    quantize: dict[str, Any] = field(default_factory=dict)
+    teacher: str | None = None
+    """The stage before, by default."""
+    epochs: int = 20
+    lr: float = 1e-3
+    shares: tuple[float, float, float] = (0.5, 0.3, 0.2)
+    """Of the epochs: distillation, pruning, quantisation."""
+    steps: int = 3
+    """Of the pruning."""
+
+    def tables(self, teacher: str) -> list[dict[str, Any]]:
+        """The three as [[stages]] have them.
+
+        Raises:
+            UserError: a budget that cannot be divided.
+        """
+        if len(self.shares) != 3 or min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6:
+            raise UserError(f"joint: shares = {list(self.shares)}; three that add up to 1.")
+        first = round(self.epochs * self.shares[0])
+        second = round(self.epochs * (self.shares[0] + self.shares[1]))
+        each = (second - first) // max(1, self.steps)
+        if self.steps < 1 or min(first, each, self.epochs - second) < 1:
+            raise UserError(
+                f"joint: epochs = {self.epochs} with shares {list(self.shares)} and steps = "
+                f"{self.steps} leaves a part without an epoch; give more epochs or fewer steps."
+            )
+        # The same warm-up for all: it is over before the second part, and bends the whole cosine.
+        whole = {"lr": self.lr, "warmup_epochs": 1.0, "teacher": teacher}
+        return [
+            {
+                "stage": "distill", "name": "joint-distill", **whole, "student": self.student,
+                "epochs": first, "part": [0.0, first / self.epochs], **self.distill,
+            },
+            {
+                "stage": "prune", "name": "joint-prune", **whole, "steps": self.steps,
+                "step_epochs": each, "epochs": second - first - each * (self.steps - 1),
+                "part": [first / self.epochs, second / self.epochs], **self.prune,
+            },
+            {
+                "stage": "quantize", "name": "joint-quantize", **whole,
+                "epochs": self.epochs - second, "part": [second / self.epochs, 1.0],
+                **self.quantize,
+            },
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _File:
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    joint: Joint | None = None
+    out: str | None = None
+    options: dict[str, Any] | None = None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check the whole file before anything runs.
+
+    Raises:
+        UserError: not TOML, an unknown key (the nearest is named), or a wrong value.
+    """
+    try:
+        body = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML ({error}).") from None
+    file = from_mapping(_File, body, str(path))
+    if not file.stages and file.joint is None:
+        raise UserError(f"{path}: a recipe needs at least one [[stages]], or [joint].")
+    for key in ("resume", "overwrite"):
+        if key in (file.options or {}):
+            raise UserError(
+                f"{path}, [options]: {key} is said with --{key} when the recipe is run, not in it."
+            )
+    steps: list[Step] = []
+    for number, table in enumerate(file.stages, 1):
+        steps.append(_step(dict(table), number, steps, f"{path}, stage {number}"))
+    if file.joint is not None:
+        teacher = file.joint.teacher or (steps[-1].name if steps else None)
+        if teacher is None:
+            raise UserError(f"{path}, [joint]: give teacher = a model's name or a bundle.")
+        for table in file.joint.tables(teacher):
+            steps.append(_step(table, len(steps) + 1, steps, f"{path}, [joint], {table['stage']}"))
+    return Recipe(
+        Path(file.out or f"runs/{path.stem}"),
+        from_mapping(Options, file.options or {}, f"{path}, [options]"),
+        tuple(steps),
+    )
+
+
+def _step(table: dict[str, Any], number: int, before: list[Step], where: str) -> Step:
+    method = table.pop("stage", None)
+    if not isinstance(method, str):
+        raise UserError(f"{where}: the key 'stage' is missing. Known: {', '.join(stages.names())}.")
+    try:
+        stage = stages.load(method)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    name = table.pop("name", f"{number}-{method}")
+    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+        raise UserError(f"{where}: name = {name!r}; use letters, digits, - and _.")
+    if name in {step.name for step in before}:
+        raise UserError(f"{where}: an earlier stage is called {name!r} too; give another name.")
+    roles = stages.inputs(stage)
+    said = {role: table.pop(role) for role in roles if role in table}
+    for key, value in table.items():
+        known = {*roles, "stage", "name", *stage.Config.__dataclass_fields__}
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
+        if key in _TABLES and isinstance(value, dict):
+            table[key] = [f"{name}={inner}" for name, inner in value.items()]
+    config = from_mapping(stage.Config, table, where)
+    given: dict[str, str] = {}
+    for role, kind in stages.inputs(stage, config).items():
+        if role in said:
+            value = said.pop(role)
+            names = value if isinstance(value, list) and kind == "several" else [value]
+            given |= stages.several(role, [str(one) for one in names])
+        elif kind in ("trained", "several") and before:
+            given[role] = before[-1].name
+        elif kind != "optional":
+            raise UserError(f"{where}: {method} needs {role} = a model's name or a bundle.")
+    try:
+        stages.roles(stage, config, {**given, **said})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return Step(name, stage, config, given)
+
+
+def run_recipe(
+    recipe: Recipe, out: Path | None = None, *, resume: bool = False, overwrite: bool = False
+) -> tuple[Bundle, Path]:
+    """Run every step into `out/NAME`; the first and the last are then measured side by side.
+
+    Returns:
+        The last bundle and the page `out/report.html`.
+    """
+    from ..training.processes import process_state
+    from .run import run_stage
+    from .side_by_side import write_side_by_side
+
+    out = out or recipe.out
+    options = replace(recipe.options, resume=resume, overwrite=overwrite)
+    done: dict[str, Bundle] = {}
+    for step in recipe.steps:
+        given = {
+            role: str(done[value].path) if value in done else value
+            for role, value in step.given.items()
+        }
+        done[step.name] = run_stage(step.stage, step.config, given, out / step.name, options)
+    bundles = list(done.values())
+    if process_state().is_main_process:
+        write_side_by_side(bundles[0], bundles[-1], out / "report.html")
+    return bundles[-1], out / "report.html"

@@ -1,0 +1,54 @@
+"""The first and the last stage of a recipe, measured against each other in one process."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from vcompress.bench.bundle import MODEL, Bundle
+from vcompress.bench.runtimes import open_session
+from vcompress.bench.timing.compare import compare
+from vcompress.bench.timing.inputs import from_images
+
+from ..reporting.page import summary, write_report
+from .finish import parity_images
+from .run import open_recorded
+
+log = logging.getLogger(__name__)
+
+
+def write_side_by_side(first: Bundle, last: Bundle, report: Path) -> None:
+    """Interleave both files on one thread, log what it says in a sentence, write the page.
+
+    The numbers stand beside the page as JSON.
+    """
+    comparison = None
+    if first.path != last.path:
+        log.info("measuring %s and %s side by side", first.path, last.path)
+        files = first.file(MODEL), last.file(MODEL)
+        dataset = open_recorded(last)
+        with (
+            open_session(files[0], threads=1) as a,
+            open_session(files[1], threads=1) as b,
+            open_session(files[0], threads=1) as again,
+        ):
+            feeds = [
+                from_images(session.inputs[0], parity_images(dataset, p).numpy(), 1, "images")
+                for session, p in ((a, first.preprocess), (b, last.preprocess))
+            ]
+            found = compare(a, feeds[0], b, feeds[1], again)
+        comparison = {
+            "stage": sum(1 for entry in first.history if entry.get("metrics")),
+            "first": str(files[0]),
+            "last": str(files[1]),
+            "ratio": found.ratio.value,
+            "ratio_low": found.ratio.low,
+            "ratio_high": found.ratio.high,
+            "floor": found.floor,
+            "verdict": str(found.verdict),
+        }
+        text = json.dumps(comparison, indent=1) + "\n"
+        report.with_name("side_by_side.json").write_text(text, encoding="utf-8")
+    write_report(report, last.history, last.data, comparison)
+    log.info(summary([e for e in last.history if e.get("metrics")], comparison))

@@ -1,0 +1,193 @@
+"""Which layers quantisation hurts: one at a time, by SQNR and by lost accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, fx, nn
+
+from vcompress.bench.errors import UserError
+from vcompress.export import parity
+
+from .. import quantization
+from .graph import leaf, qualified_name
+from .ptq import Scheme, quantised
+from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+"""(images [B, C, H, W], labels [B]) of one split, small enough to stay in memory."""
+Logits = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """What quantising one layer alone, its weight and its input, does to the network."""
+
+    layer: str
+    sqnr_db: float
+    """Of the logits against those of the float network; infinite where nothing changed."""
+    lost_accuracy: float
+    """Float accuracy less the accuracy with this layer quantised, in points (0 to 100)."""
+
+
+@dataclass(frozen=True)
+class KeepFloat:
+    """Layers to leave in floating point so that a budget of accuracy is held."""
+
+    layers: tuple[str, ...]
+    drop: float
+    """Points lost with the other layers quantised."""
+    drop_of_all: float
+    """Points lost with every layer quantised."""
+    reached: bool
+
+
+def sensitivity(model: nn.Module, batches: Batches) -> list[LayerSensitivity]:
+    """Every quantised layer of a calibrated `model`, the most sensitive first.
+
+    The ranking is by SQNR; lost accuracy of one layer is often zero on a small split.
+
+    Raises:
+        UserError: the model is not quantised or there are no images.
+    """
+    quantization.placement(model)
+    with _only(model, ()):
+        reference = _logits(model, batches)
+    best = _accuracy(reference, batches)
+    found = []
+    for name, members in dict(_layers(model)).items():
+        with _only(model, members):
+            logits = _logits(model, batches)
+        sqnr_db = parity.compare(reference, logits).sqnr_db
+        found.append(LayerSensitivity(name, sqnr_db, best - _accuracy(logits, batches)))
+    return sorted(found, key=lambda s: s.sqnr_db)
+
+
+def choose_keep_float(
+    model: nn.Module,
+    example: Tensor,
+    calibration: Sequence[Tensor],
+    batches: Batches,
+    scheme: Scheme,
+    *,
+    max_drop: float,
+) -> KeepFloat:
+    """The fewest layers of the ranking to keep in float, so that PTQ loses at most `max_drop`.
+
+    The worst layers are kept, 1, 2, 4, ... of them until the budget holds, then bisected; those
+    that `scheme` keeps come on top. `batches` should be the validation split, never the test split.
+
+    Args:
+        example: [1, C, H, W], to learn the shapes.
+        calibration: batches [B, C, H, W] that set the ranges.
+        max_drop: points of accuracy, 0.5 means from 90.0 % to 89.5 %.
+    """
+    best = _accuracy(_logits(model, batches), batches)
+
+    def drop(network: nn.Module) -> float:
+        return best - _accuracy(_logits(network, batches), batches)
+
+    everything = quantised(model, example, calibration, scheme)
+    whole = drop(everything)
+    if whole <= max_drop:
+        return KeepFloat((), whole, whole, True)
+    ranking = [s.layer for s in sensitivity(everything, batches)]
+    most = len(ranking) - 1  # with none left there is nothing to quantise
+    tried: dict[int, float] = {0: whole}
+
+    def tried_drop(count: int) -> float:
+        if count not in tried:
+            kept = replace(scheme, keep_float=(*scheme.keep_float, *ranking[:count]))
+            tried[count] = drop(quantised(model, example, calibration, kept))
+        return tried[count]
+
+    enough = next((n for n in (*_doubling(most), most) if tried_drop(n) <= max_drop), None)
+    if enough is None:
+        count = min(tried, key=lambda n: (tried[n], n))
+        return KeepFloat(tuple(ranking[:count]), tried[count], whole, False)
+    short = max(n for n in tried if n < enough)
+    while enough - short > 1:
+        middle = (enough + short) // 2
+        if tried_drop(middle) <= max_drop:
+            enough = middle
+        else:
+            short = middle
+    return KeepFloat(tuple(ranking[:enough]), tried[enough], whole, True)
+
+
+def _doubling(most: int) -> Iterator[int]:
+    count = 1
+    while count < most:
+        yield count
+        count *= 2
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
+    """Layer -> the quantisers of its weight and of its input."""
+    for path, graph in model.named_modules():
+        if not isinstance(graph, fx.GraphModule):
+            continue
+        wrapped = quantization.placement(graph).get("wrapped", False)
+        for node in graph.graph.nodes:
+            weight = _weight_quantizer(node)
+            if weight is None:
+                continue
+            inner = "" if wrapped else qualified_name(node)
+            name = ".".join(filter(None, (path, inner))) or node.name
+            rounding = _input_quantizer(node)
+            yield name, [weight] if rounding is None else [weight, rounding]
+
+
+def _weight_quantizer(node: fx.Node) -> WeightQuantizer | None:
+    """Of a layer, or of a function whose weight is a parameter of the graph."""
+    module = leaf(node)
+    found = None if module is None else weight_of(module)
+    if found is not None:
+        return found[1]
+    inputs = [leaf(read) for read in node.all_input_nodes]
+    return next((m for m in inputs if isinstance(m, WeightQuantizer)), None)
+
+
+def _input_quantizer(node: fx.Node) -> ActivationQuantizer | None:
+    """The nearest rounding before the first input of a node."""
+    before: Any = node.all_input_nodes[0]
+    while before.all_input_nodes:
+        module = leaf(before)
+        if isinstance(module, ActivationQuantizer):
+            return module
+        before = before.all_input_nodes[0]
+    return None
+
+
+@contextmanager
+def _only(model: nn.Module, members: Iterable[nn.Module]) -> Iterator[None]:
+    """Only these quantisers round; afterwards all do as before."""
+    chosen = {id(m) for m in members}
+    all_of_them = [
+        m for m in model.modules() if isinstance(m, (ActivationQuantizer, WeightQuantizer))
+    ]
+    before = [m.enabled for m in all_of_them]
+    try:
+        for module in all_of_them:
+            module.enabled = id(module) in chosen
+        yield
+    finally:
+        for module, enabled in zip(all_of_them, before, strict=True):
+            module.enabled = enabled
+
+
+def _logits(model: nn.Module, batches: Batches) -> Logits:
+    if not batches:
+        raise UserError("sensitivity needs images: the split is empty.")
+    return np.concatenate([parity.run_torch(model, images) for images, _ in batches])
+
+
+def _accuracy(logits: Logits, batches: Batches) -> float:
+    """Top-1 in percent."""
+    labels = np.concatenate([labels.numpy() for _, labels in batches])
+    return 100.0 * float((logits.argmax(1) == labels).mean())

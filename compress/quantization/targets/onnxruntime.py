@@ -1,0 +1,68 @@
+"""ONNX Runtime on the CPU: an operator runs in int8 where its inputs and its output are quantised.
+
+Activations are uint8 with a zero point: one of zero after a ReLU, which the rounding then
+absorbs. Convolutions, residual additions, gates of squeeze-and-excite, concatenation and pooling
+carry Q/DQ on both sides; matrix products on their inputs only, since they have an int8 form with
+a floating point result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from ..graph import activations_of, is_leaf_of_output, kind, source, tail
+from ..trace import shape
+from . import Keep, Plan
+
+UNSIGNED = True
+REPEAT = True
+_IN_INT8 = frozenset({
+    "conv", "linear", "conv_transpose", "matmul", "add", "mul", "cat", "avgpool", "global_pool",
+})  # fmt: skip
+"""Operations that there is something to decide about."""
+
+
+def place(nodes: Sequence[fx.Node], keep: Keep) -> Plan:
+    """See the module's text; `nodes` in order of execution."""
+    plan = Plan()
+    for node in nodes:
+        what = kind(node)
+        if what not in _IN_INT8:
+            continue
+        reason = keep(node)
+        if reason is not None:
+            plan.keep(node, what, reason)
+        elif what in ("conv", "linear"):
+            plan.weights.append(node)
+            plan.quantise(source(activations_of(node)[0]))
+            if what == "conv" and not is_leaf_of_output(tail(node)):
+                plan.quantise(tail(node))
+        elif what in ("conv_transpose", "matmul"):
+            plan.keep(node, what, "ONNX Runtime has no gain from int8 for it on the CPU")
+        else:
+            _place_between(node, what, plan)
+    return plan
+
+
+def _place_between(node: fx.Node, what: str, plan: Plan) -> None:
+    """Operations without weights run in int8 where they stand among operations that do."""
+    inputs = [source(n) for n in activations_of(node)]
+    least = 2 if what in ("add", "mul") else 1
+    four = all(len(shape(n) or ()) == 4 for n in inputs)
+    if len(inputs) < least or not four or not all(_in_int8(n, plan) for n in inputs):
+        if four:
+            plan.keep(node, what, "an input of it is made in floating point")
+        return
+    for made_by in inputs:
+        plan.quantise(made_by)
+    plan.quantise(tail(node))
+
+
+def _in_int8(node: fx.Node, plan: Plan) -> bool:
+    if node in plan.activations:
+        return True
+    if kind(node) in ("activation", "gate", "relu", "relu6"):
+        return _in_int8(source(activations_of(node)[0]), plan)
+    return False

@@ -1,0 +1,156 @@
+"""Whether int8 is worth it for this network on this machine: FP32 against INT8, measured.
+
+The rule: int8 must be clear of 1.1 times faster with 99 % confidence, and lose at most `max_drop`
+points of top-1 on the held-out images. Anything else is "do not quantise", or "cannot tell" where
+the interval of the speed-up holds 1.1.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from vcompress.bench.data.dataset import batches
+from vcompress.bench.runtimes import open_session
+from vcompress.bench.runtimes.session import Session
+from vcompress.bench.tasks import classification
+from vcompress.bench.timing.compare import CompareBudget, compare
+from vcompress.bench.timing.environment import preflight
+from vcompress.bench.timing.inputs import from_images
+from vcompress.export import to_onnx
+
+from .. import quantization
+from ..data.loader import Data
+from ..pipeline.finish import input_spec
+from ..reporting.verdict import sentences
+
+log = logging.getLogger(__name__)
+
+
+FASTER = 1.1
+"""What the speed-up must be clear of: less is not worth a second kind of file to look after."""
+BUDGET = CompareBudget()
+IMAGES = 64
+Word = Literal["quantise", "do not quantise", "cannot tell"]
+
+FP16: Mapping[str, str] = {
+    "onnxruntime": "ONNX Runtime has no float16 convolutions on the CPU: it converts to float32",
+    "openvino": "OpenVINO computes float16 files in float32 on the CPU",
+}
+"""Why half precision is not among the files, by target."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One file, measured."""
+
+    precision: str
+    top1: float
+    """Share of the held-out images, 0 to 1."""
+    correct: int
+    images: int
+    median_ms: float
+    """One image, one thread, of the interleaved runs."""
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided, and on what grounds."""
+
+    word: Word
+    reason: str
+    target: str
+    cpu: str
+    faster: float
+    """FP32 time over INT8 time."""
+    faster_low: float
+    """At 99 %, as is `faster_high`."""
+    faster_high: float
+    lost_points: float
+    max_drop: float
+    candidates: tuple[Candidate, ...]
+    not_tried: Mapping[str, str]
+
+
+def decide(low: float, high: float, lost_points: float, max_drop: float) -> tuple[Word, str]:
+    """The rule of this module: a word, and why.
+
+    Args:
+        low, high: of the speed-up, at 99 %.
+        lost_points: of top-1, in points (0 to 100).
+    """
+    if lost_points > max_drop:
+        return "do not quantise", f"it loses {lost_points:.2f} points, more than {max_drop:g}"
+    if low >= FASTER:
+        return "quantise", (
+            f"it is at least {low:.2f} times faster and loses {lost_points:.2f} of at most "
+            f"{max_drop:g} points"
+        )
+    if high < FASTER:
+        return "do not quantise", (
+            f"it is at most {high:.2f} times faster; {FASTER} is the least that pays"
+        )
+    return "cannot tell", (
+        f"it is {low:.2f} to {high:.2f} times faster, and {FASTER} is the least that pays: measure "
+        "on a quieter machine"
+    )
+
+
+def judge(
+    model: nn.Module, quantised: nn.Module, data: Data, folder: Path, *, target: str,
+    max_drop: float,
+) -> Verdict:  # fmt: skip
+    """Export both networks, score both on the held-out split, time them interleaved, and decide.
+
+    Args:
+        model: the float network.
+        quantised: from the stage, calibrated or trained.
+        folder: for the two files; removed afterwards.
+    """
+    log.info("verdict: exporting and measuring fp32 and int8 for %s", target)
+    spec = input_spec(data.preprocess)
+    files = {"fp32": folder / "fp32.onnx", "int8": folder / "int8.onnx"}
+    try:
+        to_onnx.export(model.eval(), files["fp32"], spec, metadata={})
+        exportable = quantization.to_export(quantised.eval())
+        to_onnx.export(exportable, files["int8"], spec, metadata={})
+        with (
+            open_session(files["fp32"], runtime=target, threads=1) as a,
+            open_session(files["int8"], runtime=target, threads=1) as b,
+            open_session(files["fp32"], runtime=target, threads=1) as again,
+        ):
+            scores = [_score(session, data) for session in (a, b)]
+            images = data.images("test", IMAGES).numpy()
+            feeds = [from_images(s.inputs[0], images, 1, "held-out images") for s in (a, b)]
+            found = compare(a, feeds[0], b, feeds[1], again, BUDGET)
+        candidates = tuple(
+            Candidate(
+                name, score.top1, score.correct, score.n, measured.median_ms,
+                files[name].stat().st_size,
+            )
+            for name, score, measured in zip(files, scores, (found.a, found.b), strict=True)
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    low, high = 1 / found.ratio_99.high, 1 / found.ratio_99.low
+    lost = 100 * (candidates[0].top1 - candidates[1].top1)
+    word, reason = decide(low, high, lost, max_drop)
+    verdict = Verdict(
+        word, reason, target, preflight().cpu_model, 1 / found.ratio.value, low, high, lost,
+        max_drop, candidates, {"fp16": FP16[target]} if target in FP16 else {},
+    )  # fmt: skip
+    for line in sentences(asdict(verdict)):
+        log.info("%s", line)
+    return verdict
+
+
+def _score(session: Session, data: Data) -> classification.Accuracy:
+    held_out = batches(data.dataset, "test", data.preprocess, 64)
+    return classification.score(session, held_out, classes=data.classes)

@@ -1,0 +1,50 @@
+"""What is left of the accuracy under an attack and under corruptions, as a part of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from ..robustness.corruptions import CORRUPTIONS
+
+
+def robustness_section(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row for each stage whose robustness was measured; nothing where none was."""
+    found = [
+        (number, entry, measured)
+        for number, entry in enumerate(entries, 1)
+        if (measured := entry["metrics"].get("robustness"))
+    ]
+    if not found:
+        return []
+    heads = "".join(
+        f'<th class="left">{h}</th>' if h in ("", "stage") else f"<th>{h}</th>"
+        for h in ("", "stage", "clean", "PGD", *CORRUPTIONS, "mean")
+    )
+    rows = "".join(
+        f'<tr><td class="left">{number}</td><td class="left">{escape(entry["stage"])}'
+        f"<small>{escape(entry['model'])}</small></td>{_cells(measured)}</tr>"
+        for number, entry, measured in found
+    )
+    _, _, last = found[-1]
+    note = (
+        f"Top-1 on {last['n']} test images. PGD: {last['steps']} steps within {last['epsilon']:g} "
+        f"of a pixel (0 to 1), in torch. Corruptions: mean of five severities, and below from the "
+        f"mildest to the worst (arXiv:1903.12261), in ONNX Runtime."
+    )
+    return [
+        "<h2>Robustness</h2>",
+        f'<div class="wide"><table><tr>{heads}</tr>{rows}</table></div>',
+        f'<p class="soft"><small>{escape(note)}</small></p>',
+    ]
+
+
+def _cells(measured: Mapping[str, Any]) -> str:
+    cells = [f"<td>{100 * measured[key]:.1f} %</td>" for key in ("clean", "pgd")]
+    for kind in CORRUPTIONS:
+        shares = [100 * x for x in measured["corruptions"][kind]]
+        each = " ".join(f"{x:.0f}" for x in shares)
+        cells.append(f"<td>{sum(shares) / len(shares):.1f} %<small>{each}</small></td>")
+    cells.append(f"<td>{100 * measured['mean_corrupted']:.1f} %</td>")
+    return "".join(cells)

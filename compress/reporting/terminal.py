@@ -1,0 +1,117 @@
+"""Tables of the command line: the one at every command's end, and the ranking of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vcompress.bench.bundle import Bundle
+
+if TYPE_CHECKING:
+    from ..quantization.sensitivity import LayerSensitivity
+    from ..training.lr_finder import Sweep
+
+
+def print_history(bundle: Bundle) -> None:
+    """Every stage of the bundle: accuracy, parameters, MACs, file size, median latency."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, not str: names from a bundle or a path are no markup.
+    title = Text(printable(str(bundle.path)))
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("stage", "model"):
+        table.add_column(column)
+    for column in ("top-1 (95 % interval)", "parameters", "MACs", "model.onnx", "median latency"):
+        table.add_column(column, justify="right")
+    for row in rows(bundle.history):
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    # A pipe or a log has no width of its own; a narrow default would cut the numbers.
+    console = Console()
+    Console(width=None if console.is_terminal else 120).print(table)
+
+
+def printable(text: str) -> str:
+    """Without control characters: a bundle from elsewhere must not steer the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def rows(history: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The cells of `print_history`, as text."""
+    found: list[tuple[str, ...]] = []
+    for entry in history:
+        metrics = entry.get("metrics")
+        if not metrics:
+            continue
+        latency = metrics["latency"]
+        found.append(
+            (
+                entry["stage"], entry["model"], accuracy_text(metrics["test"]),
+                f"{metrics['parameters'] / 1e6:.2f} M", f"{metrics['macs'] / 1e6:.1f} M",
+                f"{metrics['onnx_bytes'] / 1e6:.2f} MB",
+                latency_text(latency),
+            )
+        )  # fmt: skip
+    return found
+
+
+def latency_text(latency: Mapping[str, Any] | None) -> str:
+    if not latency:
+        return "not measured"
+    return f"{latency['median_ms']:.3g} ms" + ("" if latency["steady"] else " (unsteady)")
+
+
+def print_engines(bundle: Bundle) -> None:
+    """The bundle's engines, and how much of each runs in int8."""
+    from ..delivery.engines import read_engines
+    from .engines import HEADS, rows
+
+    lines = [HEADS, *(tuple(map(printable, row)) for row in rows(read_engines(bundle)))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def accuracy_text(test: Mapping[str, Any] | None) -> str:
+    if not test:
+        return "not measured"
+    low, high = (100 * x for x in test["interval"])
+    return f"{100 * test['top1']:.2f} % ({low:.1f} to {high:.1f})"
+
+
+def print_robustness(found: Mapping[Path, Mapping[str, Any]]) -> None:
+    """A row for each bundle: top-1 as they are, under PGD, and the mean of five severities."""
+    from ..robustness.corruptions import CORRUPTIONS
+
+    heads = ("clean", "PGD", *CORRUPTIONS, "mean")
+    width = max(len(printable(str(path))) for path in found)
+    print(f"{'top-1, %':{width}}" + "".join(f"{head:>12}" for head in heads))
+    for path, measured in found.items():
+        each = measured["corruptions"]
+        means = [sum(each[kind]) / len(each[kind]) for kind in CORRUPTIONS]
+        shares = (measured["clean"], measured["pgd"], *means, measured["mean_corrupted"])
+        print(
+            f"{printable(str(path)):{width}}" + "".join(f"{100 * share:12.1f}" for share in shares)
+        )
+
+
+def print_sweep(found: Sweep) -> None:
+    """Some ten of the rates with their loss, and what to take."""
+    print("learning rate  smoothed loss")
+    step = max(1, len(found.rates) // 10)
+    for rate, loss in list(zip(found.rates, found.losses, strict=True))[::step]:
+        print(f"{rate:13.2e}  {loss:13.4f}")
+    end = "the loss blew up" if found.stopped else "the highest rate"
+    print(f"ended at {found.rates[-1]:.2e}: {end}")
+    print(f"loss is least at {found.highest:.2e} and falls most steeply at {found.suggestion:.2e}")
+    print(f"suggestion: --lr {found.suggestion:.1e}")
+
+
+def print_ranking(layers: Sequence[LayerSensitivity]) -> None:
+    """A table, the most sensitive layer first."""
+    width = max(len(layer.layer) for layer in layers)
+    print(f"{'layer':{width}}  SQNR, dB  lost accuracy, points")
+    for layer in layers:
+        print(f"{layer.layer:{width}}  {layer.sqnr_db:8.1f}  {layer.lost_accuracy:+21.2f}")

@@ -1,0 +1,56 @@
+"""Images changed as little as can be seen, so that a network is wrong about them.
+
+FGSM: Goodfellow et al.: Explaining and Harnessing Adversarial Examples, 2015, arXiv:1412.6572.
+PGD: Madry et al.: Towards Deep Learning Models Resistant to Adversarial Attacks, 2018,
+arXiv:1706.06083.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models.modes import evaluating
+
+Attack = Literal["fgsm", "pgd"]
+
+
+def attacked(
+    model: nn.Module, images: Tensor, labels: Tensor, *, kind: Attack, epsilon: float,
+    steps: int, mean: Sequence[float], std: Sequence[float],
+) -> Tensor:  # fmt: skip
+    """Images within `epsilon` of each pixel, on its scale of 0 to 1, that raise the loss.
+
+    `fgsm` is one step of that size. `pgd` starts at random and takes `steps` of the size
+    2.5 epsilon / steps, brought back each time. Pixels stay valid. The network is asked in eval
+    mode, so its batch norms do not learn from the attack's passes, and is left as it was, without
+    gradients.
+
+    Args:
+        images: `[B, C, H, W]`, normalised with `mean` and `std`.
+        labels: `[B] int64`, or `[B, K] float32`.
+
+    Returns:
+        `[B, C, H, W]`, normalised, detached.
+    """
+    scale, shift = (
+        torch.tensor(v, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
+        for v in (std, mean)
+    )
+    reach, lowest, highest = epsilon / scale, -shift / scale, (1 - shift) / scale
+    low, high = (images - reach).clamp_min(lowest), (images + reach).clamp_max(highest)
+    found = images
+    if kind == "pgd":
+        found = torch.clamp(images + reach * (2 * torch.rand_like(images) - 1), low, high)
+    step = reach if kind == "fgsm" else 2.5 * reach / steps
+    with evaluating(model), torch.enable_grad():
+        for _ in range(1 if kind == "fgsm" else steps):
+            found = found.detach().requires_grad_()
+            loss = F.cross_entropy(model(found).float(), labels, reduction="sum")
+            (slope,) = torch.autograd.grad(loss, found)
+            found = torch.clamp(found.detach() + step * slope.sign(), low, high)
+    return found.detach()

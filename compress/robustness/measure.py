@@ -1,0 +1,193 @@
+"""How much of a network's accuracy is left under an attack and under common corruptions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import nn
+
+from vcompress.bench.bundle import MODEL, Bundle, Preprocess
+from vcompress.bench.data.preprocess import apply, crop, to_mode
+from vcompress.bench.errors import UserError
+from vcompress.bench.runtimes import open_session
+from vcompress.bench.tasks import classification
+
+from .. import quantization
+from ..data.augment import seeded
+from ..data.loader import Data, spread
+from ..quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from .attacks import attacked
+from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
+
+log = logging.getLogger(__name__)
+
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Attack:
+    """PGD, the reach on a scale of 0 to 1."""
+
+    epsilon: float = 0.03
+    steps: int = 10
+
+
+def measure(
+    model: nn.Module, file: Path, data: Data, count: int, attack: Attack | None = None
+) -> dict[str, Any]:
+    """Accuracy on up to `count` test images, spread evenly: as they are, under PGD against `model`
+    in torch (the gradient goes straight through quantisers), and under corruptions of the pixels
+    that `file` is shown in ONNX Runtime.
+
+    Raises:
+        UserError: none of the images can be read.
+    """
+    attack = attack or Attack()
+    pixels, labels, seeds = _pixels(data, count)
+    with open_session(file) as session:
+
+        def score(images: list[npt.NDArray[np.uint8]]) -> float:
+            right = 0
+            for start in range(0, len(images), _BATCH):
+                part = _inputs(images[start : start + _BATCH], data.preprocess)
+                found = classification.logits(session, part).argmax(1)
+                right += int((found == labels[start : start + _BATCH]).sum())
+            return right / len(images)
+
+        corrupted = {
+            kind: [
+                score([corrupt(x, kind, severity, s) for x, s in zip(pixels, seeds, strict=True)])
+                for severity in SEVERITIES
+            ]
+            for kind in CORRUPTIONS
+        }
+        clean = score(pixels)
+    return {
+        "n": len(pixels),
+        "clean": clean,
+        "pgd": under_attack(model, pixels, labels, data.preprocess, attack),
+        "epsilon": attack.epsilon,
+        "steps": attack.steps,
+        "corruptions": corrupted,
+        "mean_corrupted": float(np.mean(list(corrupted.values()))),
+    }
+
+
+def under_attack(
+    model: nn.Module, pixels: list[npt.NDArray[np.uint8]], labels: npt.NDArray[np.int64],
+    preprocess: Preprocess, attack: Attack,
+) -> float:  # fmt: skip
+    """Accuracy of `model` under PGD on images `[H, W(, 3)]`, the same start every time.
+
+    A quantised network has to withstand two attacks on each image: straight through its quantisers,
+    and on the same network with them switched off. Values that a quantiser cuts off have no slope,
+    which hides the way from the first attack without making the network any safer (Athalye et al.:
+    Obfuscated Gradients Give a False Sense of Security, 2018, arXiv:1802.00420).
+    """
+    model.eval()
+    ways = (nullcontext, partial(_unquantised, model))
+    right = 0
+    with seeded(0):
+        for start in range(0, len(pixels), _BATCH):
+            images = torch.from_numpy(_inputs(pixels[start : start + _BATCH], preprocess))
+            target = torch.from_numpy(labels[start : start + _BATCH])
+            stands = torch.ones(len(target), dtype=torch.bool)
+            for way in ways if quantization.is_quantized(model) else ways[:1]:
+                with way():
+                    found = attacked(
+                        model, images, target, kind="pgd", epsilon=attack.epsilon,
+                        steps=attack.steps, mean=preprocess.mean, std=preprocess.std,
+                    )  # fmt: skip
+                with torch.no_grad():
+                    stands &= model(found).argmax(1) == target
+            right += int(stands.sum())
+    return right / len(pixels)
+
+
+@contextmanager
+def _unquantised(model: nn.Module) -> Iterator[None]:
+    """The network with its quantisers switched off for a while."""
+    kinds = (ActivationQuantizer, WeightQuantizer)
+    on = [m for m in model.modules() if isinstance(m, kinds) and m.enabled]
+    for quantizer in on:
+        quantizer.enabled = False
+    try:
+        yield
+    finally:
+        for quantizer in on:
+            quantizer.enabled = True
+
+
+def _pixels(
+    data: Data, count: int
+) -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[np.int64], list[int]]:
+    """Test images at the network's size, their labels and numbers."""
+    found, kept = [], []
+    for index in spread(data.dataset.splits["test"], count).tolist():
+        if data.dataset.values(index, data.preprocess) is None:
+            continue
+        image = to_mode(data.dataset.image(index), data.preprocess.channels)
+        found.append(np.asarray(crop(data.preprocess, image)))
+        kept.append(index)
+    if not found:
+        raise UserError("There are no images to measure robustness on. Look at --data.")
+    return found, data.dataset.labels[kept], kept
+
+
+def _inputs(pixels: list[npt.NDArray[np.uint8]], preprocess: Preprocess) -> npt.NDArray[np.float32]:
+    """`[B, C, H, W] float32`; the pixels have the network's size already."""
+    whole = replace(preprocess, resize=None)
+    return np.stack([apply(whole, Image.fromarray(x)) for x in pixels])
+
+
+def measure_bundles(
+    paths: tuple[Path, ...], count: int, attack: Attack, trusted_factory: str | None
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Measure each bundle on its own data, and write what was found into it and its report.
+
+    Raises:
+        UserError: a bundle without data, or whose data have changed.
+    """
+    from ..bundles.store import load_network
+    from ..pipeline.run import open_recorded
+
+    opened = [Bundle.open(path) for path in paths]
+    for found in opened:
+        if not found.history or not found.history[-1].get("metrics"):
+            raise UserError(f"{found.path}: its history has no metrics to stand beside.")
+        if found.data is None:
+            raise UserError(f"{found.path}: the bundle records no data to measure on.")
+    for found in opened:
+        log.info("measuring the robustness of %s", found.path)
+        dataset = open_recorded(found)
+        assert dataset is not None
+        model = load_network(found, trusted_factory).model
+        data = Data(dataset, found.preprocess)
+        measured = measure(model, found.file(MODEL), data, count, attack)
+        _store(found, measured)
+        yield found.path, measured
+
+
+def _store(found: Bundle, measured: dict[str, Any]) -> None:
+    """The bundle again, whole, with the numbers in its last stage and in the report."""
+    from ..delivery.engines import read_engines
+    from ..pipeline.finish import REPORT, rewritten
+    from ..reporting.page import write_report
+
+    *before, last = (dict(entry) for entry in found.history)
+    last["metrics"] = {**last["metrics"], "robustness": measured}
+    history = (*before, last)
+    engines = read_engines(found)
+    with rewritten(found, found.files, history) as (folder, section):
+        write_report(folder / REPORT, history, found.data, engines=engines, section=section)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vcompress.bench.errors import UserError
+from vcompress.bench.runtimes.session import TensorSpec
+from vcompress.bench.timing import inputs
+
+IMAGE = TensorSpec("x", ("batch", 3, "height", "width"), "float32")
+
+
+def test_a_free_first_axis_is_the_batch_and_others_must_be_given() -> None:
+    flat = TensorSpec("x", ("n", 3, 8, 8), "float32")
+    assert inputs.resolve_shapes([flat], 5) == {"x": (5, 3, 8, 8)}
+    with pytest.raises(UserError, match=r"--shape x=2x3x<height>x<width>"):
+        inputs.resolve_shapes([IMAGE], 2)
+    assert inputs.resolve_shapes([IMAGE], 2, {"x": (1, 3, 64, 32)}) == {"x": (1, 3, 64, 32)}
+
+
+def test_a_symbol_means_the_same_size_in_every_input() -> None:
+    sound = TensorSpec("sound", ("batch", "length"), "float32")
+    state = TensorSpec("state", (2, "batch", 128), "float32")
+    mask = TensorSpec("mask", ("batch", "length"), "bool")
+    found = inputs.resolve_shapes([sound, state, mask], 1, {"sound": (3, 512)})
+    assert found == {"sound": (3, 512), "state": (2, 3, 128), "mask": (3, 512)}
+    with pytest.raises(UserError, match=r"--shape square=1x<n> with"):
+        inputs.resolve_shapes([TensorSpec("square", ("n", "n"), "float32")])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"y": (1,)}, "no such input. It has x"), ({"x": (1, 4, 8, 8)}, "does not fit"),
+     ({"x": (1, 3, 8)}, "does not fit")],
+)  # fmt: skip
+def test_a_shape_that_does_not_fit_is_refused(
+    given: dict[str, tuple[int, ...]], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        inputs.resolve_shapes([IMAGE], 1, given)
+
+
+def test_a_batch_that_the_model_does_not_take_is_refused() -> None:
+    with pytest.raises(UserError, match="batch of 8 does not fit"):
+        inputs.resolve_shapes([TensorSpec("x", (1, 3), "float32")], 8)
+
+
+def test_the_ring_holds_different_values_and_never_zeros() -> None:
+    feed = inputs.synthetic([TensorSpec("x", (1, 3, 8, 8), "float32")], {"x": (1, 3, 8, 8)})
+    assert len(feed.ring) == 64
+    assert len({feed["x"].tobytes() for feed in feed.ring}) == 64
+    assert abs(feed.ring[0]["x"].std() - 1) < 0.2
+
+
+def test_a_large_ring_is_kept_within_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "MOST_BYTES", 10 * 3 * 32 * 32 * 4)
+    feed = inputs.synthetic([TensorSpec("x", (), "float32")], {"x": (1, 3, 32, 32)})
+    assert len(feed.ring) == 10
+    assert feed.ring_bytes <= inputs.MOST_BYTES
+
+
+def test_a_ring_of_images_takes_each_image_before_one_comes_again() -> None:
+    images = np.arange(256, dtype=np.float32).reshape(256, 1, 1, 1)
+    feed = inputs.from_images(TensorSpec("x", ("b", 1, 1, 1), "float16"), images, 4, "images")
+    assert len(feed.ring) == 64
+    assert sorted(np.concatenate([f["x"].ravel() for f in feed.ring])) == list(range(256))
+    assert feed.ring[0]["x"].dtype == np.float16
+
+
+def test_arrays_of_the_users_own_are_checked(tmp_path: Path) -> None:
+    spec = TensorSpec("x", ("batch", 2), "int64")
+    np.savez(tmp_path / "good.npz", x=np.ones((3, 2), np.int64))
+    feed = inputs.from_file(tmp_path / "good.npz", [spec])
+    assert feed.shapes == {"x": (3, 2)}
+    np.savez(tmp_path / "type.npz", x=np.ones((3, 2), np.float32))
+    np.savez(tmp_path / "name.npz", y=np.ones((3, 2), np.int64))
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 no archive")
+    np.savez(tmp_path / "pickle.npz", x=np.array([{}], dtype=object))
+    for name, message in (
+        ("type", "is float32"), ("name", "no array 'x'"), ("bad", "not a readable"),
+        ("pickle", "not a readable"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            inputs.from_file(tmp_path / f"{name}.npz", [spec])

@@ -1,0 +1,164 @@
+"""The page: the numbers are there, names cannot break out, and nothing is fetched."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vcompress.compress.reporting.page import render, summary, write_report
+
+DATA = {
+    "source": "digits", "root": None, "seed": 0, "fingerprint": "f",
+    "splits": {"train": 1259, "val": 179, "test": 359},
+}  # fmt: skip
+HOSTILE = '<script>alert("x")</script>&<img src=x onerror=y>'
+
+
+def entry(stage: str, top1: float | None, ms: float, size: int, **more: Any) -> dict[str, Any]:
+    test = top1 and {
+        "top1": top1, "interval": [top1 - 0.02, top1 + 0.01], "n": 359, "correct": round(359 * top1)
+    }  # fmt: skip
+    return {
+        "stage": stage, "model": "resnet50", "seconds": 12.3, "config": {"lr": 0.001},
+        "metrics": {
+            "test": test, "parameters": 23_500_000, "macs": 83_900_000, "onnx_bytes": size,
+            "latency": {
+                "median_ms": ms, "low_ms": ms * 0.9, "high_ms": ms * 1.2, "batch": 1, "threads": 1,
+                "steady": True, "provider": "CPUExecutionProvider", "cpu": "a processor",
+            },
+            "parity": {"ok": True},
+        },
+        **more,
+    }  # fmt: skip
+
+
+FOUR = [
+    entry("finetune", 0.99, 12.0, 94_000_000), entry("distill", 0.985, 3.0, 45_000_000),
+    entry("prune", 0.98, 1.0, 12_000_000), entry("quantize", 0.975, 0.4, 3_000_000),
+]  # fmt: skip
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    return reader
+
+
+def test_the_numbers_of_every_stage_are_on_the_page() -> None:
+    reader = read(render(FOUR, DATA))
+    for text in (
+        "finetune resnet50 → distill → prune → quantize",
+        "30.0 times lower median latency and 31.3 times smaller than stage 1, with -1.50 points",
+        "99.00 %", "97.50 %", "95.5 to 98.5 % (350/359)", "23.50 M", "83.9 M", "94.00 MB",
+        "31.3× smaller", "0.4 ms", "0.36 to 0.48", "30.0×", "359 images of digits",
+        "CPUExecutionProvider", "a processor", "1 thread",
+    ):  # fmt: skip
+        assert text in reader.text, text
+    assert reader.tags.count("circle") == 8  # four stages in two pictures
+    assert reader.tags.count("details") == 4
+
+
+def test_points_lie_inside_the_picture_and_in_order() -> None:
+    page = render(FOUR, DATA)
+    circles = re.findall(r'<circle class="[^"]*" cx="([\d.]+)" cy="([\d.]+)"', page)
+    xs = [float(x) for x, _ in circles[:4]]
+    ys = [float(y) for _, y in circles[:4]]
+    assert xs == sorted(xs, reverse=True)  # each stage is faster: further left
+    assert ys == sorted(ys)  # and a little less accurate: further down
+    assert all(58 <= x <= 444 for x in xs) and all(18 <= y <= 274 for y in ys)
+
+
+def test_nothing_is_fetched_and_nothing_runs() -> None:
+    page = render(FOUR, DATA, {"ratio": 0.033, "ratio_low": 0.03, "ratio_high": 0.036,
+                               "verdict": "faster"})  # fmt: skip
+    reader = read(page)
+    assert "http" not in page.replace('http-equiv="', "")
+    assert not {"script", "link", "img", "iframe", "object"} & set(reader.tags)
+    assert not [
+        name for name, _ in reader.attributes if name in ("src", "href") or name[:2] == "on"
+    ]
+    assert "url(" not in page and "@import" not in page
+
+
+def test_hostile_names_and_labels_are_shown_and_not_run() -> None:
+    odd = entry(HOSTILE, 0.9, 1.0, 1000, config={HOSTILE: [HOSTILE]}, details={"labels": HOSTILE})
+    odd["model"] = HOSTILE
+    odd["metrics"]["latency"]["provider"] = odd["metrics"]["latency"]["cpu"] = HOSTILE
+    comparison = {"ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6, "verdict": HOSTILE}
+    page = render([odd, odd], {**DATA, "source": HOSTILE}, comparison)
+    reader = read(page)
+    assert not {"script", "img"} & set(reader.tags)
+    assert "<script" not in page and "<img" not in page
+    assert page.count("&lt;script&gt;") >= 8
+
+
+def test_one_stage_stands_alone() -> None:
+    reader = read(render(FOUR[:1], DATA))
+    assert "resnet50, one stage so far: finetune." in reader.text
+    assert reader.tags.count("circle") == 2
+
+
+def test_without_data_there_is_no_picture_and_it_says_so() -> None:
+    bare = entry("import", None, 2.0, 5_000_000)
+    reader = read(render([bare], None))
+    assert "No data were given, so there is no accuracy to draw." in reader.text
+    assert "not measured" in reader.text
+    assert "svg" not in reader.tags
+    assert "points of top-1" not in summary([bare, bare])
+
+
+def test_stages_without_numbers_are_left_out() -> None:
+    reader = read(render([{"stage": "odd", "model": "m"}, *FOUR[:2]], DATA))
+    assert reader.tags.count("details") == 2
+
+
+@pytest.mark.parametrize("top1", [0.0, 0.001, 0.5, 1.0])
+@pytest.mark.parametrize("ms", [1e-3, 0.7, 6.9, 4000.0])
+def test_any_accuracy_and_latency_can_be_drawn(top1: float, ms: float) -> None:
+    odd = entry("finetune", 0.5, ms, int(ms * 1e5) + 1)
+    odd["metrics"]["test"] |= {"top1": top1, "interval": [max(0, top1 - 0.1), min(1, top1 + 0.1)]}
+    page = render([odd, odd], DATA)
+    assert "nan" not in page and "inf" not in page.replace("info", "")
+    numbers = [float(n) for n in re.findall(r' c[xy]="(-?[\d.]+)"', page)]
+    assert len(numbers) == 8 and all(0 <= n <= 460 for n in numbers)
+
+
+def test_the_side_by_side_measurement_is_what_the_page_says() -> None:
+    comparison = {"ratio": 0.04, "ratio_low": 0.035, "ratio_high": 0.05, "verdict": "faster"}
+    reader = read(render(FOUR, DATA, comparison))
+    assert "25.0 times lower median latency" in reader.text
+    assert "25.0 times faster than stage 1 (95 % interval 20.0 to 28.6): faster" in reader.text
+
+
+def test_the_page_is_written_as_utf8(tmp_path: Path) -> None:
+    write_report(tmp_path / "r.html", FOUR, DATA)
+    text = (tmp_path / "r.html").read_bytes().decode("utf-8")
+    assert text.startswith("<!doctype html>") and "→" in text
+
+
+def test_a_slower_and_larger_end_is_not_called_faster_and_smaller() -> None:
+    first, last = entry("finetune", 0.9, 1.0, 1000), entry("quantize", 0.9, 1.0, 1000)
+    last["metrics"]["latency"]["median_ms"] = 2 * first["metrics"]["latency"]["median_ms"]
+    last["metrics"]["onnx_bytes"] = 4 * first["metrics"]["onnx_bytes"]
+    text = summary([first, last])
+    assert "2.0 times higher median latency and 4.0 times larger than stage 1" in text
