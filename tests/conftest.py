@@ -79,7 +79,8 @@ def tiny_data() -> Callable[..., Any]:
 
     def make(per_class: int = 20, seed: int = 0, augment: str = "none") -> Any:
         from vcompress.bench.bundle import Preprocess
-        from vcompress.bench.data.dataset import Dataset, split_by_seed
+        from vcompress.bench.data.dataset import Dataset
+        from vcompress.bench.data.splits import split_by_seed
         from vcompress.compress.data.loader import Data
 
         labels = np.repeat(np.arange(3), per_class)

@@ -27,7 +27,7 @@ HEAVY = TRAINING | {
 LIGHT = (
     "bench/__init__.py", "bench/errors.py", "bench/config.py", "bench/bundle/bundle.py", "bench/cli.py",
     "bench/bundle/atomic.py", "bench/bundle/manifest.py", "bench/bundle/archive.py", "bench/bundle/signature.py",
-    "bench/verify/verify.py", "bench/verify/golden.py", "bench/apart.py",
+    "bench/verify/check.py", "bench/verify/golden.py", "bench/apart.py",
     "compress/__init__.py", "compress/cli.py", "compress/options.py", "compress/stages/contract.py",
     "compress/pipeline/recipe.py", "compress/training/progress.py", "compress/reporting/terminal.py", "compress/reporting/page.py",
     "export/__init__.py",
@@ -124,7 +124,7 @@ def test_nothing_unpickles_or_runs_data() -> None:
 def test_only_the_commands_and_what_they_show_print() -> None:
     speakers = {
         "bench/cli.py", "bench/run/job.py", "bench/reports/terminal.py", "compress/cli.py", "compress/commands/_inspect.py",
-        "compress/reporting/terminal.py", "compress/commands/_show.py", "bench/verify/verify.py",
+        "compress/reporting/terminal.py", "compress/commands/_show.py", "bench/verify/check.py",
         "export/edge/__main__.py",
         *(p.relative_to(ROOT).as_posix() for p in (ROOT / "compress" / "commands").glob("*.py")),
     }  # fmt: skip

@@ -75,6 +75,11 @@ class InputSpec:
     """Channels, height, width."""
     dtype: Literal["float32", "float16"] = "float32"
 
+    @classmethod
+    def of(cls, preprocess: Preprocess) -> InputSpec:
+        """What a network takes whose images are prepared by `preprocess`."""
+        return cls("input", (len(preprocess.mean), *preprocess.size))
+
     def __post_init__(self) -> None:
         if not self.name or not self.name.isprintable():
             raise UserError(f"input: name = {self.name!r:.80}; expected a printable name.")

@@ -1,0 +1,1 @@
+"""What a device calls: a bundle opened in a runtime, from an image to a prediction."""

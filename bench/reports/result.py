@@ -12,7 +12,9 @@ from ..stats import Interval, Verdict
 from ..tasks.classification import Accuracy, AccuracyChange
 from ..timing.compare import Comparison
 from ..timing.environment import Disturbance, Environment
+from ..timing.fresh import ColdStart
 from ..timing.measure import Measurement
+from ..timing.traffic import OpenLoop, Throughput
 
 SCHEMA_VERSION = 1
 
@@ -50,48 +52,6 @@ def artefact(path: Path, name: str) -> Artefact:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return Artefact(name, path, digest.hexdigest(), size, facts)
-
-
-@dataclass(frozen=True)
-class ColdStart:
-    """A fresh process: what a device waits for before its first answer."""
-
-    import_ms: float
-    """Loading the runtime's library."""
-    load_ms: float
-    """From the path to a model ready to run."""
-    first_run_ms: float
-    peak_memory_bytes: int
-    """Largest resident size of the process, the interpreter included."""
-    model_memory_bytes: int
-    """How much of it loading and the first run added."""
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """A run of its own: many calls in flight."""
-
-    images_per_second: float
-    interval: tuple[float, float]
-    """95 %, from one-second slices."""
-    concurrency: int
-    batch: int
-    seconds: float
-    latency_ms: float
-    """Median latency of one call under this load."""
-
-
-@dataclass(frozen=True)
-class OpenLoop:
-    """Requests that arrive at random times at a given rate, whether the model is ready or not."""
-
-    rate_hz: float
-    served_hz: float
-    requests: int
-    response_ms: dict[str, float | None]
-    """Percentiles of the time from arrival to answer, waiting included; None is withheld."""
-    kept_up: bool
-    """Whether the backlog stayed bounded."""
 
 
 @dataclass(frozen=True)

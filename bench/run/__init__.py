@@ -1,0 +1,1 @@
+"""One call of vbench, from its options to a result."""

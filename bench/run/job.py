@@ -17,7 +17,7 @@ from ..bundle import MODEL, Preprocess
 from ..data.dataset import batches_of
 from ..errors import UserError
 from ..gates import baseline, gate
-from ..reports.result import Artefact, ColdStart, ModelResult, Result, artefact
+from ..reports.result import Artefact, ModelResult, Result, artefact
 from ..runtimes import device_of, open_session, suits
 from ..runtimes.session import Session
 from ..runtimes.tensorrt import SUFFIXES as ENGINES
@@ -26,6 +26,7 @@ from ..tasks.classification import Accuracy
 from ..timing import fresh, noise, saturation, traffic
 from ..timing.compare import CompareBudget, compare
 from ..timing.environment import Disturbance, Environment, counters, disturbance, preflight
+from ..timing.fresh import ColdStart
 from ..timing.inputs import Feed, resolve_shapes, synthetic
 from ..timing.measure import Budget, Measurement, measure
 from .options import Options

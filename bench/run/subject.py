@@ -12,7 +12,8 @@ import numpy as np
 
 from ..bundle import IMAGENET, MODEL, Bundle, Preprocess, find_bundle, is_bundle
 from ..config import from_mapping
-from ..data.dataset import Dataset, open_dataset
+from ..data.dataset import Dataset
+from ..data.sources import open_dataset
 from ..errors import UserError
 from ..timing import inputs as feeds
 from ..timing.inputs import Feed

@@ -22,9 +22,13 @@ if TYPE_CHECKING:
     from .session import Session
 
 
+_NO_RUNTIMES = ("session", "cuda", "tensorrt_library")
+"""What lies here and is shared by runtimes."""
+
+
 def names() -> tuple[str, ...]:
     """The runtimes that this installation knows, by file name."""
-    return tuple(sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")))
+    return tuple(sorted(m.name for m in iter_modules(__path__) if m.name not in _NO_RUNTIMES))
 
 
 def module(name: str) -> ModuleType:

@@ -1,0 +1,1 @@
+"""The loop and its clock: warm-up, samples, noise, one model against another."""

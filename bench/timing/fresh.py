@@ -11,7 +11,6 @@ import numpy as np
 
 from ..apart import Reply, ask
 from ..errors import UserError
-from ..reports.result import ColdStart
 from .measure import Budget, Measurement, Warmup
 
 
@@ -99,3 +98,18 @@ def _ask(request: Request, budget: Budget | None) -> dict[str, Any]:
 def _stage(reply: Reply) -> str:
     stages = [line["stage"] for line in reply.said if "stage" in line]
     return stages[-1] if stages else "starting"
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """A fresh process: what a device waits for before its first answer."""
+
+    import_ms: float
+    """Loading the runtime's library."""
+    load_ms: float
+    """From the path to a model ready to run."""
+    first_run_ms: float
+    peak_memory_bytes: int
+    """Largest resident size of the process, the interpreter included."""
+    model_memory_bytes: int
+    """How much of it loading and the first run added."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from itertools import count
 from time import perf_counter, perf_counter_ns, sleep
 
@@ -10,7 +11,6 @@ import numpy as np
 
 from .. import stats
 from ..errors import UserError
-from ..reports.result import OpenLoop, Throughput
 from ..runtimes.session import Session
 from .inputs import Feed
 
@@ -138,3 +138,30 @@ def _run(work: object, concurrency: int, errors: list[BaseException], session: S
         thread.join()
     if errors:
         raise UserError(f"{session.path} failed under load: {errors[0]}") from errors[0]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """A run of its own: many calls in flight."""
+
+    images_per_second: float
+    interval: tuple[float, float]
+    """95 %, from one-second slices."""
+    concurrency: int
+    batch: int
+    seconds: float
+    latency_ms: float
+    """Median latency of one call under this load."""
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """Requests that arrive at random times at a given rate, whether the model is ready or not."""
+
+    rate_hz: float
+    served_hz: float
+    requests: int
+    response_ms: dict[str, float | None]
+    """Percentiles of the time from arrival to answer, waiting included; None is withheld."""
+    kept_up: bool
+    """Whether the backlog stayed bounded."""

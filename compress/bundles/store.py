@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from safetensors import SafetensorError
 from torch import nn
@@ -20,11 +20,11 @@ from vcompress.bench.errors import UserError
 from .. import quantization
 from ..models import changes
 from ..models.catalogue import ModelSpec, build, spec_from_json
+from ..models.precision import Precision, precision_of, set_precision
 
 ARCHITECTURE = "architecture.json"
 WEIGHTS = "weights.safetensors"
 _KEYS = {"model", "changes", "quantization"}
-Precision = Literal["fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,6 @@ class Network:
         if self.changes is not None:
             return self.changes
         return changes.describe(self.model, build(self.spec))
-
-
-def precision_of(model: nn.Module) -> Precision:
-    """Type of the floating point in the network's exported file."""
-    found: Precision = getattr(model, "exported_precision", "fp32")
-    return found
-
-
-def set_precision(model: nn.Module, precision: Precision) -> None:
-    """Note what the network is exported in; its weights in torch stay float32."""
-    model.exported_precision = precision  # type: ignore[assignment]
 
 
 def save_network(network: Network, folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 def load_all() -> dict[str, type[Any]]:
     """Name of the command to its dataclass. `import_.py`, a word of Python's, is `import`."""
-    files = [module.name for module in iter_modules(__path__)]
+    files = [m.name for m in iter_modules(__path__) if not m.name.startswith("_")]
     return {
         name.strip("_").replace("_", "-"): import_module(f"{__name__}.{name}").Command
         for name in files

@@ -77,6 +77,7 @@ class Command:
         from vcompress.bench.errors import UserError
         from vcompress.export.onnx_options import OnnxOptions
 
+        from ..bundles.engine_records import read_engines
         from ..delivery.engines import build_into, parse_required
         from ..delivery.reexport import export_bundle, export_file
         from ..reporting.terminal import print_engines
@@ -132,9 +133,8 @@ class Command:
             if kind == "tensorrt" or kind == "tensorrt-rtx"  # noqa: PLR1714 - mypy narrows this
         )
         if flavours:
-            print_engines(
-                build_into(
-                    self.run_dir, flavours, settings, precision=self.precision, required=required,
-                    timing_cache=self.timing_cache, trusted_factory=self.trust,
-                )
+            built = build_into(
+                self.run_dir, flavours, settings, precision=self.precision, required=required,
+                timing_cache=self.timing_cache, trusted_factory=self.trust,
             )  # fmt: skip
+            print_engines(read_engines(built))

@@ -52,9 +52,9 @@ class Command:
         from vcompress.bench.errors import UserError
 
         from ..options import Options
-        from ..pipeline.run import RUNS, open_network
+        from ..pipeline.resolve import RUNS, open_network
         from ..reporting.terminal import print_sweep
-        from ..stages.contract import TrainConfig
+        from ..training.config import TrainConfig
         from ..training.lr_finder import plot, sweep
 
         if self.out is not None and self.out.suffix != ".svg":

@@ -33,8 +33,9 @@ class Command:
     def run(self) -> None:
         from vcompress.bench.errors import UserError
 
+        from ..delivery.robustness import measure_bundles
         from ..reporting.terminal import print_robustness
-        from ..robustness.measure import Attack, measure_bundles
+        from ..robustness.measure import Attack
 
         if not self.bundles:
             raise UserError("no bundle given. Expected: vcompress robustness BUNDLE...")

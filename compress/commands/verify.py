@@ -25,7 +25,7 @@ class Command:
     """For each runtime, seconds."""
 
     def run(self) -> None:
-        from vcompress.bench.verify.verify import show
+        from vcompress.bench.verify.check import show
 
         show(
             self.bundle, key=self.key, golden=not self.no_golden, runtimes=self.runtime,

@@ -1,0 +1,1 @@
+"""The training side of the data: loaders, augmentation, images without labels."""

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vcompress.bench.data.dataset import Dataset, image_files
+from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.data.preprocess import read_image
+from vcompress.bench.data.sources import image_files
 from vcompress.bench.errors import UserError
 
 NO_LABEL = -1

@@ -1,0 +1,1 @@
+"""What is made of a finished bundle: engines, exports, Triton repositories, imports."""

@@ -18,18 +18,19 @@ from vcompress.bench.errors import UserError
 from vcompress.export import engine_proof, float8, parity
 from vcompress.export import precision as precision_of_file
 
+from ..bundles.engine_records import FOLDER, FORMAT, SCHEMA_VERSION, _read, read_engines
+from ..bundles.entry import plain
 from ..bundles.precisions import check_available, held_by
+from ..bundles.recorded import open_recorded, parity_images
+from ..bundles.rewrite import REPORT, rewritten
 from ..bundles.store import load_network
-from ..pipeline.finish import REPORT, export_checked, parity_images, plain, rewritten, score
-from ..pipeline.run import open_recorded
+from ..pipeline.measure import score
+from ..pipeline.proof import export_checked
 from ..reporting.page import write_report
 
 log = logging.getLogger(__name__)
 
 
-FOLDER = "engines"
-FORMAT = "vcompress-engine"
-SCHEMA_VERSION = 1
 LEAST_FP8_SQNR_DB = 10.0
 """E4M3 has three bits of mantissa: the errors of the layers add up to some 20 dB."""
 Required = int | Literal["all"] | None
@@ -274,26 +275,3 @@ def _write(bundle: Bundle, work: Path, kept: Sequence[str]) -> None:
             shutil.copyfile(file, folder / FOLDER / file.name)
         records = [_read(file) for file in sorted((folder / FOLDER).glob("*.json"))]
         write_report(folder / REPORT, bundle.history, bundle.data, engines=records, section=section)
-
-
-def read_engines(bundle: Bundle) -> list[dict[str, Any]]:
-    """The records of a bundle's engines, `engines/*.json`; their hashes are checked.
-
-    Raises:
-        UserError: one was changed, or is no such record.
-    """
-    names = [n for n in bundle.files if n.startswith(f"{FOLDER}/") and n.endswith(".json")]
-    return [_read(bundle.file(name)) for name in sorted(names)]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        good = record["format"] == FORMAT and record["schema_version"] == SCHEMA_VERSION
-        texts = (record["engine"], record["onnx"], record["build"]["onnx_sha256"])
-        good = good and all(isinstance(text, str) for text in texts)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        good = False
-    if not good:
-        raise UserError(f"{file}: not a record of an engine that vcompress wrote.")
-    return dict(record)

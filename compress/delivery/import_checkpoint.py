@@ -8,16 +8,20 @@ from pathlib import Path
 
 from vcompress.bench.bundle import IMAGENET, Bundle, is_bundle
 from vcompress.bench.bundle import bundle as bundles
-from vcompress.bench.data.dataset import Dataset, open_dataset
+from vcompress.bench.data.dataset import Dataset
+from vcompress.bench.data.sources import open_dataset
 from vcompress.bench.errors import UserError
 
 from ..bundles import licences
+from ..bundles.entry import plain, record_entry
+from ..bundles.recorded import noise
 from ..bundles.store import Network
-from ..models.catalogue import build, check_forward, head, make_spec
+from ..models.catalogue import build, check_forward, make_spec
 from ..models.foreign import infer_classes, load_into
+from ..models.head import head
 from ..options import Options
-from ..pipeline.finish import finish, noise, plain
-from ..pipeline.run import choose_preprocess, free_name, record_entry
+from ..pipeline.finish import finish
+from ..pipeline.resolve import choose_preprocess, free_name
 
 log = logging.getLogger(__name__)
 

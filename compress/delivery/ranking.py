@@ -10,9 +10,9 @@ from vcompress.bench.bundle import Bundle
 from vcompress.bench.errors import UserError
 
 from .. import quantization
+from ..bundles.recorded import open_recorded
 from ..bundles.store import load_network
 from ..data.loader import Data
-from ..pipeline.run import open_recorded
 from ..quantization.ptq import Scheme, quantised
 from ..quantization.sensitivity import LayerSensitivity, sensitivity
 

@@ -12,9 +12,11 @@ from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
 from vcompress.export.onnx_options import OnnxOptions, drawn_images, refine
 
+from ..bundles.recorded import open_recorded, parity_images
+from ..bundles.rewrite import report_section
 from ..bundles.store import load_network
-from ..pipeline.finish import export_checked, finish, parity_images, report_section
-from ..pipeline.run import open_recorded
+from ..pipeline.finish import finish
+from ..pipeline.proof import export_checked
 
 PICTURES = 12
 

@@ -13,7 +13,7 @@ from vcompress.bench.errors import UserError, nearest
 from vcompress.export import triton
 from vcompress.export.onnx_options import OnnxOptions
 
-from .engines import FOLDER
+from ..bundles.engine_records import FOLDER
 from .reexport import export_file
 
 

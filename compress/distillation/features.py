@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError, nearest
 
-from ..models.catalogue import head
+from ..models.head import head
 from ..models.modes import evaluating
 
 _MOST_PAIRS = 4

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
-from ..stages.contract import TaughtConfig
+from ..training.config import TaughtConfig
 
 ON_LOGITS = ("kd", "dkd", "dist", "lskd")
 

@@ -11,9 +11,8 @@ from vcompress.bench.runtimes import open_session
 from vcompress.bench.timing.compare import compare
 from vcompress.bench.timing.inputs import from_images
 
+from ..bundles.recorded import open_recorded, parity_images
 from ..reporting.page import summary, write_report
-from .finish import parity_images
-from .run import open_recorded
 
 log = logging.getLogger(__name__)
 

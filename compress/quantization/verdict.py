@@ -16,6 +16,7 @@ from typing import Literal
 
 from torch import nn
 
+from vcompress.bench.bundle import InputSpec
 from vcompress.bench.data.dataset import batches
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.runtimes.session import Session
@@ -27,7 +28,6 @@ from vcompress.export import to_onnx
 
 from .. import quantization
 from ..data.loader import Data
-from ..pipeline.finish import input_spec
 from ..reporting.verdict import sentences
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def judge(
         folder: for the two files; removed afterwards.
     """
     log.info("verdict: exporting and measuring fp32 and int8 for %s", target)
-    spec = input_spec(data.preprocess)
+    spec = InputSpec.of(data.preprocess)
     files = {"fp32": folder / "fp32.onnx", "int8": folder / "int8.onnx"}
     try:
         to_onnx.export(model.eval(), files["fp32"], spec, metadata={})

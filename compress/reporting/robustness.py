@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ..robustness.corruptions import CORRUPTIONS
-
 
 def robustness_section(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """A row for each stage whose robustness was measured; nothing where none was."""
@@ -18,9 +16,10 @@ def robustness_section(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     if not found:
         return []
+    kinds = tuple(found[-1][2]["corruptions"])
     heads = "".join(
         f'<th class="left">{h}</th>' if h in ("", "stage") else f"<th>{h}</th>"
-        for h in ("", "stage", "clean", "PGD", *CORRUPTIONS, "mean")
+        for h in ("", "stage", "clean", "PGD", *kinds, "mean")
     )
     rows = "".join(
         f'<tr><td class="left">{number}</td><td class="left">{escape(entry["stage"])}'
@@ -42,8 +41,8 @@ def robustness_section(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _cells(measured: Mapping[str, Any]) -> str:
     cells = [f"<td>{100 * measured[key]:.1f} %</td>" for key in ("clean", "pgd")]
-    for kind in CORRUPTIONS:
-        shares = [100 * x for x in measured["corruptions"][kind]]
+    for each_severity in measured["corruptions"].values():
+        shares = [100 * x for x in each_severity]
         each = " ".join(f"{x:.0f}" for x in shares)
         cells.append(f"<td>{sum(shares) / len(shares):.1f} %<small>{each}</small></td>")
     cells.append(f"<td>{100 * measured['mean_corrupted']:.1f} %</td>")

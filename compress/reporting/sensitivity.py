@@ -7,11 +7,13 @@ import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vcompress.bench.errors import UserError
 from vcompress.bench.reports.svg import number, ticks
 
-from ..quantization.sensitivity import LayerSensitivity
+if TYPE_CHECKING:
+    from ..quantization.sensitivity import LayerSensitivity
 
 ROW, TOP, BOTTOM = 20, 42, 34
 PANEL, GAP, RIGHT = 300, 60, 56

@@ -63,12 +63,11 @@ def latency_text(latency: Mapping[str, Any] | None) -> str:
     return f"{latency['median_ms']:.3g} ms" + ("" if latency["steady"] else " (unsteady)")
 
 
-def print_engines(bundle: Bundle) -> None:
-    """The bundle's engines, and how much of each runs in int8."""
-    from ..delivery.engines import read_engines
+def print_engines(records: Iterable[Mapping[str, Any]]) -> None:
+    """Engines by their records, and how much of each runs in int8."""
     from .engines import HEADS, rows
 
-    lines = [HEADS, *(tuple(map(printable, row)) for row in rows(read_engines(bundle)))]
+    lines = [HEADS, *(tuple(map(printable, row)) for row in rows(records))]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
@@ -83,14 +82,13 @@ def accuracy_text(test: Mapping[str, Any] | None) -> str:
 
 def print_robustness(found: Mapping[Path, Mapping[str, Any]]) -> None:
     """A row for each bundle: top-1 as they are, under PGD, and the mean of five severities."""
-    from ..robustness.corruptions import CORRUPTIONS
-
-    heads = ("clean", "PGD", *CORRUPTIONS, "mean")
+    kinds = tuple(next(iter(found.values()))["corruptions"])
+    heads = ("clean", "PGD", *kinds, "mean")
     width = max(len(printable(str(path))) for path in found)
     print(f"{'top-1, %':{width}}" + "".join(f"{head:>12}" for head in heads))
     for path, measured in found.items():
         each = measured["corruptions"]
-        means = [sum(each[kind]) / len(each[kind]) for kind in CORRUPTIONS]
+        means = [sum(each[kind]) / len(each[kind]) for kind in kinds]
         shares = (measured["clean"], measured["pgd"], *means, measured["mean_corrupted"])
         print(
             f"{printable(str(path)):{width}}" + "".join(f"{100 * share:12.1f}" for share in shares)

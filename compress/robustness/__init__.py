@@ -1,0 +1,1 @@
+"""Attacks and corruptions, and how much accuracy is left under them."""

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vcompress.bench.bundle import MODEL, Bundle, Preprocess
+from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data.preprocess import apply, crop, to_mode
 from vcompress.bench.errors import UserError
 from vcompress.bench.runtimes import open_session
@@ -149,45 +149,3 @@ def _inputs(pixels: list[npt.NDArray[np.uint8]], preprocess: Preprocess) -> npt.
     """`[B, C, H, W] float32`; the pixels have the network's size already."""
     whole = replace(preprocess, resize=None)
     return np.stack([apply(whole, Image.fromarray(x)) for x in pixels])
-
-
-def measure_bundles(
-    paths: tuple[Path, ...], count: int, attack: Attack, trusted_factory: str | None
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Measure each bundle on its own data, and write what was found into it and its report.
-
-    Raises:
-        UserError: a bundle without data, or whose data have changed.
-    """
-    from ..bundles.store import load_network
-    from ..pipeline.run import open_recorded
-
-    opened = [Bundle.open(path) for path in paths]
-    for found in opened:
-        if not found.history or not found.history[-1].get("metrics"):
-            raise UserError(f"{found.path}: its history has no metrics to stand beside.")
-        if found.data is None:
-            raise UserError(f"{found.path}: the bundle records no data to measure on.")
-    for found in opened:
-        log.info("measuring the robustness of %s", found.path)
-        dataset = open_recorded(found)
-        assert dataset is not None
-        model = load_network(found, trusted_factory).model
-        data = Data(dataset, found.preprocess)
-        measured = measure(model, found.file(MODEL), data, count, attack)
-        _store(found, measured)
-        yield found.path, measured
-
-
-def _store(found: Bundle, measured: dict[str, Any]) -> None:
-    """The bundle again, whole, with the numbers in its last stage and in the report."""
-    from ..delivery.engines import read_engines
-    from ..pipeline.finish import REPORT, rewritten
-    from ..reporting.page import write_report
-
-    *before, last = (dict(entry) for entry in found.history)
-    last["metrics"] = {**last["metrics"], "robustness": measured}
-    history = (*before, last)
-    engines = read_engines(found)
-    with rewritten(found, found.files, history) as (folder, section):
-        write_report(folder / REPORT, history, found.data, engines=engines, section=section)

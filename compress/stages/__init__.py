@@ -18,7 +18,7 @@ from vcompress.bench.errors import UserError, nearest
 
 
 def names() -> tuple[str, ...]:
-    return tuple(sorted(module.name for module in iter_modules(__path__)))
+    return tuple(sorted(m.name for m in iter_modules(__path__) if m.name != "contract"))
 
 
 def load(name: str) -> ModuleType:

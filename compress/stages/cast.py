@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .contract import Context, Outcome
+from ..training.config import Context
+from .contract import Outcome
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +30,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """Note the type that `model` is exported in; the end of the command casts, proves, measures."""
     from vcompress.bench.errors import UserError
 
-    from ..bundles.store import set_precision
+    from ..models.precision import set_precision
     from ..quantization import is_quantized
 
     if is_quantized(model) and config.dtype == "bf16":

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vcompress.bench.errors import UserError, nearest
 
-from .contract import Context, Outcome, TaughtConfig
+from ..training.config import Context, TaughtConfig
+from .contract import Outcome
 
 if TYPE_CHECKING:
     from torch import nn
@@ -248,7 +249,7 @@ def _digest(teacher: Teacher) -> str:
     """Of the weights and of the layers that they are in."""
     import hashlib
 
-    from ..training.loop import digest
+    from ..training.identity import digest
 
     return hashlib.sha256(f"{digest(teacher.model)} {teacher.model}".encode()).hexdigest()
 

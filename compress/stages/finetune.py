@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vcompress.bench.errors import UserError
 
-from .contract import Context, Outcome, TrainConfig
+from ..training.config import Context, TrainConfig
+from .contract import Outcome
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .contract import Context, Outcome, TaughtConfig
+from ..training.config import Context, TaughtConfig
+from .contract import Outcome
 from .prune import refuse_quantised
 
 if TYPE_CHECKING:

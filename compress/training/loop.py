@@ -7,14 +7,12 @@ goes on from there and ends with the weights of an undisturbed one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,14 +25,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vcompress.bench.errors import EnvironmentLacks, UserError
 
-from ..models.catalogue import head
 from ..models.modes import evaluating
 from ..pruning.sparsity import held_sparse
-from ..stages.contract import Context, TrainConfig
+from .config import Context, TrainConfig
+from .identity import _identity, _resumed
+from .optimizer import _freeze, optimizer_for
 from .processes import process_state
 from .progress import epoch_progress
 from .schedule import share_of_peak
-from .state import State, load_state, save_state
+from .state import save_state
 
 log = logging.getLogger(__name__)
 
@@ -258,94 +257,6 @@ def _without_gain(history: Sequence[Mapping[str, float]]) -> int:
     """Epochs since the validation accuracy was first as high as it has been."""
     accuracies = [entry["val_accuracy"] for entry in history]
     return len(accuracies) - 1 - accuracies.index(max(accuracies))
-
-
-def optimizer_for(
-    model: nn.Module, config: TrainConfig, extra: list[dict[str, Any]]
-) -> torch.optim.Optimizer:
-    special = {id(p) for group in extra for p in group["params"]}
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad and id(parameter) not in special:
-            (decayed if parameter.ndim > 1 else plain).append(parameter)  # norms, biases: 1-d
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-        *extra,
-    ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise UserError("Nothing is left to train: every parameter is frozen. See --freeze.")
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0
-        )
-    return torch.optim.AdamW(groups, lr=config.lr)
-
-
-def _freeze(model: nn.Module, config: TrainConfig, classes: int) -> list[nn.Module]:
-    """Fix the parameters that `config.freeze` names; returns the modules to keep in eval mode."""
-    if config.freeze == "none":
-        return []
-    name = head(model, classes)
-    modules: list[nn.Module] = []
-    for module_name, module in model.named_modules():
-        in_head = module_name == name
-        own = list(module.parameters(recurse=False))
-        if in_head == (config.freeze == "head"):
-            for parameter in own:
-                parameter.requires_grad_(False)
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                modules.append(module)
-    return modules
-
-
-def _identity(model: nn.Module, config: TrainConfig, context: Context, name: str) -> dict[str, Any]:
-    """What must be the same for a resume to end as the undisturbed run would."""
-    teacher = context.teacher
-    return {
-        "name": name,
-        "seed": context.seed,
-        "data": context.data.dataset.fingerprint,
-        "preprocess": json.loads(json.dumps(asdict(context.data.preprocess))),
-        "augment": context.data.augment,
-        "erase": context.data.erase,
-        "config": json.loads(json.dumps(asdict(config))),
-        "initial_weights": digest(model),
-        "teacher": None if teacher is None else digest(teacher),
-    }
-
-
-def digest(model: nn.Module) -> str:
-    """SHA-256 over the names and values of the weights."""
-    found = hashlib.sha256()
-    for key, tensor in model.state_dict().items():
-        found.update(key.encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def _resumed(file: Path, identity: Mapping[str, Any], resume: bool) -> State | None:
-    if not resume or not file.is_file():
-        return None
-    state = load_state(file)
-    for key, value in identity.items():
-        if state.identity.get(key) == value:
-            continue
-        before = state.identity.get(key)
-        if isinstance(value, dict) and isinstance(before, dict):
-            inner = next(k for k in {**value, **before} if value.get(k) != before.get(k))
-            key, before, value = f"{key}.{inner}", before.get(inner), value.get(inner)
-        raise UserError(
-            f"--resume: {key} was {before!r} and is now {value!r}. Give the same options as "
-            f"before, or leave --resume out to start again."
-        )
-    log.info(
-        "%s  resumed after epoch %d of %d",
-        identity["name"], len(state.history), identity["config"]["epochs"],
-    )  # fmt: skip
-    return state
 
 
 def _result(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vcompress.bench.errors import EnvironmentLacks, UserError
 
 from .. import quantization
-from ..models.catalogue import head
+from ..models.head import head
 from ..models.modes import evaluating
 
 

@@ -20,8 +20,8 @@ from vcompress.bench.errors import UserError
 from vcompress.bench.reports.svg import COLOURS, Plot
 
 from ..data.loader import Data
-from ..stages.contract import TrainConfig
-from .loop import optimizer_for
+from .config import TrainConfig
+from .optimizer import optimizer_for
 from .processes import process_state
 
 _SMOOTHING = 0.9

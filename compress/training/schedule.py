@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import TypeVar
 
-from ..stages.contract import TrainConfig
+from .config import TrainConfig
 
 C = TypeVar("C", bound=TrainConfig)
 

@@ -9,7 +9,7 @@ from vcompress.bench.bundle import MODEL
 from vcompress.bench.bundle.atomic import staged_file
 from vcompress.bench.bundle.manifest import BESIDE
 from vcompress.bench.errors import UserError
-from vcompress.bench.verify.verify import verify
+from vcompress.bench.verify.check import verify
 
 from .header import check_name, data_source, header
 

@@ -16,10 +16,11 @@ import torchvision.models as tv
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vcompress.bench.data.dataset import Dataset, open_dataset
+from vcompress.bench.data.dataset import Dataset
+from vcompress.bench.data.sources import open_dataset
 from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import finetune
-from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.config import Context
 
 LABELLED = 144
 """A tenth of the training images, the same number of each class."""

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 import torchvision.models as tv
 
-from vcompress.bench.data.dataset import open_dataset
+from vcompress.bench.data.sources import open_dataset
 from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import distill, finetune
-from vcompress.compress.stages.contract import Context
 from vcompress.compress.training import loop
+from vcompress.compress.training.config import Context
 
 
 def timed(run: Callable[[], Any]) -> float:

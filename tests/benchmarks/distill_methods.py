@@ -30,7 +30,7 @@ from vcompress.compress.data.loader import Data
 from vcompress.compress.data.unlabelled import NO_LABEL
 from vcompress.compress.distillation.teaching import ON_FEATURES
 from vcompress.compress.stages import distill, finetune
-from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.config import Context
 
 
 def rows() -> list[str]:

@@ -26,9 +26,9 @@ from _digits import LABELLED, accuracy, collect, make_teacher, tenth, whole
 from torch import nn
 
 from vcompress.compress.models.cost import count_macs
-from vcompress.compress.pipeline.recipe import Joint
+from vcompress.compress.pipeline.joint import Joint
 from vcompress.compress.stages import distill, prune, quantize
-from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.config import Context
 
 STAGES = {"distill": distill, "prune": prune, "quantize": quantize}
 WAYS = {

@@ -24,12 +24,12 @@ from _digits import accuracy, trained
 from torch import nn
 
 from vcompress.bench.bundle import Preprocess
-from vcompress.bench.data.dataset import open_dataset
+from vcompress.bench.data.sources import open_dataset
 from vcompress.compress.data.loader import Data
 from vcompress.compress.distillation.losses import from_teacher
 from vcompress.compress.models.cost import count_parameters
 from vcompress.compress.stages import prune as stage
-from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.config import Context
 from vcompress.compress.training.loop import fit
 
 CRITERIA = ("l1", "l2", "bn", "lamp", "taylor", "hessian", "distillation", "random")

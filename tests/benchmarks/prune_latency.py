@@ -22,7 +22,7 @@ from _digits import accuracy, trained
 from torch import nn
 
 from vcompress.bench.bundle import Preprocess
-from vcompress.bench.data.dataset import open_dataset
+from vcompress.bench.data.sources import open_dataset
 from vcompress.bench.timing.environment import preflight
 from vcompress.compress.data.loader import Data
 from vcompress.compress.distillation.losses import from_teacher
@@ -31,7 +31,7 @@ from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.latency import prune_to_latency
 from vcompress.compress.pruning.latency_table import LatencyTable, vbench_measure, vbench_ratio
 from vcompress.compress.stages import prune as stage
-from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.config import Context
 from vcompress.compress.training.loop import fit
 from vcompress.export.to_onnx import export
 

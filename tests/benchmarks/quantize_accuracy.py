@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from vcompress.bench.bundle import Preprocess
-from vcompress.bench.data.dataset import open_dataset
+from vcompress.bench.bundle import InputSpec, Preprocess
+from vcompress.bench.data.sources import open_dataset
 from vcompress.compress.data.loader import Data
 from vcompress.compress.models import changes
 from vcompress.compress.models.catalogue import build, make_spec
 from vcompress.compress.pipeline import finish
 from vcompress.compress.quantization import to_export
 from vcompress.compress.stages import finetune, quantize
-from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.config import Context
 from vcompress.compress.training.loop import evaluate
 from vcompress.export import to_onnx
 
@@ -106,7 +106,7 @@ def accuracy(model: torch.nn.Module, data: Data, folder: Path) -> float:
 def deployed(model: torch.nn.Module, data: Data, folder: Path) -> float:
     """Top-1 of the exported file in ONNX Runtime, in percent."""
     file = folder / "model.onnx"
-    to_onnx.export(model, file, finish.input_spec(data.preprocess), metadata={})
+    to_onnx.export(model, file, InputSpec.of(data.preprocess), metadata={})
     return 100 * float(finish.score(file, data)["top1"])
 
 

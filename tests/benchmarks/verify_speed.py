@@ -21,7 +21,7 @@ from time import perf_counter
 from vcompress.bench.bundle import InputSpec, Preprocess, create
 from vcompress.bench.bundle.archive import pack
 from vcompress.bench.timing.environment import preflight
-from vcompress.bench.verify.verify import verify
+from vcompress.bench.verify.check import verify
 
 LIMIT = 1.5
 
@@ -59,7 +59,7 @@ def main() -> int:
         command = [
             sys.executable,
             "-m",
-            "vcompress.bench.verify.verify",
+            "vcompress.bench.verify",
             str(bundle),
             "--no-golden",
         ]
@@ -72,7 +72,7 @@ def main() -> int:
             # The same hash with the processor's own instructions, which not every sha256sum uses.
             "openssl dgst -sha256": run(["openssl", "dgst", "-sha256", *map(str, files)]),
             "verify(bundle, golden=False)": lambda: verify(bundle, golden=False),
-            "python -m vcompress.bench.verify.verify": run(command),
+            "python -m vcompress.bench.verify": run(command),
             "pack": lambda: pack(bundle, archive),
         }
         if shutil.which("openssl") is None:

@@ -1,4 +1,4 @@
-"""Where a target wants its quantisers: a `target_NAME.py` in this folder is one table of rules.
+"""Where a target wants its quantisers: a file in this folder is one table of rules.
 
 Such a file has `UNSIGNED` (activations are uint8 with a zero point, or int8 without),
 `REPEAT` (an operation that only moves values runs in int8 only with its own Q/DQ behind it) and
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pkgutil import iter_modules
 from typing import Protocol, cast
 
 from torch import fx
@@ -96,7 +96,7 @@ def _place_shortcut(node: fx.Node, plan: Plan, depth: dict[fx.Node, int]) -> Non
 
 
 class Target(Protocol):
-    """The interface of a `target_NAME.py`."""
+    """The interface of a target's file."""
 
     UNSIGNED: bool
     REPEAT: bool
@@ -108,7 +108,7 @@ class Target(Protocol):
 
 def target_names() -> list[str]:
     """The targets that there is a table for."""
-    return sorted(f.stem.removeprefix("target_") for f in Path(__file__).parent.glob("target_*.py"))
+    return sorted(module.name for module in iter_modules(__path__))
 
 
 def load_target(name: str) -> Target:
@@ -122,4 +122,4 @@ def load_target(name: str) -> Target:
             f"target {name!r}: expected one of {', '.join(target_names())}."
             + nearest(name, target_names())
         )
-    return cast(Target, importlib.import_module(f".target_{name}", __package__))
+    return cast(Target, importlib.import_module(f"{__name__}.{name}"))

@@ -13,14 +13,7 @@ from typing import Any
 
 import pytest
 
-from vcompress.bench.bundle import (
-    Bundle,
-    InputSpec,
-    Preprocess,
-    create,
-    find_bundle,
-    is_bundle,
-)
+from vcompress.bench.bundle import Bundle, InputSpec, Preprocess, create, find_bundle, is_bundle
 from vcompress.bench.bundle import bundle as bundles
 from vcompress.bench.bundle.manifest import seal_of
 from vcompress.bench.errors import UserError

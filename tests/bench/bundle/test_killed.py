@@ -12,7 +12,7 @@ import pytest
 
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.bundle.archive import is_archive, pack, unpack
-from vcompress.bench.verify.verify import verify
+from vcompress.bench.verify.check import verify
 
 # Two bundles take turns at the same place, as an archive and as a folder, without an end.
 WORK = """

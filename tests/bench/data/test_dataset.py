@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from vcompress.bench.bundle import Preprocess
-from vcompress.bench.data.dataset import SPLITS, Dataset, batches, open_dataset, split_by_seed
+from vcompress.bench.data.dataset import Dataset, batches
+from vcompress.bench.data.sources import open_dataset
+from vcompress.bench.data.splits import SPLITS, split_by_seed
 from vcompress.bench.errors import UserError
 
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vcompress.bench.data.dataset import SPLITS, batches, open_dataset
+from vcompress.bench.data.dataset import batches
+from vcompress.bench.data.sources import open_dataset
+from vcompress.bench.data.splits import SPLITS
 from vcompress.bench.errors import EnvironmentLacks, UserError
 
 

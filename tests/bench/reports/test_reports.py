@@ -22,15 +22,16 @@ from vcompress.bench.reports import html as report_html
 from vcompress.bench.reports import json as report_json
 from vcompress.bench.reports import restate as other
 from vcompress.bench.reports import terminal
-from vcompress.bench.reports.result import ColdStart, ModelResult, Result, artefact
+from vcompress.bench.reports.result import ModelResult, Result, artefact
 from vcompress.bench.runtimes.session import Facts, Node
 from vcompress.bench.stats import Interval, verdict
 from vcompress.bench.tasks import classification
 from vcompress.bench.timing.compare import Block, Blocks, Comparison, noise_floor
 from vcompress.bench.timing.environment import Disturbance, preflight
+from vcompress.bench.timing.fresh import ColdStart
 from vcompress.bench.timing.measure import Measurement, Warmup
 
-SCHEMA = json.loads((Path(vcompress.bench.__path__[0]) / "schema.json").read_text())
+SCHEMA = json.loads((Path(vcompress.bench.__path__[0]) / "reports/schema.json").read_text())
 LABELS = np.arange(100) % 10
 
 

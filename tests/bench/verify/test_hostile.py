@@ -22,7 +22,7 @@ import pytest
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.bundle.archive import pack, unpack
 from vcompress.bench.errors import UserError
-from vcompress.bench.verify.verify import main, verify
+from vcompress.bench.verify.check import main, verify
 
 COUNT = 500
 SECONDS = 10

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from vcompress.bench.bundle import Preprocess
-from vcompress.bench.data.dataset import Dataset, batches, open_dataset
+from vcompress.bench.data.dataset import Dataset, batches
+from vcompress.bench.data.sources import open_dataset
 from vcompress.bench.errors import UserError
 from vcompress.compress.data.loader import Data
-from vcompress.compress.stages.contract import Context, TrainConfig
+from vcompress.compress.training.config import Context, TrainConfig
 from vcompress.compress.training.loop import fit
 
 PREPROCESS = Preprocess((8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from vcompress.bench.bundle import Preprocess
-from vcompress.bench.data.dataset import batches, open_dataset
+from vcompress.bench.data.dataset import batches
+from vcompress.bench.data.sources import open_dataset
 from vcompress.bench.errors import UserError
 from vcompress.compress.data.loader import Data
 

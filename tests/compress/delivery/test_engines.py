@@ -12,9 +12,10 @@ from vcompress.bench.bundle import Bundle, InputSpec, Preprocess, sha256
 from vcompress.bench.bundle import bundle as bundles
 from vcompress.bench.engine import BuildReport, Layer, LayerReport, Settings
 from vcompress.bench.errors import UserError
+from vcompress.compress.bundles.engine_records import read_engines
 from vcompress.compress.bundles.precisions import check_available, held_by
 from vcompress.compress.delivery import engines
-from vcompress.compress.delivery.engines import TooLittle, build_into, parse_required, read_engines
+from vcompress.compress.delivery.engines import TooLittle, build_into, parse_required
 from vcompress.compress.reporting.engines import engine_section
 from vcompress.export.engine_proof import Proof
 

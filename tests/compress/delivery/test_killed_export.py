@@ -14,7 +14,7 @@ SCRIPT = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, os.getcwd())
-from vcompress.bench.verify.verify import verify
+from vcompress.bench.verify.check import verify
 from vcompress.compress import finish, reexport
 from vcompress.export import parity, to_onnx
 import onnx, onnxruntime, onnxscript

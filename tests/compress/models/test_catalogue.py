@@ -17,10 +17,10 @@ from vcompress.compress.models.catalogue import (
     ALIASES,
     build,
     check_forward,
-    head,
     make_spec,
     spec_from_json,
 )
+from vcompress.compress.models.head import head
 
 LIGHT = ("r18", "mnv2", "mnv3s", "mnv3l", "effb0", "shuf1", "sqz")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from vcompress.compress.pipeline.finish import plain
+from vcompress.compress.bundles.entry import plain
 
 
 def test_what_json_has_no_word_for_becomes_a_plain_value() -> None:

@@ -11,7 +11,7 @@ from vcompress.bench.bundle import Bundle
 from vcompress.bench.errors import UserError
 from vcompress.compress.cli import main
 from vcompress.compress.pipeline.recipe import Recipe, read_recipe
-from vcompress.compress.stages.contract import TrainConfig
+from vcompress.compress.training.config import TrainConfig
 from vcompress.compress.training.schedule import share_of_peak, within
 
 OWN = "tiny_nets:batch"

@@ -12,19 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess
+from vcompress.bench.bundle import IMAGENET, Bundle, InputSpec, Preprocess
 from vcompress.bench.errors import UserError
 from vcompress.compress import stages
 from vcompress.compress.bundles.store import load_network
 from vcompress.compress.cli import main
 from vcompress.compress.options import Options
 from vcompress.compress.pipeline import run
-from vcompress.compress.pipeline.run import (
-    choose_preprocess,
-    free_name,
-    parse_preprocess,
-    run_stage,
-)
+from vcompress.compress.pipeline.resolve import choose_preprocess, free_name, parse_preprocess
+from vcompress.compress.pipeline.run import run_stage
 from vcompress.compress.quantization import is_quantized
 
 FINETUNE = stages.load("finetune")
@@ -133,13 +129,12 @@ def test_any_stage_that_is_killed_resumes_to_the_same_weights(
     """Export and measurement are left out: they come after the training and change nothing."""
     from vcompress.bench.bundle import create
     from vcompress.compress.bundles.store import save_network
-    from vcompress.compress.pipeline.finish import input_spec
     from vcompress.compress.training import progress
 
     def short(network: Any, out: Path, entry: Any, history: Any, **facts: Any) -> None:
         preprocess, dataset = facts["preprocess"], facts["dataset"]
         with create(
-            out, input=input_spec(preprocess), preprocess=preprocess, labels=facts["labels"],
+            out, input=InputSpec.of(preprocess), preprocess=preprocess, labels=facts["labels"],
             data=dataset.record(), history=(*history, entry),
         ) as folder:  # fmt: skip
             save_network(network, folder)
@@ -348,7 +343,7 @@ def test_options_that_contradict_each_other_are_refused() -> None:
 def test_images_of_every_kind_can_be_trained_on(
     work: Path, image_folder: Callable[..., Path]
 ) -> None:
-    from vcompress.compress.pipeline.run import open_data
+    from vcompress.compress.pipeline.resolve import open_data
 
     top = image_folder("mixed", red=3, green=3)
     base = Image.open(top / "red" / "000.png")

@@ -42,7 +42,7 @@ def test_an_image_falls_just_when_its_distance_is_in_reach() -> None:
 def test_an_attack_goes_through_quantisers(tiny_data: Any, tiny_nets: Any) -> None:
     """A quantised network is no safer because rounding has no slope."""
     from vcompress.compress import quantization
-    from vcompress.compress.stages.contract import Context, TrainConfig
+    from vcompress.compress.training.config import Context, TrainConfig
     from vcompress.compress.training.loop import fit
 
     data = tiny_data()

@@ -12,7 +12,7 @@ from torch import nn
 
 from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import distill
-from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.config import Context
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import torch
 
 from vcompress.bench.bundle import Bundle, Preprocess
 from vcompress.bench.errors import UserError
-from vcompress.compress.bundles.store import Network, load_network, precision_of
+from vcompress.compress.bundles.store import Network, load_network
 from vcompress.compress.models.catalogue import build, make_spec
+from vcompress.compress.models.precision import precision_of
 from vcompress.compress.pipeline.finish import finish
 from vcompress.compress.reporting.terminal import rows
 from vcompress.compress.stages import cast
@@ -38,8 +39,8 @@ def bundle(folder: Path, dtype: Any) -> Bundle:
 @pytest.fixture(scope="module", autouse=True)
 def short() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vcompress.compress.pipeline.finish.LATENCY_SECONDS", 0.05)
-        patch.setattr("vcompress.compress.pipeline.finish.PARITY_IMAGES", 8)
+        patch.setattr("vcompress.compress.pipeline.measure.LATENCY_SECONDS", 0.05)
+        patch.setattr("vcompress.compress.bundles.recorded.PARITY_IMAGES", 8)
         yield
 
 

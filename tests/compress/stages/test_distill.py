@@ -15,7 +15,7 @@ from vcompress.bench.errors import UserError
 from vcompress.compress import stages
 from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import distill, finetune
-from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.config import Context
 
 CONFIG = distill.Config(epochs=6, batch_size=6, lr=0.03, alpha=1.0)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vcompress.bench.bundle import Preprocess
 from vcompress.bench.errors import UserError
 from vcompress.compress.distillation.teaching import Teacher
-from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.config import Context
 
 
 def test_a_cache_gives_the_losses_of_the_teacher_itself(

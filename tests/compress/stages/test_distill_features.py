@@ -10,7 +10,7 @@ from torch import nn
 
 from vcompress.bench.errors import UserError
 from vcompress.compress.stages import distill
-from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.config import Context
 from vcompress.compress.training.state import load_state
 
 

@@ -15,8 +15,8 @@ import torch
 
 from vcompress.bench.errors import UserError
 from vcompress.compress.distillation.teaching import Teacher
-from vcompress.compress.stages.contract import Context
 from vcompress.compress.training import loop as training
+from vcompress.compress.training.config import Context
 
 
 class Killed(BaseException):

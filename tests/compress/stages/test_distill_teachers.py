@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from vcompress.bench.errors import UserError
 from vcompress.compress.distillation.teaching import Teacher
 from vcompress.compress.stages import finetune
-from vcompress.compress.stages.contract import Context
 from vcompress.compress.stages.distill import Config
+from vcompress.compress.training.config import Context
 from vcompress.compress.training.loop import evaluate
 
 

@@ -11,7 +11,7 @@ import torch
 from vcompress.compress import stages
 from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import finetune
-from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.config import Context
 from vcompress.compress.training.loop import evaluate
 
 

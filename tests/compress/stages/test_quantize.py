@@ -14,7 +14,7 @@ from vcompress.bench.errors import UserError
 from vcompress.compress import quantization as q
 from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import finetune, quantize
-from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.config import Context
 
 CONFIG = quantize.Config(epochs=3, batch_size=6, lr=1e-3, calibration_images=24, freeze_bn_epochs=1)
 

@@ -13,8 +13,8 @@ from vcompress.compress import quantization as q
 from vcompress.compress.data.loader import Data
 from vcompress.compress.pruning.sparsity import sparse_in_file, sparse_layers
 from vcompress.compress.stages import finetune, prune, quantize
-from vcompress.compress.stages.contract import Context
 from vcompress.compress.stages.sparsify import Config, apply
+from vcompress.compress.training.config import Context
 from vcompress.export.to_onnx import export
 
 CONFIG = Config(epochs=2, batch_size=6, lr=1e-2)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from vcompress.bench.errors import UserError
 from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import finetune
-from vcompress.compress.stages.contract import Context
 from vcompress.compress.stages.finetune import Config
+from vcompress.compress.training.config import Context
 from vcompress.compress.training.layer_groups import decayed_rates, layer_groups, unfreeze
 
 QUICK = Config(epochs=2, batch_size=8, lr=0.02, warmup_epochs=0.5)

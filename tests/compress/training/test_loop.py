@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.compress.data.loader import Data
-from vcompress.compress.stages.contract import Context, TrainConfig
 from vcompress.compress.training import loop as training
-from vcompress.compress.training.loop import evaluate, fit, optimizer_for
+from vcompress.compress.training.config import Context, TrainConfig
+from vcompress.compress.training.loop import evaluate, fit
+from vcompress.compress.training.optimizer import optimizer_for
 
 SCRIPT = Path(__file__).with_name("training_script.py")
 QUICK = TrainConfig(epochs=2, batch_size=8, lr=0.01, warmup_epochs=0.5)

@@ -16,8 +16,8 @@ from torch import nn
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import finetune
-from vcompress.compress.stages.contract import Context
 from vcompress.compress.stages.finetune import Config
+from vcompress.compress.training.config import Context
 from vcompress.compress.training.lora import adapt
 
 

@@ -14,7 +14,7 @@ import torch
 from vcompress.bench.errors import UserError
 from vcompress.compress.cli import main
 from vcompress.compress.data.loader import Data
-from vcompress.compress.stages.contract import TrainConfig
+from vcompress.compress.training.config import TrainConfig
 from vcompress.compress.training.lr_finder import plot, suggest, sweep
 
 CONFIG = TrainConfig(batch_size=8, optimizer="sgd")

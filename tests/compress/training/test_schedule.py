@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vcompress.bench.errors import UserError
-from vcompress.compress.stages.contract import TrainConfig
+from vcompress.compress.training.config import TrainConfig
 from vcompress.compress.training.schedule import share_of_peak, within
 
 

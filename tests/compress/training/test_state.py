@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vcompress.bench.errors import UserError
 from vcompress.compress.data.loader import Data
-from vcompress.compress.stages.contract import Context, TrainConfig
+from vcompress.compress.training.config import Context, TrainConfig
 from vcompress.compress.training.loop import fit
 from vcompress.compress.training.state import load_state
 

@@ -17,9 +17,10 @@ from PIL import Image
 from torch import nn
 
 from vcompress.bench.bundle import Preprocess
-from vcompress.bench.data.dataset import Dataset, split_by_seed
+from vcompress.bench.data.dataset import Dataset
+from vcompress.bench.data.splits import split_by_seed
 from vcompress.compress.data.loader import Data
-from vcompress.compress.stages.contract import Context, TrainConfig
+from vcompress.compress.training.config import Context, TrainConfig
 
 
 def make_net(kind: str) -> nn.Module:

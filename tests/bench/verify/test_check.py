@@ -20,9 +20,9 @@ from vcompress.bench.bundle.manifest import seal_of
 from vcompress.bench.bundle.signature import make_keys
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.verify import verify
+from vcompress.bench.verify.check import DoesNotVerify, main
+from vcompress.bench.verify.check import verify as check
 from vcompress.bench.verify.golden import Found
-from vcompress.bench.verify.verify import DoesNotVerify, main
-from vcompress.bench.verify.verify import verify as check
 
 Make = Callable[..., Bundle]
 
@@ -240,7 +240,7 @@ def test_it_loads_neither_torch_nor_numpy_where_only_files_are_checked(
 ) -> None:
     whole_bundle(tmp_path / "b")
     script = (
-        "import sys; from vcompress.bench.verify.verify import main; status = main(sys.argv[1:]); "
+        "import sys; from vcompress.bench.verify.check import main; status = main(sys.argv[1:]); "
         "print(sorted({m.partition('.')[0] for m in sys.modules} & "
         "{'torch', 'numpy', 'onnxruntime', 'tyro', 'rich'})); sys.exit(status)"
     )

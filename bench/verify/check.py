@@ -1,6 +1,6 @@
 """Is the bundle whole, as it was written, and does it compute here what it computed there?
 
-`vcompress verify`, and `python -m vcompress.bench.verify.verify` on a device that has only this package.
+`vcompress verify`, and `python -m vcompress.bench.verify` on a device that has only this package.
 """
 
 from __future__ import annotations
@@ -289,9 +289,9 @@ def show(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m vcompress.bench.verify.verify`. Returns the exit status."""
+    """`python -m vcompress.bench.verify`. Returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m vcompress.bench.verify.verify",
+        prog="python -m vcompress.bench.verify",
         description="Check a bundle: its manifest, every file, the signature, the golden outputs.",
         epilog="exit status: 0 it verifies, 1 it does not, 2 no bundle, 4 a package is missing",
     )
@@ -314,7 +314,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"verify: {error}", file=sys.stderr)
         return error.status
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,233 @@
+"""Where labelled images come from: the embedded digits, a folder of class folders, torchvision."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..bundle import IMAGENET, Preprocess
+from ..errors import EnvironmentLacks, UserError, nearest
+from .dataset import Dataset, OnBadImage
+from .preprocess import read_image
+from .splits import _PATH, SPLITS, _val_from_train, _without_overlap, split_by_seed
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+
+
+def open_dataset(
+    source: str, root: str | None = None, seed: int = 0, on_bad_image: OnBadImage = "fail"
+) -> Dataset:
+    """Open `digits`, a folder of class folders, or `torchvision:NAME` with `root`.
+
+    Raises:
+        UserError: the source is unknown or its images cannot be used.
+        EnvironmentLacks: a package or a download is missing.
+    """
+    return replace(_open(source, root, seed), on_bad_image=on_bad_image)
+
+
+def _open(source: str, root: str | None, seed: int) -> Dataset:
+    if source == "digits":
+        return _digits(seed)
+    if source.startswith("torchvision:"):
+        return _torchvision(source, root, seed)
+    folder = Path(source)
+    if folder.is_dir():
+        return _folder(folder, seed)
+    raise UserError(
+        f"--data {source!r}: no such folder. Expected digits, a folder of class folders, or "
+        f"torchvision:NAME.{nearest(source, ['digits', 'torchvision:'])}"
+    )
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in `folder`, at any depth, by name."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+
+
+def _digits(seed: int) -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise EnvironmentLacks(
+            "--data digits needs scikit-learn: pip install scikit-learn."
+        ) from None
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    labels = digits.target.astype(np.int64)
+    classes = tuple(str(n) for n in range(10))
+    keys = [str(i) for i in range(len(labels))]
+    splits = split_by_seed(keys, labels, classes, seed)
+    digest = hashlib.sha256(pixels.tobytes() + labels.tobytes())
+    return Dataset(
+        "digits", classes, labels, splits, _fingerprint(digest, splits),
+        lambda i: Image.fromarray(pixels[i]),
+        Preprocess(size=(32, 32), mean=(0.305,) * 3, std=(0.376,) * 3), seed=seed,
+    )  # fmt: skip
+
+
+def _folder(folder: Path, seed: int) -> Dataset:
+    """Class folders, or `train/` and `val/` (and `test/`) with class folders in each.
+
+    With only `train/` and `val/`, `val/` is what is measured on, and the validation images that
+    choose the best epoch are taken from `train/` by the seed.
+    """
+    given = [name for name in SPLITS if (folder / name).is_dir()]
+    if given and not {"train", "val"} <= set(given):
+        raise UserError(
+            f"{folder}: found {', '.join(given)}/ but not both train/ and val/. "
+            f"Give both, or class folders alone."
+        )
+    roots = [folder / name for name in given] or [folder]
+    classes = _class_names(roots[0])
+    paths: list[Path] = []
+    labels: list[int] = []
+    places: list[int] = []
+    for place, top in enumerate(roots):
+        here = _class_names(top)
+        if here != classes:
+            odd = sorted(set(here) ^ set(classes))
+            raise UserError(
+                f"{top} and {roots[0]} have different class folders ({', '.join(odd[:5])}). "
+                f"Give every class a folder in each."
+            )
+        for number, name in enumerate(classes):
+            files = image_files(top / name)
+            if not files:
+                raise UserError(
+                    f"{top / name}: no images in this class folder. Add images or remove it."
+                )
+            paths += files
+            labels += [number] * len(files)
+            places += [place] * len(files)
+    targets = np.array(labels, dtype=np.int64)
+    keys = [p.relative_to(folder).as_posix() for p in paths]
+    where = np.array(places)
+    if not given:
+        splits = split_by_seed(keys, targets, classes, seed)
+    elif len(given) == len(SPLITS):
+        splits = {name: np.flatnonzero(where == n) for n, name in enumerate(SPLITS)}
+    else:
+        splits = _val_from_train(keys, targets, classes, seed, where)
+    sizes = [path.stat().st_size for path in paths]
+    splits = _without_overlap(splits, paths, sizes, where, given)
+    digest = hashlib.sha256()
+    for key, size, label in zip(keys, sizes, labels, strict=True):
+        digest.update(f"{key}\0{size}\0{label}\n".encode(*_PATH))
+    return Dataset(
+        str(folder), classes, targets, splits, _fingerprint(digest, splits),
+        lambda i: read_image(paths[i]), IMAGENET, seed=seed,
+    )  # fmt: skip
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = tuple(
+        sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    )
+    if len(names) < 2:
+        raise UserError(
+            f"{folder}: found {len(names)} class folders; expected one folder for each of at least "
+            f"two classes, with the images inside."
+        )
+    for name in names:
+        if not name.isprintable():  # a label is shown, and stands in JSON and HTML
+            raise UserError(f"{folder}: the folder name {name!r} is not printable; rename it.")
+    return names
+
+
+def _torchvision(source: str, root: str | None, seed: int) -> Dataset:
+    try:
+        from torchvision import datasets
+    except ImportError:
+        raise EnvironmentLacks(
+            f"--data {source} needs torchvision: pip install 'vision-compress[train]'."
+        ) from None
+    name = source.partition(":")[2]
+    if name not in datasets.__all__:
+        raise UserError(
+            f"--data {source}: torchvision has no data set {name!r}."
+            + nearest(name, datasets.__all__)
+        )
+    if root is None:
+        raise UserError(f"--data {source}: say with --data-root where the files are or shall go.")
+    train, test = (_open_torchvision(datasets, name, root, held) for held in (False, True))
+    counts = len(train), len(test)
+    try:
+        found = [_label(d, i) for d in (train, test) for i in range(len(d))]
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(
+            f"--data {source}: its images do not have one class each. Give a classification set."
+        ) from None
+    labels = np.array(found, dtype=np.int64)
+    classes = tuple(str(c) for c in getattr(train, "classes", range(int(labels.max()) + 1)))
+    where = np.repeat([0, 1], counts)
+    keys = [str(i) for i in range(len(labels))]
+    splits = _val_from_train(keys, labels, classes, seed, where)
+    digest = hashlib.sha256(f"{source}{counts}".encode() + labels.tobytes())
+
+    def image(i: int) -> Image.Image:
+        part, number = (train, i) if i < counts[0] else (test, i - counts[0])
+        try:
+            opened: Image.Image = part[number][0]
+        except Exception as error:  # each set reads its files in its own way
+            name = "train" if part is train else "test"
+            raise UserError(
+                f"--data {source}: image {number} of {name} cannot be read ({error}). The files in "
+                f"{root} may be incomplete; remove them and download them again."
+            ) from None
+        return opened
+
+    width, height = image(0).size
+    small = max(width, height) <= 64
+    preprocess = Preprocess(size=(max(height, 32), max(width, 32))) if small else IMAGENET
+    return Dataset(
+        source, classes, labels, splits, _fingerprint(digest, splits), image, preprocess, root, seed
+    )
+
+
+def _open_torchvision(datasets: Any, name: str, root: str, held_out: bool) -> Any:
+    """torchvision's classes say `train=` or `split=`; the files are used when they are there and
+    downloaded when they are not."""
+    kind = getattr(datasets, name)
+    choices = ({"train": not held_out}, {"split": "test" if held_out else "train"})
+    last: Exception | None = None
+    for download in (False, True):
+        for choice in choices:
+            try:
+                return kind(root, download=download, **choice)
+            except TypeError:
+                continue
+            except ImportError as error:  # some read their labels with scipy or h5py
+                raise EnvironmentLacks(f"--data torchvision:{name}: {error}.") from None
+            except Exception as error:  # half a download fails in as many ways as there are sets
+                last = error
+    if last is None:
+        raise UserError(
+            f"--data torchvision:{name}: this data set has no train and test parts that "
+            f"vcompress knows. Export it to class folders and give the folder."
+        )
+    raise EnvironmentLacks(
+        f"--data torchvision:{name}: its files are missing or incomplete in {root} and could not "
+        f"be downloaded ({type(last).__name__}: {last}). Put the files there whole, after removing "
+        f"what is left of an interrupted download, and try again."
+    )
+
+
+def _label(dataset: Any, i: int) -> int:
+    for attribute in ("targets", "labels", "_labels"):
+        if hasattr(dataset, attribute):
+            return int(getattr(dataset, attribute)[i])
+    return int(dataset[i][1])
+
+
+def _fingerprint(digest: Any, splits: Mapping[str, npt.NDArray[np.int64]]) -> str:
+    for name in SPLITS:
+        digest.update(name.encode() + splits[name].astype("<i8").tobytes())
+    return str(digest.hexdigest())

@@ -1,0 +1,48 @@
+"""One entry of a bundle's history: what was done, with what, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib import metadata
+from typing import Any
+
+from ..models.catalogue import ModelSpec
+from ..options import Options
+
+
+def plain(value: Any) -> Any:
+    """JSON's own types: tuples become lists, paths text, and what is no number (the SQNR of two
+    equal outputs is infinite) null."""
+    return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+
+
+_PACKAGES = ("vision-compress", "torch", "torchvision", "onnx", "onnxruntime", "torch-pruning")
+
+
+def record_entry(
+    method: str, spec: ModelSpec, config: Mapping[str, Any], options: Options
+) -> dict[str, Any]:
+    """The part of a history entry that every command shares."""
+    return {
+        "stage": method,
+        "model": spec.name,
+        "config": plain(config),
+        "options": plain(asdict(options)),
+        "seed": options.seed,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,75 @@
+"""Export, and proof that the file computes what the network computes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vcompress.bench.bundle import InputSpec, Preprocess
+from vcompress.bench.errors import UserError
+from vcompress.bench.timing import saturation
+from vcompress.export import parity, to_onnx
+from vcompress.export import precision as precisions
+from vcompress.export.onnx_properties import properties
+
+from .. import quantization
+from ..bundles.store import Network
+from ..models.precision import Precision, precision_of
+
+log = logging.getLogger(__name__)
+
+
+def export_checked(
+    network: Network,
+    file: Path,
+    images: Tensor,
+    *,
+    labels: tuple[str, ...],
+    preprocess: Preprocess,
+    opset: int | None = None,
+    precision: Precision | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+) -> tuple[to_onnx.ExportReport, parity.Parity]:
+    """Export, and hold the file against the network on `images` `[N, C, H, W]`.
+
+    `precision` fp16 or bf16 casts the file, once the float32 one has passed; None takes what the
+    network was cast to.
+
+    Raises:
+        UserError: they disagree; the file is not left behind.
+    """
+    model = network.model.eval()
+    half = precision or precision_of(model)
+    quantised = quantization.is_quantized(model)
+    exportable = quantization.to_export(model) if quantised else model
+    if half == "bf16":
+        if quantised:
+            raise UserError("int8 with bf16: TensorRT's int8 goes with fp16. Cast to fp16.")
+        opset = max(opset or 0, precisions.OPSETS["bf16"])
+    exported = to_onnx.export(
+        exportable,
+        file,
+        InputSpec.of(preprocess),
+        metadata=properties(network.spec.name, labels, preprocess, history),
+        opset=opset,
+    )
+    saturated = saturation.note(file)
+    if saturated:
+        log.warning(saturated)
+    proof = parity.check(exportable, file, images)
+    if not proof.ok:
+        file.unlink()
+        why = f" {saturated}" if saturated else ""
+        raise UserError(f"the exported file fails its parity check: {proof.message}{why}")
+    if half == "fp32":
+        return exported, proof
+    exported = to_onnx.cast_file(exported, InputSpec.of(preprocess).shape, half)
+    proof = parity.check_cast(exportable, file, images, f"int8+{half}" if quantised else half)
+    if not proof.ok:
+        file.unlink()
+        raise UserError(f"the cast file fails its parity check: {proof.message}")
+    return exported, proof

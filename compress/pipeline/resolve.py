@@ -1,0 +1,189 @@
+"""From what a user names to a network, its data and its teacher."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess, is_bundle
+from vcompress.bench.config import from_mapping
+from vcompress.bench.data.sources import open_dataset
+from vcompress.bench.errors import UserError
+
+from .. import quantization, stages
+from ..bundles import heritage
+from ..bundles.recorded import open_recorded
+from ..bundles.store import ARCHITECTURE, WEIGHTS, Network, load_network
+from ..data.loader import Data
+from ..models.catalogue import ALIASES, ModelSpec, build, check_forward, make_spec
+from ..models.head import replace_head
+from ..options import Options
+from ..training.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+
+RUNS = Path("runs")
+
+
+def open_data(options: Options, opened: list[Bundle]) -> Data:
+    """The data and preprocessing that the options name, else those of the changed bundle."""
+    recorded = next((b for b in reversed(opened) if b.data is not None), None)
+    if options.data is None and recorded is not None:
+        dataset = open_recorded(recorded)
+        assert dataset is not None
+        if options.on_bad_image == "skip":
+            dataset = replace(dataset, on_bad_image="skip")
+    else:
+        dataset = open_dataset(
+            options.data or "digits", options.data_root, options.seed, options.on_bad_image
+        )
+    given = next((b.preprocess for b in reversed(opened)), dataset.default_preprocess)
+    return Data(
+        dataset,
+        choose_preprocess(options, given),
+        options.augment,
+        options.seed,
+        erase=options.erase,
+    )
+
+
+def check_fits(bundle: Bundle, data: Data, role: str) -> None:
+    """Raise a UserError where the bundle knows other classes or takes other inputs."""
+    if bundle.labels != data.classes:
+        raise UserError(
+            f"the {role} {bundle.path} knows {len(bundle.labels)} classes "
+            f"({', '.join(bundle.labels[:3])}, ...), the data {data.dataset.source} has "
+            f"{len(data.classes)} ({', '.join(data.classes[:3])}, ...). Fine-tune it on these "
+            f"data first, or give the data that it was made with."
+        )
+    if bundle.preprocess != data.preprocess:
+        raise UserError(
+            f"the {role} {bundle.path} takes {bundle.preprocess}, but {data.preprocess} was asked "
+            f"for. Leave --preprocess and --image-size out to take the bundle's."
+        )
+
+
+def choose_preprocess(options: Options, default: Preprocess) -> Preprocess:
+    """What the options ask for, else `default`, at the size that they ask for."""
+    chosen = default if options.preprocess is None else parse_preprocess(options.preprocess)
+    if options.image_size is None:
+        return chosen
+    side = options.image_size
+    resize = None if chosen.resize is None else round(side * chosen.resize / min(chosen.size))
+    return replace(chosen, size=(side, side), resize=resize)
+
+
+def parse_preprocess(text: str) -> Preprocess:
+    """`imagenet`, a JSON object, or the path of a `.json` file with one."""
+    if text == "imagenet":
+        return IMAGENET
+    try:
+        body = Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text
+        return from_mapping(Preprocess, json.loads(body), "--preprocess")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--preprocess {text!r}: {error}. Expected imagenet, or JSON such as "
+            f'{{"size": [224, 224], "resize": 256, "mean": [0.5, 0.5, 0.5], '
+            f'"std": [0.5, 0.5, 0.5]}}.'
+        ) from None
+
+
+def _network(value: str, found: Bundle | None, data: Data, options: Options) -> Network:
+    """What a stage changes; a bundle with other classes gets a new head (only `fresh` roles do)."""
+    torch.manual_seed(options.seed)
+    classes = len(data.classes)
+    if found is None:
+        spec = make_spec(value, classes, data.preprocess.size)
+        return Network(build(spec, options.weights), spec)
+    if options.weights is not None:
+        raise UserError(f"--weights is for a model that is only a name; {value} has its own.")
+    network = load_network(found, options.trust)
+    if found.labels == data.classes:
+        return network
+    if quantization.is_quantized(network.model):
+        raise UserError(f"{value} is quantised and knows other classes; fine-tune its float stage.")
+    log.info("%s knows other classes: giving it a new head for %d", value, classes)
+    replace_head(network.model, network.spec.classes, classes)
+    return Network(network.model, replace(network.spec, classes=classes))
+
+
+def open_network(value: str, options: Options) -> tuple[Network, Data, str]:
+    """A named network or a bundle's, with the data that it would be trained on and a short name."""
+    _check_is_name_or_bundle(value)
+    found = Bundle.open(value) if is_bundle(value) else None
+    data = open_data(options, [found] if found is not None else [])
+    network = _network(value, found, data, options)
+    check_forward(network.model, data.example, len(data.classes))
+    return network, data, _short(value)
+
+
+def _teacher(
+    stage: ModuleType, config: TrainConfig, given: Mapping[str, str],
+    opened: Mapping[str, Bundle], options: Options,
+) -> tuple[nn.Module | None, str | None]:  # fmt: skip
+    """Who teaches and where it lies: the one that was named, else that of the history, where the
+    stage has `inherits_teacher(config)` and wants it."""
+    if stages.inputs(stage).get("teacher") == "several":
+        return None, None
+    if "teacher" in opened:
+        found = opened["teacher"]
+        return load_network(found, options.trust).model, str(found.path)
+    primary = opened.get(list(stages.inputs(stage))[-1])
+    wants = getattr(stage, "inherits_teacher", None)
+    if "teacher" in given or primary is None or wants is None or not wants(config):
+        return None, None
+    return heritage.inherited(primary, options.trust) or (None, None)
+
+
+def _is_same(bundle: Bundle, spec: ModelSpec, data: Data) -> bool:
+    architecture = json.loads(bundle.file(ARCHITECTURE).read_text(encoding="utf-8"))
+    record = bundle.data or {}
+    return bool(
+        architecture.get("model") == json.loads(json.dumps(spec.to_json()))
+        and architecture.get("quantization") is None
+        and record.get("fingerprint") == data.dataset.fingerprint
+        and bundle.preprocess == data.preprocess
+    )
+
+
+def _check_is_name_or_bundle(value: str) -> None:
+    path = Path(value)
+    if is_bundle(path):
+        return
+    if path.is_dir() or "/" in value or path.suffix in (".pth", ".pt", ".safetensors", ".onnx"):
+        if path.exists():
+            raise UserError(
+                f"{value}: not a bundle. A checkpoint becomes one by: vcompress import --model "
+                f"NAME --weights {value}"
+            )
+        raise UserError(f"{value}: no such bundle. Give a name such as r18, or a bundle's folder.")
+
+
+def free_name(name: str) -> Path:
+    """A path under `runs/` that nothing has yet."""
+    taken = [RUNS / name, *(RUNS / f"{name}-{n}" for n in range(2, 10_000))]
+    return next(path for path in taken if not path.exists())
+
+
+def _short(value: str) -> str:
+    """A folder name for a model name or a bundle."""
+    if is_bundle(value):
+        return Path(value).resolve().name
+    back = {full: alias for alias, full in ALIASES.items()}
+    return back.get(value, value).replace(":", "-").replace("/", "-")
+
+
+def _input_record(value: str, found: Bundle | None) -> dict[str, Any]:
+    record = {} if is_bundle(value) else {"name": value}
+    if found is not None:
+        record |= {"path": str(found.path), "weights_sha256": found.files[WEIGHTS].sha256}
+    return record
