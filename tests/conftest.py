@@ -101,7 +101,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working folder with the user's `tiny_nets.py`, `images/` and the bundle `runs/net`, made
     once by `vcompress finetune`. Do not write into the bundle: copy it."""
     from vcompress.compress.cli import main
-    from vcompress.compress.pipeline import finish
+    from vcompress.compress.pipeline import measure
 
     folder = tmp_path_factory.mktemp("made")
     (folder / "tiny_nets.py").write_text(TINY_NETS)
@@ -112,7 +112,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(str(folder))
-        patch.setattr(finish, "LATENCY_SECONDS", 0.2)
+        patch.setattr(measure, "LATENCY_SECONDS", 0.2)
         assert main(["finetune", *MADE_WITH, "--out", "runs/net"]) == 0
         sys.modules.pop("tiny_nets", None)
     yield folder
@@ -135,13 +135,13 @@ def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """A working folder of its own with a copy of what `made` holds; latency is measured briefly."""
     import shutil
 
-    from vcompress.compress.pipeline import finish
+    from vcompress.compress.pipeline import measure
 
     folder = tmp_path / "work"
     shutil.copytree(made, folder)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(finish, "LATENCY_SECONDS", 0.2)
+    monkeypatch.setattr(measure, "LATENCY_SECONDS", 0.2)
     sys.modules.pop("tiny_nets", None)
     yield folder
     sys.modules.pop("tiny_nets", None)

@@ -42,13 +42,13 @@ def test_a_backbone_becomes_a_small_int8_bundle_with_its_proofs(
     from vcompress.bench.bundle import Bundle
     from vcompress.bench.cli import main as vbench
     from vcompress.compress.cli import main as vcompress
-    from vcompress.compress.pipeline import finish
+    from vcompress.compress.pipeline import measure
 
     image_folder(red=40, green=40, blue=40)
     (tmp_path / "end_nets.py").write_text(NETS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(finish, "LATENCY_SECONDS", 0.3)
+    monkeypatch.setattr(measure, "LATENCY_SECONDS", 0.3)
     quick = ["--batch-size", "8", "--lr", "0.005"]
 
     def run(*argv: str) -> Bundle:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
@@ -25,11 +31,15 @@ HEAVY = TRAINING | {
 }  # fmt: skip
 # On the way of `--help`.
 LIGHT = (
-    "bench/__init__.py", "bench/errors.py", "bench/config.py", "bench/bundle/bundle.py", "bench/cli.py",
-    "bench/bundle/atomic.py", "bench/bundle/manifest.py", "bench/bundle/archive.py", "bench/bundle/signature.py",
-    "bench/verify/check.py", "bench/verify/golden.py", "bench/apart.py",
-    "compress/__init__.py", "compress/cli.py", "compress/options.py", "compress/stages/contract.py",
-    "compress/pipeline/recipe.py", "compress/training/progress.py", "compress/reporting/terminal.py", "compress/reporting/page.py",
+    "bench/__init__.py", "bench/errors.py", "bench/config.py", "bench/cli.py", "bench/apart.py",
+    "bench/bundle/__init__.py", "bench/bundle/bundle.py", "bench/bundle/atomic.py",
+    "bench/bundle/manifest.py", "bench/bundle/archive.py", "bench/bundle/signature.py",
+    "bench/verify/__init__.py", "bench/verify/check.py", "bench/verify/golden.py",
+    "bench/tasks/__init__.py",
+    "compress/__init__.py", "compress/cli.py", "compress/options.py",
+    "compress/training/__init__.py", "compress/training/config.py", "compress/training/progress.py",
+    "compress/pipeline/__init__.py", "compress/pipeline/recipe.py",
+    "compress/reporting/terminal.py", "compress/reporting/page.py",
     "export/__init__.py",
     *(
         p.relative_to(ROOT).as_posix()
@@ -43,11 +53,13 @@ def files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def imports(file: Path, top_level: bool = False) -> Iterator[str]:
-    """Absolute names of what the file imports; with `top_level` only what runs on import."""
+def imports(file: Path, top_level: bool = False, types: bool = True) -> Iterator[str]:
+    """Absolute names of what the file imports; with `top_level` only what runs on import, without
+    `types` not what a type checker alone imports."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     package = ["vcompress", *file.relative_to(ROOT).parent.parts]
-    for node in _on_import(tree) if top_level else ast.walk(tree):
+    nodes = _on_import(tree) if top_level else ast.walk(tree)
+    for node in nodes if types else _running(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -55,6 +67,13 @@ def imports(file: Path, top_level: bool = False) -> Iterator[str]:
             base = ".".join([*above, *([node.module] if node.module else [])])
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield child
+            yield from _running(child)
 
 
 def _on_import(node: ast.AST) -> Iterator[ast.AST]:
@@ -87,6 +106,48 @@ def test_a_package_imports_itself_relatively_and_others_by_their_full_name(packa
                 assert (node.module or "").split(".")[0] not in MAY_IMPORT, file
 
 
+# The rooms of a package, floor by floor: a room imports from lower floors alone, lazily too. What
+# stands alone at the top of a package is a floor of its own.
+FLOORS = {
+    "bench": [
+        {"errors", "stats"}, {"apart", "config", "onnx_file"}, {"bundle"}, {"data", "runtimes"},
+        {"device", "engine", "tasks", "timing", "verify"}, {"reports"}, {"gates"}, {"run"}, {"cli"},
+    ],
+    "compress": [
+        {"options", "data", "models", "reporting"}, {"pruning", "quantization"},
+        {"bundles", "robustness", "training"}, {"distillation"}, {"stages"}, {"pipeline"},
+        {"delivery"}, {"commands"}, {"cli"}, {"__main__"},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("package", list(FLOORS))
+def test_a_room_imports_from_lower_floors_alone(package: str) -> None:
+    floor = {room: n for n, rooms in enumerate(FLOORS[package]) for room in rooms}
+    for file in files(package):
+        inside = file.relative_to(ROOT / package)
+        if inside.name == "__init__.py" and len(inside.parts) == 1:
+            continue  # the front door: its names are lazy
+        room = inside.parts[0].removesuffix(".py")
+        assert room in floor, f"{inside}: which floor is {room}?"
+        for name in imports(file, types=False):
+            parts = name.split(".")
+            if parts[:2] == ["vcompress", package] and len(parts) > 2 and parts[2] in floor:
+                assert parts[2] == room or floor[parts[2]] < floor[room], f"{inside}: {name}"
+
+
+def test_every_room_is_installed() -> None:
+    listed = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
+    rooms = {
+        ".".join(("vcompress", *file.parent.relative_to(ROOT).parts))
+        for package in MAY_IMPORT
+        for file in (ROOT / package).rglob("__init__.py")
+    }
+    assert rooms <= listed
+
+
 def test_bench_needs_nothing_of_the_training_side() -> None:
     for file in files("bench"):
         light = {name.split(".")[0] for name in imports(file, top_level=True)}
@@ -94,7 +155,7 @@ def test_bench_needs_nothing_of_the_training_side() -> None:
         anywhere = {name.split(".")[0] for name in imports(file)} & TRAINING
         if file.name == "torch.py" and file.parent.name == "runtimes":
             continue
-        assert anywhere <= ({"torchvision"} if file.name == "data.py" else set()), file
+        assert anywhere <= ({"torchvision"} if file.name == "sources.py" else set()), file
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -123,8 +184,8 @@ def test_nothing_unpickles_or_runs_data() -> None:
 
 def test_only_the_commands_and_what_they_show_print() -> None:
     speakers = {
-        "bench/cli.py", "bench/run/job.py", "bench/reports/terminal.py", "compress/cli.py", "compress/commands/_inspect.py",
-        "compress/reporting/terminal.py", "compress/commands/_show.py", "bench/verify/check.py",
+        "bench/cli.py", "bench/run/job.py", "bench/reports/terminal.py", "bench/verify/check.py",
+        "compress/cli.py", "compress/reporting/terminal.py",
         "export/edge/__main__.py",
         *(p.relative_to(ROOT).as_posix() for p in (ROOT / "compress" / "commands").glob("*.py")),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which image belongs to which split: fixed by the seed, stratified, with no image in two of them."""
+"""Which image belongs to which split: fixed by the seed, stratified, no image in two of them."""
 
 from __future__ import annotations
 

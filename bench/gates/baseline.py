@@ -34,7 +34,7 @@ class Saved:
     runtime: dict[str, Any]
     shapes: dict[str, Any]
     samples_ns: np.ndarray
-    classification: dict[str, Any] | None
+    accuracy: dict[str, Any] | None
 
 
 def read(path: Path) -> Saved:

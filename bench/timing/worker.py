@@ -1,4 +1,6 @@
-"""A fresh process that loads and runs a model for `fresh.py`: `python -m vcompress.bench.timing.worker`.
+"""A fresh process that loads and runs a model for `fresh.py`.
+
+`python -m vcompress.bench.timing.worker` starts it.
 
 A file that crashes the runtime or never ends does so here, away from the measurement.
 """

@@ -1,7 +1,7 @@
 """The bundle's golden inputs through a runtime, against the outputs that it recorded.
 
-Each runtime has a fresh process (`python -m vcompress.bench.verify.golden`): a file that crashes a runtime
-or never ends does so there.
+Each runtime has a fresh process (`python -m vcompress.bench.verify.golden`): a file that crashes a
+runtime or never ends does so there.
 
 How much may differ depends on the precision of the file. The measure is the signal-to-error ratio
 over all golden outputs, and beside it the best class of each image:

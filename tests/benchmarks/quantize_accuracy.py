@@ -30,7 +30,7 @@ from vcompress.bench.data.sources import open_dataset
 from vcompress.compress.data.loader import Data
 from vcompress.compress.models import changes
 from vcompress.compress.models.catalogue import build, make_spec
-from vcompress.compress.pipeline import finish
+from vcompress.compress.pipeline.measure import score
 from vcompress.compress.quantization import to_export
 from vcompress.compress.stages import finetune, quantize
 from vcompress.compress.training.config import Context
@@ -107,7 +107,7 @@ def deployed(model: torch.nn.Module, data: Data, folder: Path) -> float:
     """Top-1 of the exported file in ONNX Runtime, in percent."""
     file = folder / "model.onnx"
     to_onnx.export(model, file, InputSpec.of(data.preprocess), metadata={})
-    return 100 * float(finish.score(file, data)["top1"])
+    return 100 * float(score(file, data)["top1"])
 
 
 def row(name: str, way: str, data: Data, epochs: int, folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from vcompress.bench.bundle.archive import pack
 from vcompress.bench.bundle.manifest import seal_of
 from vcompress.bench.bundle.signature import make_keys
 from vcompress.bench.errors import EnvironmentLacks, UserError
-from vcompress.bench.verify import verify
+from vcompress.bench.verify import check as verifying
 from vcompress.bench.verify.check import DoesNotVerify, main
 from vcompress.bench.verify.check import verify as check
 from vcompress.bench.verify.golden import Found
@@ -106,7 +106,7 @@ def test_a_bundle_of_before_says_that_its_manifest_is_not_protected(
     (tmp_path / "b" / "manifest.sha256").unlink()
     found = check(tmp_path / "b", golden=False)
     assert found.ok and not found.protected
-    assert any("not protected" in line for line in verify.lines(found, golden=False))
+    assert any("not protected" in line for line in verifying.lines(found, golden=False))
 
 
 def test_a_signature_is_checked_with_a_key_and_mentioned_without(
@@ -130,7 +130,7 @@ def test_a_signature_is_checked_with_a_key_and_mentioned_without(
     # The name of the key is the beginning of the bundle's.
     shutil.copytree(tmp_path / "b", tmp_path / "k.pub.pem, a bundle")
     with pytest.raises(DoesNotVerify):
-        verify.show(
+        verifying.show(
             tmp_path / "k.pub.pem, a bundle", key=public, golden=False, runtimes=(), timeout_s=1
         )
     monkeypatch.setitem(sys.modules, "cryptography", None)
@@ -224,13 +224,13 @@ def result(runtime: str, state: Any, file: str = "model.onnx", device: str = "cp
     ],
 )
 def test_which_runtime_decides(found: Any, asked: Any, problems: int) -> None:
-    assert len(verify._judged([result(*item) for item in found], asked)) == problems
+    assert len(verifying._judged([result(*item) for item in found], asked)) == problems
 
 
 def test_an_engine_that_can_run_here_decides() -> None:
     reference = result("onnxruntime", "agrees")
     engine = result("tensorrt", "differs", "engines/a.engine", "cuda")
-    assert verify._judged([reference, engine], ()) == [
+    assert verifying._judged([reference, engine], ()) == [
         "engines/a.engine: tensorrt cuda differs: as it is"
     ]
 
@@ -299,5 +299,5 @@ def test_an_engine_is_held_to_the_precision_of_the_file_that_it_was_built_from(
         (folder / "e" / "a.json").write_text(json.dumps(record))
         (folder / "e" / "b.engine").write_text("x")
     bundle = Bundle.open(tmp_path / "b")
-    assert verify._source(bundle, "e/a.engine") == expected
-    assert verify._source(bundle, "e/b.engine") == ("model.onnx", None)
+    assert verifying._source(bundle, "e/a.engine") == expected
+    assert verifying._source(bundle, "e/b.engine") == ("model.onnx", None)

@@ -132,7 +132,7 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["demo.toml", "demo_short.toml"])
 def test_the_demos_recipes_are_valid(name: str) -> None:
-    recipe = read_recipe(Path(recipes.__file__).with_name(name))
+    recipe = read_recipe(Path(recipes.__file__).parents[1] / name)
     methods = [step.stage.__name__.rpartition(".")[2] for step in recipe.steps]
     assert methods == ["finetune", "distill", "prune", "quantize"]
     assert recipe.options.data == "digits"

@@ -74,7 +74,7 @@ import torch
 from safetensors.torch import save_file
 from training_script import make_data, make_net
 from vcompress.compress.training.processes import process_state
-from vcompress.compress.stages.contract import Context
+from vcompress.compress.training.config import Context
 from vcompress.compress.stages import distill
 
 out, options = Path(sys.argv[1]), json.loads(sys.argv[2])
