@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .errors import UserError, reader_gone
 from .run.options import Options
+from .tasks import TABLE
 
 EXAMPLES = """\
 examples:
@@ -50,9 +51,13 @@ def parser() -> argparse.ArgumentParser:
                    help="ONNX Runtime without graph optimisation")  # fmt: skip
 
     g = p.add_argument_group("accuracy")
-    g.add_argument("--data", help="digits, a folder of class folders, torchvision:NAME; by default "
-                   "the held-out images that the bundle records")  # fmt: skip
+    g.add_argument("--data", help="digits, a folder (class folders, or labels.csv or targets.csv), "
+                   "torchvision:NAME; by default the held-out images that the "
+                   "bundle records")  # fmt: skip
     g.add_argument("--data-root", help="where torchvision's data lies")
+    g.add_argument("--task", metavar="NAME",
+                   help="what the model is for: "
+                   f"{', '.join(TABLE)}; default: the bundle's, else classification")  # fmt: skip
     g.add_argument("--split", default="test", help="train, val or test")
     g.add_argument("--limit", type=int, metavar="N", help="only so many images, spread over all")
     g.add_argument("--preprocess", metavar="imagenet|JSON", help="where there is no bundle")

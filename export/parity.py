@@ -12,6 +12,8 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
+from vcompress.bench.tasks import CLASSIFICATION, load
+
 from .to_onnx import logits_of
 
 Array = npt.NDArray[Any]
@@ -28,7 +30,8 @@ class Agreement:
     """Two arrays of logits of the same images."""
 
     top1_agreement: float
-    """Share of images (of pixels, for a map of logits) with the same best class, 0 to 1."""
+    """Share of the decisions that are the same, 0 to 1: of images (of pixels, for a map of logits)
+    the best class, of labels whether they are there; 1 where nothing is decided."""
     sqnr_db: float
     """Signal to error in decibels; infinite where they are equal."""
     max_abs: float
@@ -51,8 +54,8 @@ class Parity:
     """The first quantised tensor that differs by more than rounding, given equal inputs."""
 
 
-def compare(reference: Array, other: Array) -> Agreement:
-    """Agreement of two arrays [B, K, ...] of logits."""
+def compare(reference: Array, other: Array, task: str = CLASSIFICATION) -> Agreement:
+    """Agreement of two arrays [B, K, ...] of outputs, whose decisions are those of `task`."""
     reference, other = reference.astype(np.float64), other.astype(np.float64)
     difference = reference - other
     error, signal = float(np.square(difference).sum()), float(np.square(reference).sum())
@@ -60,8 +63,11 @@ def compare(reference: Array, other: Array) -> Agreement:
         sqnr = float("inf")
     else:
         sqnr = 10 * float(np.log10(signal / error)) if signal > 0 and error > 0 else float("nan")
+    decide = load(task).decisions
+    decided, again = decide(reference), decide(other)
+    same = 1.0 if decided is None or again is None else float((decided == again).mean())
     return Agreement(
-        top1_agreement=float((reference.argmax(1) == other.argmax(1)).mean()),
+        top1_agreement=same,
         sqnr_db=sqnr,
         max_abs=float(np.abs(difference).max(initial=0.0)),
     )
@@ -115,6 +121,7 @@ def check(
     min_agreement: float = 0.999,
     min_sqnr_db: float = 40.0,
     batch_size: int = 32,
+    task: str = CLASSIFICATION,
 ) -> Parity:
     """Compare `model` with the file at `path` on `images` [N, C, H, W].
 
@@ -132,11 +139,13 @@ def check(
     path = Path(path)
     reference = run_torch(model, images, batch_size)
     array = images.cpu().numpy()
-    optimised = compare(reference, run_onnx(path, array, optimised=True, batch_size=batch_size)[0])
-    plain = compare(reference, run_onnx(path, array, optimised=False, batch_size=batch_size)[0])
-    one_class = _one_class(reference)
+    optimised, plain = (
+        compare(reference, run_onnx(path, array, optimised=on, batch_size=batch_size)[0], task)
+        for on in (True, False)
+    )
+    one_class = _one_class(reference, task)
     short = [
-        f"{name}: top-1 agreement {a.top1_agreement:.2%}, SQNR {a.sqnr_db:.1f} dB"
+        f"{name}: {_decided(a, task)}SQNR {a.sqnr_db:.1f} dB"
         for name, a in (("as it ships", optimised), ("optimisations off", plain))
         if not (a.top1_agreement >= min_agreement and a.sqnr_db >= min_sqnr_db)
     ]
@@ -160,7 +169,7 @@ def check(
         )
     else:
         message = (
-            f"{path.name} agrees: top-1 {optimised.top1_agreement:.2%}, "
+            f"{path.name} agrees: {_decided(optimised, task)}"
             f"SQNR {optimised.sqnr_db:.1f} dB, max abs {optimised.max_abs:.2g}."
         )
     if one_class:
@@ -184,7 +193,9 @@ REFERENCE_IMAGES = 4
 """The reference evaluator of ONNX is slow."""
 
 
-def check_cast(model: nn.Module, path: Path, images: Tensor, precision: str) -> Parity:
+def check_cast(
+    model: nn.Module, path: Path, images: Tensor, precision: str, task: str = CLASSIFICATION
+) -> Parity:
     """Compare a file that was cast with the float32 network (or its fake-quant) in torch.
 
     ONNX Runtime has no bfloat16 convolution on the CPU: there the reference evaluator of ONNX
@@ -198,17 +209,17 @@ def check_cast(model: nn.Module, path: Path, images: Tensor, precision: str) -> 
     reference, array = run_torch(model, images), images.cpu().numpy()
     if runs:
         where = "ONNX Runtime"
-        optimised = compare(reference, run_onnx(path, array, optimised=True)[0])
-        plain = compare(reference, run_onnx(path, array, optimised=False)[0])
+        optimised = compare(reference, run_onnx(path, array, optimised=True)[0], task)
+        plain = compare(reference, run_onnx(path, array, optimised=False)[0], task)
     else:
         where = f"the reference evaluator of ONNX on {len(images)} images"
-        optimised = plain = compare(reference, run_reference(path, array)[0])
+        optimised = plain = compare(reference, run_reference(path, array)[0], task)
     least = LEAST_CAST_SQNR_DB[precision]
     ok = min(optimised.sqnr_db, plain.sqnr_db) >= least
-    one_class = _one_class(reference)
+    one_class = _one_class(reference, task)
     message = (
         f"{path.name} in {precision} {'agrees with' if ok else 'differs from'} the float32 network "
-        f"in {where}: top-1 {optimised.top1_agreement:.2%}, SQNR {optimised.sqnr_db:.1f} dB"
+        f"in {where}: {_decided(optimised, task)}SQNR {optimised.sqnr_db:.1f} dB"
         + ("." if ok else f"; expected {least:g} dB. Its values leave the range of the type.")
     )
     if one_class:
@@ -216,9 +227,16 @@ def check_cast(model: nn.Module, path: Path, images: Tensor, precision: str) -> 
     return Parity(ok, message, len(images), optimised, plain, one_class, None)
 
 
-def _one_class(logits: Array) -> bool:
-    best = logits.argmax(1)
-    return len(logits) > 1 and bool((best == best.reshape(-1)[0]).all())
+def _one_class(outputs: Array, task: str) -> bool:
+    """Whether every image is decided alike."""
+    decided = load(task).decisions(outputs)
+    return decided is not None and len(outputs) > 1 and bool((decided == decided[:1]).all())
+
+
+def _decided(found: Agreement, task: str) -> str:
+    """The share of equal decisions, as a part of a sentence; empty where nothing is decided."""
+    what = load(task).decides
+    return f"{what} equal in {found.top1_agreement:.2%}, " if what else ""
 
 
 def runs_on_cpu(path: Path) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from vcompress.bench.runtimes import openvino
+from vcompress.bench.tasks import CLASSIFICATION
 
 from .parity import Agreement, compare, run_torch
 
@@ -30,7 +31,9 @@ class OpenVinoParity:
     """Those that do not, by name."""
 
 
-def check(model: nn.Module, path: Path | str, images: Tensor, batch: int = 32) -> OpenVinoParity:
+def check(
+    model: nn.Module, path: Path | str, images: Tensor, batch: int = 32, task: str = CLASSIFICATION
+) -> OpenVinoParity:
     """Compare `model` (from `to_export`) with the file in OpenVINO on `images` [N, C, H, W].
 
     Raises:
@@ -50,7 +53,7 @@ def check(model: nn.Module, path: Path | str, images: Tensor, batch: int = 32) -
         ]
         low, high = layers(opened.compiled)
         version = session.facts.version
-    agreement = compare(reference, np.concatenate(parts))
+    agreement = compare(reference, np.concatenate(parts), task)
     return OpenVinoParity(version, len(images), agreement, len(low), high)
 
 

@@ -1,4 +1,4 @@
-"""Labelled images from one of three sources, with splits that a seed fixes for good.
+"""Images with what belongs to them, and splits that a seed fixes for good.
 
 Training and measuring list their images here, so both mean the same thing by "held out".
 """
@@ -22,14 +22,17 @@ OnBadImage = Literal["fail", "skip"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with labels. `val` chooses the best epoch; `test` is only ever measured on."""
+    """Images with targets. `val` chooses the best epoch; `test` is only ever measured on."""
 
     source: str
     classes: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
+    """Names of the classes, labels or numbers, in the order of the network's outputs."""
+    targets: npt.NDArray[Any]
+    """A row for each image, as the task has it: `[N] int64` a class, `[N, K] int8` labels,
+    `[N, K] float32` numbers."""
     splits: Mapping[str, npt.NDArray[np.int64]]
     fingerprint: str
-    """SHA-256 over the keys, sizes and labels of the images and over the splits."""
+    """SHA-256 over the keys, sizes and targets of the images and over the splits."""
     image: Callable[[int], Image.Image]
     """Image number i, decoded."""
     default_preprocess: Preprocess
@@ -37,6 +40,8 @@ class Dataset:
     seed: int = 0
     on_bad_image: OnBadImage = "fail"
     """What to do with an image that cannot be read."""
+    task: str = "classification"
+    """What the targets are for, see `bench/tasks/`."""
     bad_images: dict[int, str] = field(default_factory=dict, compare=False)
     """Number to message of the images that were skipped so far."""
 
@@ -70,19 +75,19 @@ class Dataset:
 
 def batches(
     dataset: Dataset, split: str, preprocess: Preprocess, batch_size: int
-) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """Batches `[B, C, H, W] float32` with labels `[B] int64`, in order, the last one shorter.
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[Any]]]:
+    """Batches `[B, C, H, W] float32` with targets `[B, ...]`, in order, the last one shorter.
     Images that are skipped leave their batch shorter."""
     yield from batches_of(dataset, dataset.splits[split], preprocess, batch_size)
 
 
 def batches_of(
     dataset: Dataset, indices: npt.NDArray[np.int64], preprocess: Preprocess, batch_size: int
-) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[Any]]]:
     """As `batches`, of some images of the data set."""
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
-        found = [(dataset.values(int(i), preprocess), dataset.labels[i]) for i in chosen]
-        images = [(values, label) for values, label in found if values is not None]
+        found = [(dataset.values(int(i), preprocess), i) for i in chosen]
+        images = [(values, i) for values, i in found if values is not None]
         if images:
-            yield np.stack([v for v, _ in images]), np.array([x for _, x in images], np.int64)
+            yield np.stack([v for v, _ in images]), dataset.targets[[i for _, i in images]]

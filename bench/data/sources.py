@@ -1,39 +1,34 @@
-"""Where labelled images come from: the embedded digits, a folder of class folders, torchvision."""
+"""Images of one class each: the embedded digits, a folder of class folders, torchvision."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..bundle import IMAGENET, Preprocess
 from ..errors import EnvironmentLacks, UserError, nearest
-from .dataset import Dataset, OnBadImage
+from .dataset import Dataset
 from .preprocess import read_image
-from .splits import _PATH, SPLITS, _val_from_train, _without_overlap, split_by_seed
+from .splits import PATH, SPLITS, split_by_seed, val_from_train, without_overlap
 
+DIGITS = tuple(str(n) for n in range(10))
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
-def open_dataset(
-    source: str, root: str | None = None, seed: int = 0, on_bad_image: OnBadImage = "fail"
-) -> Dataset:
+def open_classes(source: str, root: str | None = None, seed: int = 0) -> Dataset:
     """Open `digits`, a folder of class folders, or `torchvision:NAME` with `root`.
 
     Raises:
         UserError: the source is unknown or its images cannot be used.
         EnvironmentLacks: a package or a download is missing.
     """
-    return replace(_open(source, root, seed), on_bad_image=on_bad_image)
-
-
-def _open(source: str, root: str | None, seed: int) -> Dataset:
     if source == "digits":
         return _digits(seed)
     if source.startswith("torchvision:"):
@@ -52,22 +47,26 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
 
 
-def _digits(seed: int) -> Dataset:
+def digits(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+    """scikit-learn's digits: pixels `[1797, 8, 8] uint8`, labels `[1797]`, and their splits."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise EnvironmentLacks(
             "--data digits needs scikit-learn: pip install scikit-learn."
         ) from None
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    labels = digits.target.astype(np.int64)
-    classes = tuple(str(n) for n in range(10))
+    found = load_digits()
+    pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    labels = found.target.astype(np.int64)
     keys = [str(i) for i in range(len(labels))]
-    splits = split_by_seed(keys, labels, classes, seed)
+    return pixels, labels, split_by_seed(keys, labels, DIGITS, seed)
+
+
+def _digits(seed: int) -> Dataset:
+    pixels, labels, splits = digits(seed)
     digest = hashlib.sha256(pixels.tobytes() + labels.tobytes())
     return Dataset(
-        "digits", classes, labels, splits, _fingerprint(digest, splits),
+        "digits", DIGITS, labels, splits, fingerprint(digest, splits),
         lambda i: Image.fromarray(pixels[i]),
         Preprocess(size=(32, 32), mean=(0.305,) * 3, std=(0.376,) * 3), seed=seed,
     )  # fmt: skip
@@ -115,14 +114,14 @@ def _folder(folder: Path, seed: int) -> Dataset:
     elif len(given) == len(SPLITS):
         splits = {name: np.flatnonzero(where == n) for n, name in enumerate(SPLITS)}
     else:
-        splits = _val_from_train(keys, targets, classes, seed, where)
+        splits = val_from_train(keys, targets, classes, seed, where)
     sizes = [path.stat().st_size for path in paths]
-    splits = _without_overlap(splits, paths, sizes, where, given)
+    splits = without_overlap(splits, paths, sizes, where, given)
     digest = hashlib.sha256()
     for key, size, label in zip(keys, sizes, labels, strict=True):
-        digest.update(f"{key}\0{size}\0{label}\n".encode(*_PATH))
+        digest.update(f"{key}\0{size}\0{label}\n".encode(*PATH))
     return Dataset(
-        str(folder), classes, targets, splits, _fingerprint(digest, splits),
+        str(folder), classes, targets, splits, fingerprint(digest, splits),
         lambda i: read_image(paths[i]), IMAGENET, seed=seed,
     )  # fmt: skip
 
@@ -169,7 +168,7 @@ def _torchvision(source: str, root: str | None, seed: int) -> Dataset:
     classes = tuple(str(c) for c in getattr(train, "classes", range(int(labels.max()) + 1)))
     where = np.repeat([0, 1], counts)
     keys = [str(i) for i in range(len(labels))]
-    splits = _val_from_train(keys, labels, classes, seed, where)
+    splits = val_from_train(keys, labels, classes, seed, where)
     digest = hashlib.sha256(f"{source}{counts}".encode() + labels.tobytes())
 
     def image(i: int) -> Image.Image:
@@ -188,7 +187,7 @@ def _torchvision(source: str, root: str | None, seed: int) -> Dataset:
     small = max(width, height) <= 64
     preprocess = Preprocess(size=(max(height, 32), max(width, 32))) if small else IMAGENET
     return Dataset(
-        source, classes, labels, splits, _fingerprint(digest, splits), image, preprocess, root, seed
+        source, classes, labels, splits, fingerprint(digest, splits), image, preprocess, root, seed
     )
 
 
@@ -227,7 +226,7 @@ def _label(dataset: Any, i: int) -> int:
     return int(dataset[i][1])
 
 
-def _fingerprint(digest: Any, splits: Mapping[str, npt.NDArray[np.int64]]) -> str:
+def fingerprint(digest: Any, splits: Mapping[str, npt.NDArray[np.int64]]) -> str:
     for name in SPLITS:
         digest.update(name.encode() + splits[name].astype("<i8").tobytes())
     return str(digest.hexdigest())

@@ -14,12 +14,8 @@ from ..errors import UserError
 from .duplicates import repeated_across
 
 SPLITS = ("train", "val", "test")
-
-
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
-
-
-_PATH = "utf-8", "surrogateescape"  # a file name may hold any bytes
+PATH = "utf-8", "surrogateescape"  # a file name may hold any bytes
 
 
 def split_by_seed(
@@ -37,7 +33,7 @@ def split_by_seed(
                 f"class {name!r} has {len(members)} images; a split needs at least {needed}. "
                 f"Add images or remove the class."
             )
-        members.sort(key=lambda i: hashlib.sha256(f"{seed}/{keys[i]}".encode(*_PATH)).digest())
+        members.sort(key=lambda i: hashlib.sha256(f"{seed}/{keys[i]}".encode(*PATH)).digest())
         tests = max(1, round(test * len(members))) if test else 0
         vals = max(1, round(val * len(members))) if val else 0
         parts["test"] += members[:tests]
@@ -46,7 +42,7 @@ def split_by_seed(
     return {name: np.array(sorted(part), dtype=np.int64) for name, part in parts.items()}
 
 
-def _val_from_train(
+def val_from_train(
     keys: Sequence[str], labels: npt.NDArray[np.int64], classes: Sequence[str], seed: int,
     where: npt.NDArray[Any],
 ) -> dict[str, npt.NDArray[np.int64]]:  # fmt: skip
@@ -59,7 +55,7 @@ def _val_from_train(
     }
 
 
-def _without_overlap(
+def without_overlap(
     splits: dict[str, npt.NDArray[np.int64]], paths: Sequence[Path], sizes: Sequence[int],
     where: npt.NDArray[Any], given: Sequence[str],
 ) -> dict[str, npt.NDArray[np.int64]]:  # fmt: skip

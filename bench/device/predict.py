@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from ..bundle import MODEL, Bundle
 from ..errors import UserError
+from ..tasks import TABLE
+from ..tasks import load as load_task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..runtimes.session import Session
+    from ..tasks.task import Prediction, Task
 
     Array = npt.NDArray[Any]
     Picture: TypeAlias = str | os.PathLike[str] | Image | Array
@@ -39,48 +42,51 @@ BATCH = 32
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One class of one image."""
-
-    label: str
-    score: float
-    """Softmax probability over all classes, 0 to 1."""
-    index: int
-    """Of the network's output."""
-
-
-@dataclass(frozen=True)
 class Model:
     """A bundle that is opened in a runtime. A context manager."""
 
     bundle: Bundle
     session: Session
+    task: Task
 
     @overload
-    def predict(self, image: Picture, top: int = 5) -> tuple[Prediction, ...]: ...
+    def predict(
+        self, image: Picture, top: int = 5, threshold: float = 0.5
+    ) -> tuple[Prediction, ...]: ...
     @overload
     def predict(
-        self, image: list[Any] | tuple[Picture, ...], top: int = 5
+        self, image: list[Any] | tuple[Picture, ...], top: int = 5, threshold: float = 0.5
     ) -> list[tuple[Prediction, ...]]: ...
     def predict(
-        self, image: Picture | list[Any] | tuple[Picture, ...], top: int = 5
+        self, image: Picture | list[Any] | tuple[Picture, ...], top: int = 5, threshold: float = 0.5
     ) -> tuple[Prediction, ...] | list[tuple[Prediction, ...]]:
-        """The `top` likeliest classes of an image, the best first; of a list, one entry an image.
+        """What an image shows; of a list, one entry an image.
+
+        Args:
+            top: classes to name, the likeliest first (classification).
+            threshold: probability above which a label is named (multilabel).
 
         Raises:
-            UserError: a missing file, one that is no image, an array of another kind, `top` < 1.
+            UserError: a missing file, one that is no image, an array of another kind, `top` < 1,
+                a `threshold` outside 0 to 1.
         """
         if top < 1:
             raise UserError(f"top = {top}: it must be 1 or more.")
-        if isinstance(image, (list, tuple)):
-            return [self._best(row, top) for rows in self._scores(image) for row in rows]
-        return self._best(next(self._scores([image]))[0], top)
+        if not 0 <= threshold <= 1:
+            raise UserError(f"threshold = {threshold}: a probability from 0 to 1.")
+        images = image if isinstance(image, (list, tuple)) else [image]
+        found = [
+            self.task.predict(row, self.bundle.labels, top, threshold)
+            for rows in self._numbers(images) for row in rows
+        ]  # fmt: skip
+        return found if isinstance(image, (list, tuple)) else found[0]
 
     def scores(self, images: Sequence[Picture]) -> npt.NDArray[np.float32]:
-        """Softmax probabilities of all classes, `[N, K] float32`, in the order of the labels."""
+        """Probabilities (or the values of a regression), `[N, K] float32`, in the order of the
+        labels."""
         import numpy as np
 
-        parts = list(self._scores(images))
+        parts = list(self._numbers(images))
         empty = np.zeros((0, len(self.bundle.labels)), np.float32)
         return np.concatenate(parts) if parts else empty
 
@@ -94,42 +100,20 @@ class Model:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _scores(self, images: Sequence[Picture]) -> Iterator[npt.NDArray[np.float32]]:
+    def _numbers(self, images: Sequence[Picture]) -> Iterator[npt.NDArray[np.float32]]:
         import numpy as np
 
-        from ..data.preprocess import apply
+        from ..tasks.scoring import outputs
 
         entry = self.session.inputs[0]
-        fixed = entry.shape[0] if isinstance(entry.shape[0], int) else None
-        size = fixed or BATCH
+        size = entry.shape[0] if isinstance(entry.shape[0], int) else BATCH
         for start in range(0, len(images), size):
-            chosen = images[start : start + size]
-            batch = np.stack([apply(self.bundle.preprocess, _decode(image)) for image in chosen])
-            if fixed and len(batch) < fixed:
-                # No image changes another one's result, so the last one may fill the batch up.
-                batch = np.concatenate([batch, batch[-1:].repeat(fixed - len(batch), axis=0)])
-            fed = {entry.name: batch.astype(entry.dtype, copy=False)}
-            logits = next(iter(self.session.run(fed).values()))[: len(chosen)]
-            yield _softmax(self._checked(logits))
-
-    def _checked(self, logits: Array) -> Array:
-        import numpy as np
-
-        labels = self.bundle.labels
-        if logits.ndim != 2 or logits.shape[1] != len(labels):
-            raise UserError(
-                f"{self.session.path}: its output is {list(logits.shape)}, and the bundle has "
-                f"{len(labels)} labels; expected [batch, {len(labels)}]. Export the bundle again."
+            chosen = [_decode(image) for image in images[start : start + size]]
+            batch = np.stack(
+                [self.task.prepare(self.bundle.preprocess, image).values for image in chosen]
             )
-        if not np.isfinite(logits).all():
-            raise UserError(f"{self.session.path}: the model gives NaN or infinity for this image.")
-        return logits
-
-    def _best(self, scores: npt.NDArray[np.float32], top: int) -> tuple[Prediction, ...]:
-        # Stable: of equal scores the lower class number is named first, on every machine.
-        order = (-scores).argsort(kind="stable")[:top]
-        labels = self.bundle.labels
-        return tuple(Prediction(labels[int(i)], float(scores[i]), int(i)) for i in order)
+            found = outputs(self.session, batch)
+            yield self.task.numbers(found, self.bundle.labels, str(self.session.path))
 
 
 def load(
@@ -147,17 +131,20 @@ def load(
         threads: of one call; None leaves the runtime's default.
 
     Raises:
-        UserError: no bundle, a changed file, another task than classification.
+        UserError: no bundle, a changed file, a task that this version does not know.
         EnvironmentLacks: the runtime or the device is missing.
     """
     bundle = Bundle.open(Path(path))
-    if bundle.task != "classification":
-        raise UserError(f"{path}: its task is {bundle.task!r}; predict knows classification.")
+    if bundle.task not in TABLE:
+        raise UserError(
+            f"{path}: its task is {bundle.task!r:.80}; predict knows {', '.join(TABLE)}."
+        )
     name = runtime or "onnxruntime"
     file = _checked_beside_imports(bundle, name)
     from ..runtimes import open_session
 
-    return Model(bundle, open_session(file, runtime=name, device=device, threads=threads))
+    session = open_session(file, runtime=name, device=device, threads=threads)
+    return Model(bundle, session, load_task(bundle.task))
 
 
 def _checked_beside_imports(bundle: Bundle, runtime: str) -> Path:
@@ -168,7 +155,9 @@ def _checked_beside_imports(bundle: Bundle, runtime: str) -> Path:
     sys.setswitchinterval(1e-4)
     try:
         checked.start()
-        from ..data import preprocess  # noqa: F401
+        from ..tasks import scoring  # noqa: F401
+
+        load_task(bundle.task)
         from ..runtimes import module, names
 
         if runtime in names():
@@ -230,12 +219,3 @@ def _decode(image: Picture) -> Image:
     if 0 in shape:
         raise UserError(f"got an array {shape}, which has no pixels.")
     return pillow.fromarray(np.ascontiguousarray(image[..., 0] if shape[2:] == [1] else image))
-
-
-def _softmax(logits: Array) -> npt.NDArray[np.float32]:
-    import numpy as np
-
-    values = logits.astype(np.float64)
-    powers = np.exp(values - values.max(axis=1, keepdims=True))
-    scores: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return scores.astype(np.float32)

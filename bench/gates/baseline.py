@@ -12,10 +12,10 @@ import numpy as np
 
 from .. import stats
 from ..errors import UserError
-from ..reports.json import plain
+from ..reports.json import plain, score_from
 from ..reports.result import SCHEMA_VERSION, Against, ModelResult
-from ..tasks import classification
-from ..tasks.classification import Accuracy, AccuracyChange
+from ..tasks import load
+from ..tasks.task import ScoreChange
 from ..timing.environment import Environment
 
 # Two runs at different times differ by more than either's interval says: the clock, the
@@ -114,20 +114,21 @@ def ratio_of(a: stats.Interval, b: stats.Interval) -> stats.Interval:
     )
 
 
-def change(saved: Saved, model: ModelResult) -> AccuracyChange | None:
-    """What the accuracy lost against the saved one, where both were scored on the same images."""
+def change(saved: Saved, model: ModelResult) -> ScoreChange | None:
+    """What the accuracy lost against the saved one, where both were scored on the same images.
+
+    Raises:
+        UserError: the saved one is damaged, or of another task.
+    """
     if saved.accuracy is None or model.accuracy is None:
         return None
     try:
-        then = Accuracy(
-            **{k: v for k, v in saved.accuracy.items() if k not in _REBUILT},
-            per_class=tuple(classification.ClassScore(**c) for c in saved.accuracy["per_class"]),
-            predictions=np.asarray(saved.accuracy["predictions"], dtype=np.int64),
-            labels=np.asarray(saved.accuracy["labels"], dtype=np.int64),
-        )
+        then = score_from(saved.accuracy)
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"--baseline {saved.path}: its accuracy is damaged ({error}).") from None
-    return classification.compare(then, model.accuracy)
-
-
-_REBUILT = ("per_class", "predictions", "labels")
+    if then.task != model.accuracy.task:
+        raise UserError(
+            f"--baseline {saved.path}: its task is {then.task}, the model's {model.accuracy.task}. "
+            "Give a baseline of the same task."
+        )
+    return load(then.task).compare(then, model.accuracy)

@@ -91,9 +91,10 @@ def check(gate: Gate, result: Result) -> tuple[Check, ...]:
         memory = model.cold_start.model_memory_bytes / 1e6
         found.append(_most("max_memory_mb", gate.max_memory_mb, memory, memory, memory, "MB"))
     if gate.min_top1 is not None:
-        if model.accuracy is None:
+        scored = model.accuracy.values.get("top1") if model.accuracy else None
+        if scored is None:
             raise UserError("The gate asks for min_top1 and no accuracy was measured: give --data.")
-        found.append(_least(gate.min_top1, model.accuracy.top1, *model.accuracy.top1_interval))
+        found.append(_least(gate.min_top1, scored.value, scored.low, scored.high))
     found += _against(gate, result)
     return tuple(found)
 
@@ -107,15 +108,21 @@ def _against(gate: Gate, result: Result) -> list[Check]:
                 "The gate asks for a drop of accuracy: give two models or --baseline, and --data."
             )
         if gate.max_top1_drop is not None:
+            if change.metric != "top1":
+                raise UserError(f"The gate asks for max_top1_drop; measured was {change.metric}.")
             low, high = change.difference_interval
             found.append(
                 _most("max_top1_drop", gate.max_top1_drop, -change.difference, -high, -low, "")
             )
         if gate.max_negative_flips is not None:
+            flips = change.negative_flips, change.negative_flips_interval
+            if flips[0] is None or flips[1] is None:
+                raise UserError(
+                    f"The gate asks for max_negative_flips; {change.metric} has no right and wrong."
+                )
             found.append(
-                _most("max_negative_flips", gate.max_negative_flips, change.negative_flips,
-                      *change.negative_flips_interval, "")
-            )  # fmt: skip
+                _most("max_negative_flips", gate.max_negative_flips, flips[0], *flips[1], "")
+            )
     if gate.max_slowdown is not None:
         versus = result.comparison or result.against
         if versus is None:

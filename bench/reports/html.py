@@ -7,7 +7,8 @@ from html import escape
 
 import numpy as np
 
-from .. import stats
+from ..tasks.metrics import Metric
+from ..tasks.task import Part
 from ..timing.compare import Comparison
 from . import svg, terminal
 from .result import ModelResult, Result
@@ -48,7 +49,7 @@ def page(result: Result) -> str:
         f"{escape(result.version)}, <code>{escape(' '.join(result.command))}</code></p>",
         _verdict(result), _table(result), _gate(result), _warnings(result),
         f'<h2>Latency</h2><div class="plots">{_latency(result)}</div>',
-        _sweep(result), _classes(result), _profile(result), _environment(result),
+        _sweep(result), _parts(result), _profile(result), _environment(result),
     ]  # fmt: skip
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -206,34 +207,46 @@ def _sweep(result: Result) -> str:
     )
 
 
-def _classes(result: Result, most: int = 40) -> str:
-    scored = [m for m in result.models if m.accuracy]
-    if not scored or scored[0].accuracy is None:
+def _parts(result: Result, most: int = 40) -> str:
+    """The score of each class, label or output, with a bar."""
+    scores = [(m.artefact.name, m.accuracy) for m in result.models if m.accuracy]
+    if not scores:
         return ""
-    order = [i for i, c in enumerate(scored[0].accuracy.per_class) if c.n]
-    last = scored[-1].accuracy
-    assert last is not None
+    first, last = scores[0][1], scores[-1][1]
+    shown = first.metric
+    order = [i for i, part in enumerate(first.parts) if part.n]
     if len(order) > most:
-        order = sorted(order, key=lambda i: last.per_class[i].share)[:most]
-    head = "".join(f"<th>{escape(m.artefact.name)}</th>" for m in scored)
+        worst = -1 if shown.higher_is_better else 1
+        order = sorted(order, key=lambda i: -worst * last.parts[i].value)[:most]
+    # Shares have a whole to be drawn against; other numbers have the largest of them.
+    largest = max((s.parts[i].value for _, s in scores for i in order), default=0.0)
+    scale = 1.0 if shown.unit else largest or 1.0
+    head = "".join(f"<th>{escape(name)}</th>" for name, _ in scores)
     lines = []
     for i in order:
-        cells = ""
-        for k, m in enumerate(scored):
-            assert m.accuracy is not None
-            c = m.accuracy.per_class[i]
-            span = stats.wilson(c.correct, c.n)
-            cells += (
-                f'<td><span class="bar" style="width:{c.share * 120:.0f}px;background:'
-                f'{svg.COLOURS[k]}"></span> {c.share:.1%} <span class="dim">({span.low:.0%} to '
-                f"{span.high:.0%}), {c.correct} of {c.n}</span></td>"
-            )
-        lines.append(f"<tr><td>{escape(scored[0].accuracy.per_class[i].name)}</td>{cells}</tr>")
+        cells = "".join(
+            f'<td><span class="bar" style="width:{s.parts[i].value / scale * 120:.0f}px;'
+            f'background:{svg.COLOURS[k]}"></span> {_part(shown, s.parts[i])}</td>'
+            for k, (_, s) in enumerate(scores)
+        )
+        lines.append(f"<tr><td>{escape(first.parts[i].name)}</td>{cells}</tr>")
     which = f", the {most} worst" if len(order) == most else ""
+    kind = "class" if first.task == "classification" else "name"
     return (
-        f"<h2>Accuracy by class{which}</h2><table><tr><th>class</th>{head}</tr>"
+        f"<h2>{escape(shown.title)} by {kind}{which}</h2><table><tr><th>{kind}</th>{head}</tr>"
         f"{''.join(lines)}</table>"
     )
+
+
+def _part(shown: Metric, part: Part) -> str:
+    text = f"{part.value:.1%}" if shown.unit else shown.text(part.value)
+    span = ""
+    if part.low == part.low:  # NaN where the task has no interval for a part
+        low_high = (
+            f"{part.low:.0%} to {part.high:.0%}" if shown.unit else shown.span(part.low, part.high)
+        )
+        span = f"({low_high}), "
+    return f'{text} <span class="dim">{span}{escape(part.note)}</span>'
 
 
 def _profile(result: Result) -> str:

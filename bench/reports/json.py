@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 
 from .. import stats
 from ..errors import UserError
+from ..tasks.classification import from_schema_1
+from ..tasks.task import Part, Score
 from ..timing import noise
 from ..timing.compare import Blocks, Comparison
 from ..timing.measure import Measurement
@@ -103,11 +106,41 @@ def _model(m: ModelResult) -> dict[str, Any]:
             "two_modes": stats.two_modes(m.measurement.samples_ns),
             "warnings": m.warnings,
         },
-        "accuracy": asdict(m.accuracy) if m.accuracy else None,
+        "accuracy": _score(m.accuracy) if m.accuracy else None,
         "profile": [asdict(n) for n in m.profile],
         "nonfinite_outputs": m.measurement.nonfinite,
     }
     return found
+
+
+def _score(s: Score) -> dict[str, Any]:
+    """What the task measured; `facts` and `evidence` stand there by their own names."""
+    return {
+        "task": s.task, "metric": s.metric.name, "n": s.n, "nonfinite": s.nonfinite,
+        "source": s.source, "values": {name: asdict(x) for name, x in s.values.items()},
+        "parts": [asdict(part) for part in s.parts], **s.facts, **s.evidence,
+    }  # fmt: skip
+
+
+def score_from(saved: Mapping[str, Any]) -> Score:
+    """A score from what `as_dict` wrote of it, now or before there were several tasks.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is damaged.
+    """
+    if "values" not in saved:
+        return from_schema_1(saved)
+    nan = float("nan")  # JSON has null for it
+    parts: list[dict[str, Any]] = [
+        {k: nan if v is None else v for k, v in part.items()} for part in saved["parts"]
+    ]
+    return Score(
+        saved["task"], int(saved["n"]),
+        {str(name): stats.Interval(**x) for name, x in saved["values"].items()},
+        tuple(Part(**part) for part in parts),
+        {name: np.asarray(saved[name]) for name in ("predictions", "labels")},
+        int(saved["nonfinite"]), str(saved["source"]),
+    )  # fmt: skip
 
 
 def latency(m: Measurement) -> dict[str, Any]:

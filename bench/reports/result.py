@@ -9,7 +9,7 @@ from pathlib import Path
 from .. import onnx_file
 from ..runtimes.session import Node
 from ..stats import Interval, Verdict
-from ..tasks.classification import Accuracy, AccuracyChange
+from ..tasks.task import Score, ScoreChange
 from ..timing.compare import Comparison
 from ..timing.environment import Disturbance, Environment
 from ..timing.fresh import ColdStart
@@ -65,7 +65,7 @@ class ModelResult:
     harness_ns: float | None = None
     """Median of an identity model in the same loop; None where the runtime has none."""
     cold_start: ColdStart | None = None
-    accuracy: Accuracy | None = None
+    accuracy: Score | None = None
     throughput: Throughput | None = None
     open_loop: OpenLoop | None = None
     profile: tuple[Node, ...] = ()
@@ -118,7 +118,7 @@ class Result:
     when: str
     """UTC, ISO 8601."""
     comparison: Comparison | None = None
-    change: AccuracyChange | None = None
+    change: ScoreChange | None = None
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
     sweep: tuple[ModelResult, ...] = field(default=())

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..stats import Interval, Verdict
-from ..tasks.classification import AccuracyChange
+from ..tasks.metrics import metric
+from ..tasks.task import ScoreChange
 from ..timing import noise
 from ..timing.selftest import SelfTest
 from .result import ModelResult, Result
@@ -75,11 +76,11 @@ def rows(m: ModelResult) -> dict[str, str]:
             f"{figures(p99) + ' ms' if p99 else 'too few'}{state}"
         )
     if m.accuracy:
-        a = m.accuracy
-        low, high = a.top1_interval
-        out["top-1"] = f"{percent(a.top1)}  [dim]({percent(low)} to {percent(high)})[/]"
-        if a.top5 is not None:
-            out["top-5"] = percent(a.top5)
+        for number, (name, found) in enumerate(m.accuracy.values.items()):
+            shown = metric(name)
+            text = percent if shown.unit else figures
+            span_ = f"  [dim]({text(found.low)} to {text(found.high)})[/]"
+            out[shown.title] = text(found.value) + (span_ if number == 0 else "")
     out["size"] = f"{size(m.artefact.size_bytes)}"
     if m.artefact.precision:
         out["weights"] = m.artefact.precision
@@ -125,16 +126,22 @@ def _sentence(verdict: Verdict, ratio: Interval, a: str, b: str, margin: float, 
     return Text.assemble((verdict, f"bold {COLOURS[verdict]}"), f"  {saying}; {floor}")
 
 
-def change_line(c: AccuracyChange) -> str:
+def change_line(c: ScoreChange) -> str:
     """One sentence on the accuracy of B against A."""
-    low, high = c.difference_interval
-    line = (
-        f"top-1 {c.difference * 100:+.2f} points ({low * 100:+.2f} to {high * 100:+.2f}) on "
-        f"{c.n} images, McNemar p = {c.p_value:.2g}; negative flips {percent(c.negative_flips)}, "
-        f"agreement {percent(c.agreement)}"
-    )
+    shown, (low, high) = metric(c.metric), c.difference_interval
+    span_ = f"{low * 100:+.2f} to {high * 100:+.2f}" if shown.unit else f"{low:+.4g} to {high:+.4g}"
+    line = f"{shown.title} {shown.change(c.difference)} ({span_}) on {c.n} images"
+    if c.p_value is not None:
+        line += f", McNemar p = {c.p_value:.2g}"
+    more = {"negative flips": c.negative_flips, "agreement": c.agreement}
+    if said := [f"{name} {percent(x)}" for name, x in more.items() if x is not None]:
+        line += f"; {', '.join(said)}"
     if c.lost:
-        lost = ", ".join(f"{name} ({a} to {b} of {n})" for name, n, a, b in c.lost[:3])
+        lost = ", ".join(
+            f"{name} ({a} to {b} of {n})" if isinstance(a, int)
+            else f"{name} ({shown.text(a)} to {shown.text(b)})"
+            for name, n, a, b in c.lost[:3]
+        )  # fmt: skip
         line += f"; lost most: {lost}"
     return line
 

@@ -21,8 +21,8 @@ from ..reports.result import Artefact, ModelResult, Result, artefact
 from ..runtimes import device_of, open_session, suits
 from ..runtimes.session import Session
 from ..runtimes.tensorrt import SUFFIXES as ENGINES
-from ..tasks import classification
-from ..tasks.classification import Accuracy
+from ..tasks import load, scoring
+from ..tasks.task import Score
 from ..timing import fresh, noise, saturation, traffic
 from ..timing.compare import CompareBudget, compare
 from ..timing.environment import Disturbance, Environment, counters, disturbance, preflight
@@ -227,7 +227,7 @@ def _two(
                 _more(options, session, found[i], images, prepared[i], fed[i], bare, tell)
             )
     scores = [m.accuracy for m in models]
-    change = classification.compare(scores[0], scores[1]) if scores[0] and scores[1] else None
+    change = load(scores[0].task).compare(scores[0], scores[1]) if scores[0] and scores[1] else None
     return replace(result, models=tuple(models), comparison=comparison, change=change)
 
 
@@ -274,8 +274,8 @@ def _more(
         )
     if scored and scored.nonfinite:
         more.append(f"NaN or infinity in the outputs of {scored.nonfinite} of {scored.n} images")
-    if scored and len(set(scored.predictions.tolist())) == 1 and scored.n > 1:
-        more.append("it predicts one class for every image: the accuracy says nothing")
+    if scored and scored.n > 1 and scored.says_one_thing:
+        more.append("it predicts the same for every image: the accuracy says nothing")
     return replace(found, warnings=(*found.warnings, *more))
 
 
@@ -293,10 +293,15 @@ def _preprocess(
 def _score(
     options: Options, session: Session, subject: Subject, images: Images | None,
     prepared: Preprocess | None, tell: Tell,
-) -> Accuracy | None:  # fmt: skip
+) -> Score | None:  # fmt: skip
     if images is None or prepared is None or not options.accuracy:
         return None
     classes = images.dataset.classes
+    if subject.bundle and subject.bundle.task != images.dataset.task:
+        raise UserError(
+            f"{subject.path}: its task is {subject.bundle.task}, and {images.dataset.source} was "
+            f"opened for {images.dataset.task}. Leave --task out to take the bundle's."
+        )
     if subject.bundle and tuple(subject.bundle.labels) != tuple(classes):
         raise UserError(
             f"{subject.path}: its classes are {_some(subject.bundle.labels)} and those of "
@@ -304,7 +309,8 @@ def _score(
         )
     tell(f"scoring {subject.name}")
     batches = batches_of(images.dataset, images.indices, prepared, 64)
-    return classification.score(session, batches, classes=classes, source=images.source)
+    task = load(images.dataset.task)
+    return scoring.score(task, session, batches, names=classes, source=images.source)
 
 
 def _some(names: tuple[str, ...]) -> str:

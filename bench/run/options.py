@@ -24,6 +24,7 @@ class Options:
     optimize: bool = True
     data: str | None = None
     data_root: str | None = None
+    task: str | None = None
     split: str = "test"
     limit: int | None = None
     preprocess: str | None = None

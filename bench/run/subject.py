@@ -13,8 +13,8 @@ import numpy as np
 from ..bundle import IMAGENET, MODEL, Bundle, Preprocess, find_bundle, is_bundle
 from ..config import from_mapping
 from ..data.dataset import Dataset
-from ..data.sources import open_dataset
 from ..errors import UserError
+from ..tasks import CLASSIFICATION, open_dataset
 from ..timing import inputs as feeds
 from ..timing.inputs import Feed
 
@@ -98,16 +98,17 @@ def images_for(options: Options, found: Sequence[Subject]) -> tuple[Images | Non
     Raises `UserError` where data that was asked for cannot be used. Recorded data that is not on
     this machine is only noted.
     """
-    if options.data is not None:
-        dataset = open_dataset(options.data, options.data_root, options.seed)
-        return _images(dataset, options, explicit=True), []
     bundle = found[0].bundle
+    task = options.task or (bundle.task if bundle else CLASSIFICATION)
+    if options.data is not None:
+        dataset = open_dataset(options.data, options.data_root, options.seed, task=task)
+        return _images(dataset, options, explicit=True), []
     if bundle is None or not bundle.data or not bundle.data.get("source") or not options.accuracy:
         return None, []
     try:
         dataset = open_dataset(
             bundle.data["source"], bundle.data.get("root"), int(bundle.data.get("seed", 0)),
-            bundle.data.get("on_bad_image", "fail"),
+            bundle.data.get("on_bad_image", "fail"), task,
         )  # fmt: skip
     except UserError as error:
         return None, [f"no accuracy: the data that the bundle records is not here ({error})"]

@@ -1,1 +1,60 @@
-"""What a network is for: how its outputs are decoded, scored and compared. Needs no torch."""
+"""What a network is for: how its outputs are decoded, scored and compared. Needs no torch.
+
+A new task is a file here, one in `compress/tasks/`, and a line in the table of each. Nothing heavy
+is imported before a task is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ..errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from ..data.dataset import Dataset, OnBadImage
+    from .task import Task
+
+CLASSIFICATION = "classification"
+TABLE = {
+    "classification": "one class an image",
+    "multilabel": "any number of labels an image",
+    "regression": "one or more numbers an image",
+}
+"""The name of a task, which is its file's, to what it is."""
+
+
+def load(name: str) -> Task:
+    """The numpy half of a task.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in TABLE:
+        raise UserError(
+            f"unknown task {name!r:.80}.{nearest(name, TABLE)} Known: {', '.join(TABLE)}."
+        )
+    found: Task = import_module(f"{__name__}.{name}").TASK
+    return found
+
+
+def open_dataset(
+    source: str,
+    root: str | None = None,
+    seed: int = 0,
+    on_bad_image: OnBadImage = "fail",
+    task: str = CLASSIFICATION,
+) -> Dataset:
+    """The images and targets of `source`, as `task` takes them.
+
+    Args:
+        source: `digits`, a folder, or what else the task knows.
+        root: where the files of a library's data set are, or shall go.
+        seed: fixes the splits.
+
+    Raises:
+        UserError: the source is unknown or its images cannot be used.
+        EnvironmentLacks: a package or a download is missing.
+    """
+    return replace(load(task).open(source, root, seed), on_bad_image=on_bad_image, task=task)

@@ -1,196 +1,180 @@
-"""Classification accuracy in the runtime that was timed, and what changed between two models."""
+"""One class an image: accuracy in the runtime that was timed, and what changed between two models.
+
+`top1` is the share of images whose largest output is the label's; Wilson intervals, McNemar's test.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import stats
+from ..data import sources
+from ..data.dataset import Dataset
 from ..errors import UserError
-from ..runtimes.session import Session
+from .metrics import Metric, metric
+from .task import (
+    Agreement,
+    Array,
+    Outputs,
+    Part,
+    Prediction,
+    Score,
+    ScoreChange,
+    Task,
+    check_width,
+    clear_margin,
+    finite_numbers,
+    float_output,
+    no_images,
+    same_images,
+    whole_image,
+)
 
-Int64s = NDArray[np.int64]
-Batches = Iterable[tuple[NDArray[np.float32], Int64s]]
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    name: str
-    n: int
-    correct: int
-
-    @property
-    def share(self) -> float:
-        return self.correct / self.n if self.n else float("nan")
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Shares are from 0 to 1."""
-
-    n: int
-    correct: int
-    top1: float
-    top1_interval: tuple[float, float]
-    """95 %, Wilson."""
-    top5: float | None
-    """None where there are five classes or fewer."""
-    top5_interval: tuple[float, float] | None
-    per_class: tuple[ClassScore, ...]
-    predictions: Int64s
-    """[N] the class with the largest output; the first one of a tie, -1 where none is finite."""
-    labels: Int64s
-    """[N]"""
-    nonfinite: int = 0
-    """Images whose outputs held a NaN or an infinity; they count as wrong."""
-    source: str = ""
+WORST = 5
 
 
-def score(
-    session: Session,
-    batches: Batches,
-    *,
-    classes: Sequence[str] | None = None,
-    source: str = "",
-) -> Accuracy:
-    """Run a classifier over labelled batches.
+@dataclass
+class _Evaluator:
+    names: Sequence[str] | None
+    model: str
+    best: list[Array] = field(default_factory=list)
+    """Of each batch the five best classes, `[B, 5]`; -1 where an output is not finite."""
+    labels: list[Array] = field(default_factory=list)
+    width: int = 0
 
-    `batches` yields images [B, C, H, W] float32 and labels [B] int64; `classes` names the outputs.
-    A model with a fixed batch gets that many at once; the last batch is filled up with its last
-    image and those results are dropped.
+    def update(self, outputs: Outputs, targets: Array) -> None:
+        scores = float_output(outputs, self.model, "classifier")
+        self.width = scores.shape[1]
+        check_width(self.width, self.names, self.model)
+        if len(targets) and (targets.min() < 0 or targets.max() >= self.width):
+            raise UserError(
+                f"The labels go from {targets.min()} to {targets.max()}, but {self.model} has "
+                f"{self.width} outputs."
+            )
+        order = np.argsort(-scores.astype(np.float32), axis=1, kind="stable")[:, :5]
+        order[~np.isfinite(scores).all(axis=1)] = -1
+        self.best.append(order)
+        self.labels.append(np.asarray(targets, dtype=np.int64))
 
-    Raises `UserError` for no images, and for labels or classes that do not fit the outputs.
-    """
-    if len(session.inputs) != 1:
-        raise UserError(
-            f"{session.path} takes {len(session.inputs)} inputs; accuracy is measured on models "
-            "that take one batch of images."
-        )
-    spec = session.inputs[0]
-    if "float" not in spec.dtype:
-        raise UserError(f"{session.path}: the input {spec} is no float, so no preprocessed image.")
-    scores: list[NDArray[Any]] = []
-    targets: list[Int64s] = []
-    for images, labels in batches:
-        scores.append(logits(session, images))
-        targets.append(labels)
-    if not targets or not sum(map(len, targets)):
-        raise UserError("There are no images to measure the accuracy on. Look at --data.")
-    return summarise(
-        np.concatenate(scores), np.concatenate(targets), classes, source, str(session.path)
-    )
+    def compute(self, source: str = "") -> Score:
+        if not sum(map(len, self.labels)):
+            raise no_images()
+        best, labels = np.concatenate(self.best), np.concatenate(self.labels)
+        return _score(best, labels, check_width(self.width, self.names, self.model), source)
 
 
-def logits(session: Session, images: NDArray[np.float32]) -> NDArray[Any]:
-    """Class scores [B, K] of a batch of any size."""
-    spec = session.inputs[0]
-    fixed = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else None
-    size = fixed or len(images)
-    out = []
-    for start in range(0, len(images), size):
-        part = images[start : start + size]
-        short = size - len(part)
-        if short:
-            part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
-        found = _class_output(session, session.run({spec.name: part.astype(spec.dtype)}))
-        out.append(found[: size - short])
-    return np.concatenate(out)
-
-
-def _class_output(session: Session, outputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    for array in outputs.values():
-        if array.ndim == 2 and array.dtype.kind == "f":
-            return array
-    shapes = ", ".join(f"{name} {list(a.shape)} {a.dtype}" for name, a in outputs.items())
-    raise UserError(
-        f"{session.path} is no classifier: expected an output [batch, classes] of floats, got "
-        f"{shapes}. Leave --data away to time it alone."
-    )
-
-
-def summarise(
-    scores: NDArray[Any], labels: Int64s, classes: Sequence[str] | None = None, source: str = "",
-    model: str = "the model",
-) -> Accuracy:  # fmt: skip
-    """Accuracy of class scores [N, K] against labels [N]."""
-    n, k = scores.shape
-    if classes is not None and len(classes) != k:
-        raise UserError(
-            f"{model} has {k} outputs and the data {len(classes)} classes. Give the data that "
-            "the model was trained for."
-        )
-    if labels.min() < 0 or labels.max() >= k:
-        raise UserError(
-            f"The labels go from {labels.min()} to {labels.max()}, but {model} has {k} outputs."
-        )
-    finite = np.isfinite(scores).all(axis=1)
-    order = np.argsort(-scores.astype(np.float32), axis=1, kind="stable")[:, :5]
-    order[~finite] = -1
-    right = order[:, 0] == labels
-    correct = int(right.sum())
-    top1 = stats.wilson(correct, n)
-    top5 = None if k <= 5 else stats.wilson(int((order == labels[:, None]).any(1).sum()), n)
-    names = tuple(classes) if classes is not None else tuple(str(i) for i in range(k))
-    counts = np.bincount(labels, minlength=k)
-    hits = np.bincount(labels[right], minlength=k)
-    return Accuracy(
-        n=n, correct=correct, top1=top1.value, top1_interval=(top1.low, top1.high),
-        top5=top5.value if top5 else None, top5_interval=(top5.low, top5.high) if top5 else None,
-        per_class=tuple(
-            ClassScore(name, int(c), int(h))
-            for name, c, h in zip(names, counts, hits, strict=True)
-        ),
-        predictions=order[:, 0].astype(np.int64), labels=labels,
-        nonfinite=int((~finite).sum()), source=source,
+def _score(best: Array, labels: Array, names: Sequence[str], source: str) -> Score:
+    n, right = len(labels), best[:, 0] == labels
+    top1 = stats.wilson(int(right.sum()), n)
+    values = {"top1": top1}
+    if len(names) > 5:
+        values["top5"] = stats.wilson(int((best == labels[:, None]).any(1).sum()), n)
+    counts = np.bincount(labels, minlength=len(names))
+    hits = np.bincount(labels[right], minlength=len(names))
+    parts = tuple(_part(x, int(c), int(h)) for x, c, h in zip(names, counts, hits, strict=True))
+    top5 = values.get("top5")
+    return Score(
+        "classification", n, values, parts,
+        {"predictions": best[:, 0].astype(np.int64), "labels": labels},
+        nonfinite=int((best[:, 0] < 0).sum()), source=source,
+        facts={  # the words of schema 1
+            "correct": int(right.sum()), "top1": top1.value, "top1_interval": (top1.low, top1.high),
+            "top5": top5.value if top5 else None,
+            "top5_interval": (top5.low, top5.high) if top5 else None,
+            "per_class": [
+                {"name": x, "n": int(c), "correct": int(h)}
+                for x, c, h in zip(names, counts, hits, strict=True)
+            ],
+        },
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class AccuracyChange:
-    """From A, the baseline, to B, on the same images."""
-
-    n: int
-    difference: float
-    """B's top-1 minus A's."""
-    difference_interval: tuple[float, float]
-    """95 %, paired."""
-    only_a: int
-    only_b: int
-    p_value: float
-    """McNemar's exact test that both are right equally often."""
-    negative_flips: float
-    """Share of the images that A had right and B has wrong."""
-    negative_flips_interval: tuple[float, float]
-    agreement: float
-    """Share of the images on which both predict the same class, right or wrong."""
-    lost: tuple[tuple[str, int, int, int], ...]
-    """Classes that lost most: name, images, right in A, right in B."""
+def _part(name: str, n: int, hits: int) -> Part:
+    if n == 0:
+        return Part(name, 0, float("nan"), float("nan"), float("nan"))
+    share = stats.wilson(hits, n)
+    return Part(name, n, share.value, share.low, share.high, f"{hits} of {n}")
 
 
-def compare(a: Accuracy, b: Accuracy, worst: int = 5) -> AccuracyChange:
-    """What B lost and gained against A. Raises `UserError` for different images."""
-    if a.n != b.n or not np.array_equal(a.labels, b.labels):
-        raise UserError(
-            f"The two accuracies are of different images ({a.n} and {b.n}); measure both on the "
-            "same data."
-        )
-    right_a, right_b = a.predictions == a.labels, b.predictions == b.labels
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    change = stats.paired_difference(only_a, only_b, a.n)
-    flips = stats.wilson(only_a, a.n)
-    pairs = [
-        (x.name, x.n, x.correct, y.correct)
-        for x, y in zip(a.per_class, b.per_class, strict=True)
-        if y.correct < x.correct
-    ]
-    pairs.sort(key=lambda c: (c[3] - c[2]) / c[1])
-    return AccuracyChange(
-        n=a.n, difference=change.value, difference_interval=(change.low, change.high),
-        only_a=only_a, only_b=only_b, p_value=stats.mcnemar(only_a, only_b),
-        negative_flips=flips.value, negative_flips_interval=(flips.low, flips.high),
-        agreement=float((a.predictions == b.predictions).mean()), lost=tuple(pairs[:worst]),
+class Classification:
+    """The label is a class's number, `[N] int64`; the network gives logits `[B, K]`."""
+
+    name = "classification"
+    metrics: tuple[Metric, ...] = (metric("top1"), metric("top5"))
+    decides = "best class"
+    prepare = staticmethod(whole_image)
+
+    def open(self, source: str, root: str | None, seed: int) -> Dataset:
+        """`digits`, a folder of class folders, or `torchvision:NAME` with `root`."""
+        return sources.open_classes(source, root, seed)
+
+    def evaluator(self, names: Sequence[str] | None, model: str = "the model") -> _Evaluator:
+        return _Evaluator(names, model)
+
+    def compare(self, a: Score, b: Score) -> ScoreChange:
+        same_images(a, b)
+        labels = a.evidence["labels"]
+        first, second = a.evidence["predictions"], b.evidence["predictions"]
+        right_a, right_b = first == labels, second == labels
+        only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+        change = stats.paired_difference(only_a, only_b, a.n)
+        flips = stats.wilson(only_a, a.n)
+        pairs = [(x, y) for x, y in zip(a.parts, b.parts, strict=True) if x.n and y.value < x.value]
+        pairs.sort(key=lambda pair: pair[1].value - pair[0].value)
+        return ScoreChange(
+            n=a.n, metric="top1", difference=change.value,
+            difference_interval=(change.low, change.high), only_a=only_a, only_b=only_b,
+            p_value=stats.mcnemar(only_a, only_b), negative_flips=flips.value,
+            negative_flips_interval=(flips.low, flips.high),
+            agreement=float((first == second).mean()),
+            lost=tuple(
+                (x.name, x.n, round(x.value * x.n), round(y.value * y.n)) for x, y in pairs[:WORST]
+            ),
+        )  # fmt: skip
+
+    def decisions(self, outputs: Array) -> Array | None:
+        """The best class; in each place of a map."""
+        found: Array = outputs.argmax(1)
+        return found
+
+    def agreement(self, reference: Array, other: Array, limit_db: float) -> Agreement | None:
+        if reference.ndim < 2 or reference.shape[1] < 2:
+            return None
+        best, chosen = reference.argmax(1, keepdims=True), other.argmax(1, keepdims=True)
+        margin = np.take_along_axis(reference, best, 1) - np.take_along_axis(reference, chosen, 1)
+        beyond = int((margin > clear_margin(reference, limit_db)).sum())
+        return Agreement(float((best == chosen).mean()), beyond, self.decides)
+
+    def numbers(self, outputs: Outputs, names: Sequence[str], model: str) -> NDArray[np.float32]:
+        """Softmax probabilities."""
+        values = finite_numbers(outputs, names, model).astype(np.float64)
+        powers = np.exp(values - values.max(axis=1, keepdims=True))
+        shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+        return shares.astype(np.float32)
+
+    def predict(
+        self, numbers: NDArray[np.float32], names: Sequence[str], top: int, threshold: float
+    ) -> tuple[Prediction, ...]:
+        """The `top` likeliest classes, the best first."""
+        # Stable: of equal scores the lower class number is named first, on every machine.
+        order = (-numbers).argsort(kind="stable")[:top]
+        return tuple(Prediction(names[int(i)], float(numbers[i]), int(i)) for i in order)
+
+
+def from_schema_1(saved: Mapping[str, Any]) -> Score:
+    """The accuracy of a result that was written before there were other tasks."""
+    low, high = saved["top1_interval"]
+    return Score(
+        "classification", int(saved["n"]),
+        {"top1": stats.Interval(float(saved["top1"]), float(low), float(high), "Wilson")},
+        tuple(_part(str(c["name"]), int(c["n"]), int(c["correct"])) for c in saved["per_class"]),
+        {k: np.asarray(saved[k], dtype=np.int64) for k in ("predictions", "labels")},
     )  # fmt: skip
+
+
+TASK: Task = Classification()

@@ -31,7 +31,6 @@ from ..apart import ask, serve
 from ..errors import EnvironmentLacks, UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Arrays = Mapping[str, NDArray[Any]]
@@ -39,7 +38,8 @@ if TYPE_CHECKING:
 LIMITS_DB = {"float32": 80.0, "tf32": 50.0, "float16": 40.0, "bfloat16": 30.0, "int8": 20.0}
 LEAST_EQUAL = 0.75
 """Share of an integer output, such as the indices of the best classes, that must be equal."""
-_CLASS_TASKS = ("classification", "segmentation")
+_DECIDES_AS = {"segmentation": "classification"}
+"""A map of classes decides in each place what a classifier decides of an image."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,20 @@ def compare(
         reference: recorded arrays `[N, ...]`.
         other: what a runtime computed, of the same names and shapes.
         limit: least signal-to-error ratio, dB.
-        task: of a classification or segmentation the best classes are compared too.
+        task: says what the outputs decide, which is compared too; one that is not known here
+            decides nothing.
     """
     import numpy as np
 
+    from ..tasks import TABLE
+    from ..tasks import load as load_task
+
+    task = _DECIDES_AS.get(task, task)
+    judge = load_task(task) if task in TABLE else None
+
     signal = error = worst = 0.0
     agreements: list[float] = []
+    what = ""
     wrong: list[str] = []
     for name, wanted in reference.items():
         found = other[name]
@@ -153,18 +161,19 @@ def compare(
             continue
         signal, error = signal + float(np.square(a).sum()), error + float(np.square(a - b).sum())
         worst = max(worst, float(np.abs(a - b).max(initial=0.0)))
-        if task in _CLASS_TASKS and a.ndim >= 2 and a.shape[1] > 1:
-            share, beyond = _best_classes(a, b, limit)
-            agreements.append(share)
-            if beyond:
-                wrong.append(f"another best class in {beyond} place(s) that were clear")
+        decided = judge.agreement(a, b, limit) if judge is not None else None
+        if decided is not None:
+            agreements.append(decided.share)
+            what = decided.what
+            if decided.beyond:
+                wrong.append(f"another {what} in {decided.beyond} place(s) that were clear")
     sqnr = None if error == 0 else _decibels(signal, error)
     if sqnr is not None and not sqnr >= limit:  # NaN, of a recorded infinity, agrees with nothing
         wrong.insert(0, f"{sqnr:.1f} dB; at least {limit:g} dB is expected")
     top1 = min(agreements) if agreements else None
     summary = "equal to the bit" if error == 0 else f"{sqnr:.1f} dB"
     if top1 is not None and error != 0:
-        summary += f", best class equal in {top1:.0%}"
+        summary += f", {what} equal in {top1:.0%}"
     return {
         "state": "differs" if wrong else "agrees",
         "message": "; ".join(wrong) if wrong else summary,
@@ -176,18 +185,6 @@ def _decibels(signal: float, error: float) -> float:
     from math import log10
 
     return 10 * log10(signal / error) if signal > 0 else float("-inf")
-
-
-def _best_classes(
-    a: NDArray[np.float64], b: NDArray[np.float64], limit: float
-) -> tuple[float, int]:
-    """Share of places with the same best class, and how many others had a clear margin."""
-    import numpy as np
-
-    best, chosen = a.argmax(1, keepdims=True), b.argmax(1, keepdims=True)
-    margin = np.take_along_axis(a, best, 1) - np.take_along_axis(a, chosen, 1)
-    explained = 3 * 2**0.5 * float(np.sqrt(np.square(a).mean())) * 10 ** (-limit / 20)
-    return float((best == chosen).mean()), int((margin > explained).sum())
 
 
 def load(file: Path) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:

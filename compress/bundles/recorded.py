@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vcompress.bench.bundle import Bundle, InputSpec, Preprocess
 from vcompress.bench.data.dataset import Dataset
-from vcompress.bench.data.sources import open_dataset
 from vcompress.bench.errors import UserError
+from vcompress.bench.tasks import open_dataset
 
 from ..data.loader import Data
 

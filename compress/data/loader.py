@@ -122,7 +122,7 @@ class Data:
         order = indices[torch.randperm(len(indices), generator=generator).numpy()]
         if not self.balanced:
             return order
-        labels, count = self.dataset.labels, len(self.dataset.labels)
+        labels, count = self.dataset.targets, len(self.dataset.targets)
         shares = []
         for number in range(len(self.classes)):
             members = order[labels[order] == number]
@@ -206,7 +206,7 @@ class _Images(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, key: int) -> tuple[Any, dict[int, str]] | UserError:
         """The item, or None, with the images that could not be read."""
-        again, index = divmod(key, len(self.data.dataset.labels))
+        again, index = divmod(key, len(self.data.dataset.targets))
         bad: dict[int, str] = {}
         turn = _mix(self.data.seed, self.epoch, key)
         while True:
@@ -230,7 +230,7 @@ class _Images(torch.utils.data.Dataset[Any]):
         if self.augmentation is not None:
             image = self._augmented(image, index, again)
         values, *others = (torch.from_numpy(apply(p, image)) for p in self.preprocesses)
-        label = int(self.data.dataset.labels[index])
+        label = int(self.data.dataset.targets[index])
         return (values, label, (index, self.epoch, others)) if self.samples else (values, label)
 
     def _augmented(self, image: Image.Image, index: int, again: int = 0) -> Image.Image:

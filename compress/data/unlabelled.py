@@ -32,7 +32,7 @@ def with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
     for path in files:
         name = path.relative_to(folder).as_posix()
         digest.update(f"{name}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
-    own, count, extra = dataset.image, len(dataset.labels), len(files)
+    own, count, extra = dataset.image, len(dataset.targets), len(files)
 
     def image(number: int) -> Image.Image:
         return own(number) if number < count else read_image(files[number - count])
@@ -40,7 +40,7 @@ def with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
     train = np.concatenate([dataset.splits["train"], np.arange(count, count + extra)])
     return replace(
         dataset,
-        labels=np.concatenate([dataset.labels, np.full(extra, NO_LABEL)]),
+        targets=np.concatenate([dataset.targets, np.full(extra, NO_LABEL)]),
         splits={**dataset.splits, "train": train},
         fingerprint=digest.hexdigest(),
         image=image,

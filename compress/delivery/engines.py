@@ -138,9 +138,8 @@ def _float8(bundle: Bundle, work: Path) -> Source:
     ONNX Runtime 1.31 fuses FP8 pairs into int8 operators that do not take them, so the file is
     held against the int8 one and scored with its optimisations off.
     """
-    from vcompress.bench.data.dataset import batches
     from vcompress.bench.runtimes import open_session
-    from vcompress.bench.tasks import classification
+    from vcompress.bench.tasks.scoring import score_split
 
     file = work / "model.fp8.onnx"
     log.info("converting the quantised network to fp8 and checking it")
@@ -161,10 +160,7 @@ def _float8(bundle: Bundle, work: Path) -> Source:
     test = None
     if dataset is not None:
         with open_session(file, optimize=False) as session:
-            scored = classification.score(
-                session, batches(dataset, "test", bundle.preprocess, 64), classes=bundle.labels
-            )
-        test = {"n": scored.n, "correct": scored.correct, "top1": scored.top1}
+            test = score_split(session, dataset, "test", bundle.preprocess, bundle.labels).record()
     facts = {
         "parity": f"against the int8 file in ONNX Runtime, optimisations off: top-1 "
         f"{found.top1_agreement:.2%}, SQNR {found.sqnr_db:.1f} dB",

@@ -9,8 +9,8 @@ from pathlib import Path
 from vcompress.bench.bundle import IMAGENET, Bundle, is_bundle
 from vcompress.bench.bundle import bundle as bundles
 from vcompress.bench.data.dataset import Dataset
-from vcompress.bench.data.sources import open_dataset
 from vcompress.bench.errors import UserError
+from vcompress.bench.tasks import open_dataset
 
 from ..bundles import licences
 from ..bundles.entry import plain, record_entry

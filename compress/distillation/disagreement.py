@@ -121,7 +121,7 @@ def disagreements_section(first: Viewer, second: Viewer, data: Data) -> str:
             number = int(share[place].argmax())
             caption = f"{viewer.name}: {data.classes[number]}, {100 * share[place, number]:.0f} %"
             cells.append(_picture(_seen(viewer, data, index, number), caption))
-        label = data.classes[int(data.dataset.labels[index])]
+        label = data.classes[int(data.dataset.targets[index])]
         figures.append(f"<p>Labelled {escape(label)}</p><div>{''.join(cells)}</div>")
     return (
         f'{heading}<p class="soft">On {count:,} of {asked} {escape(first.name)} and '

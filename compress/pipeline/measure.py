@@ -10,10 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from vcompress.bench.bundle import GOLDEN, MODEL
-from vcompress.bench.data.dataset import batches
 from vcompress.bench.errors import UserError
 from vcompress.bench.runtimes import open_session
-from vcompress.bench.tasks import classification
+from vcompress.bench.tasks.scoring import score_split
 from vcompress.bench.timing import measure
 from vcompress.bench.timing.environment import preflight
 from vcompress.bench.timing.inputs import from_images
@@ -27,15 +26,7 @@ LATENCY_SECONDS = 3.0
 def score(file: Path, data: Data) -> dict[str, Any]:
     """Accuracy of the file on the held-out split, in the runtime."""
     with open_session(file) as session:
-        found = classification.score(
-            session, batches(data.dataset, "test", data.preprocess, 64), classes=data.classes
-        )
-    return {
-        "n": found.n,
-        "correct": found.correct,
-        "top1": found.top1,
-        "interval": found.top1_interval,
-    }
+        return score_split(session, data.dataset, "test", data.preprocess).record()
 
 
 def latency(file: Path, images: Tensor) -> dict[str, Any]:

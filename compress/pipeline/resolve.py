@@ -15,8 +15,8 @@ from torch import nn
 
 from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess, is_bundle
 from vcompress.bench.config import from_mapping
-from vcompress.bench.data.sources import open_dataset
 from vcompress.bench.errors import UserError
+from vcompress.bench.tasks import open_dataset
 
 from .. import quantization, stages
 from ..bundles import heritage

@@ -142,7 +142,7 @@ def _pixels(
         kept.append(index)
     if not found:
         raise UserError("There are no images to measure robustness on. Look at --data.")
-    return found, data.dataset.labels[kept], kept
+    return found, data.dataset.targets[kept], kept
 
 
 def _inputs(pixels: list[npt.NDArray[np.uint8]], preprocess: Preprocess) -> npt.NDArray[np.float32]:

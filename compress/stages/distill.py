@@ -115,7 +115,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             )  # fmt: skip
     if config.unlabelled:
         data = replace(data, dataset=with_unlabelled(data.dataset, Path(config.unlabelled)))
-    train = data.dataset.labels[data.dataset.splits["train"]]
+    train = data.dataset.targets[data.dataset.splits["train"]]
     labelled = float((train != NO_LABEL).mean())
     pairs = [_pairs(model, teacher, config, data) for teacher in teachers]
     others = tuple(dict.fromkeys(t.preprocess for t in teachers if t.preprocess != data.preprocess))

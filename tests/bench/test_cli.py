@@ -16,8 +16,8 @@ from PIL import Image
 from vcompress.bench import cli
 from vcompress.bench.bundle import bundle
 from vcompress.bench.data.dataset import Dataset
-from vcompress.bench.data.sources import open_dataset
 from vcompress.bench.run import job
+from vcompress.bench.tasks import open_dataset
 from vcompress.bench.timing.compare import CompareBudget
 from vcompress.bench.timing.measure import Budget
 

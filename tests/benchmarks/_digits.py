@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vcompress.bench.data.dataset import Dataset
-from vcompress.bench.data.sources import open_dataset
+from vcompress.bench.tasks import open_dataset
 from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import finetune
 from vcompress.compress.training.config import Context
@@ -35,7 +35,7 @@ def whole(seed: int) -> Data:
 def tenth(dataset: Dataset) -> Dataset:
     """`dataset` with `LABELLED` training images, the classes in turn."""
     train = dataset.splits["train"]
-    by_class = [train[dataset.labels[train] == k] for k in range(len(dataset.classes))]
+    by_class = [train[dataset.targets[train] == k] for k in range(len(dataset.classes))]
     in_turn = [int(c[n]) for n in range(max(map(len, by_class))) for c in by_class if n < len(c)]
     chosen = np.array(sorted(in_turn[:LABELLED]))
     return replace(dataset, splits={**dataset.splits, "train": chosen},

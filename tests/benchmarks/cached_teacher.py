@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torchvision.models as tv
 
-from vcompress.bench.data.sources import open_dataset
+from vcompress.bench.tasks import open_dataset
 from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import distill, finetune
 from vcompress.compress.training import loop

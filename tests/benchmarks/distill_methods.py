@@ -73,11 +73,11 @@ def measure(row: str, seed: int, args: argparse.Namespace) -> float:
 def with_the_others(few: Data, data: Data) -> Dataset:
     """The 144 with their labels and the other training images without."""
     train = data.dataset.splits["train"]
-    labels = data.dataset.labels.copy()
+    labels = data.dataset.targets.copy()
     labels[np.setdiff1d(train, few.dataset.splits["train"])] = NO_LABEL
     splits = {**few.dataset.splits, "train": train}
     fingerprint = f"{few.dataset.fingerprint}+"
-    return replace(few.dataset, labels=labels, splits=splits, fingerprint=fingerprint)
+    return replace(few.dataset, targets=labels, splits=splits, fingerprint=fingerprint)
 
 
 def table(found: Sequence[dict[str, Any]], teachers: Sequence[float]) -> str:

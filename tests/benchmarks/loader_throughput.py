@@ -27,7 +27,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from vcompress.bench.bundle import IMAGENET
-from vcompress.bench.data.sources import open_dataset
+from vcompress.bench.tasks import open_dataset
 from vcompress.compress.data.loader import Data
 
 SIDE = 224

@@ -24,7 +24,7 @@ from _digits import accuracy, trained
 from torch import nn
 
 from vcompress.bench.bundle import Preprocess
-from vcompress.bench.data.sources import open_dataset
+from vcompress.bench.tasks import open_dataset
 from vcompress.compress.data.loader import Data
 from vcompress.compress.distillation.losses import from_teacher
 from vcompress.compress.models.cost import count_parameters

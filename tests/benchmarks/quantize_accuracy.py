@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from vcompress.bench.bundle import InputSpec, Preprocess
-from vcompress.bench.data.sources import open_dataset
+from vcompress.bench.tasks import open_dataset
 from vcompress.compress.data.loader import Data
 from vcompress.compress.models import changes
 from vcompress.compress.models.catalogue import build, make_spec

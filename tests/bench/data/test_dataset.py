@@ -12,14 +12,14 @@ from PIL import Image
 
 from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data.dataset import Dataset, batches
-from vcompress.bench.data.sources import open_dataset
 from vcompress.bench.data.splits import SPLITS, split_by_seed
 from vcompress.bench.errors import UserError
+from vcompress.bench.tasks import open_dataset
 
 
 def assert_a_partition(dataset: Dataset) -> None:
     every = np.concatenate([dataset.splits[name] for name in SPLITS])
-    assert sorted(every.tolist()) == list(range(len(dataset.labels)))
+    assert sorted(every.tolist()) == list(range(len(dataset.targets)))
 
 
 def test_the_digits_are_split_for_good() -> None:
@@ -144,7 +144,7 @@ def test_hidden_folders_and_other_files_are_left_out(image_folder: Callable[...,
     (folder / "red" / "labels.csv").write_text("x")
     (folder / "red" / "deeper").mkdir()
     Image.new("RGB", (4, 4)).save(folder / "red" / "deeper" / "UPPER.JPG", "jpeg")
-    assert open_dataset(str(folder)).labels.tolist() == [0] * 4 + [1] * 5
+    assert open_dataset(str(folder)).targets.tolist() == [0] * 4 + [1] * 5
 
 
 def test_a_file_name_that_is_not_utf8_is_taken(image_folder: Callable[..., Path]) -> None:
@@ -152,7 +152,7 @@ def test_a_file_name_that_is_not_utf8_is_taken(image_folder: Callable[..., Path]
     odd = os.fsencode(folder) + b"/red/caf\xe9.png"
     os.rename(folder / "red" / "000.png", odd)  # noqa: PTH104 (bytes)
     data = open_dataset(str(folder))
-    assert len(data.labels) == 8
+    assert len(data.targets) == 8
     assert all(data.image(i).size == (16, 16) for i in range(8))
 
 
@@ -170,7 +170,7 @@ def test_batches_are_in_order_and_the_last_one_is_shorter(
     found = list(batches(data, "train", Preprocess((8, 8)), 8))
     assert [images.shape for images, _ in found] == [(8, 3, 8, 8)] * 2 + [(5, 3, 8, 8)]
     labels = np.concatenate([labels for _, labels in found])
-    assert np.array_equal(labels, data.labels[data.splits["train"]])
+    assert np.array_equal(labels, data.targets[data.splits["train"]])
 
 
 def test_an_unreadable_image_is_named_when_it_is_reached(

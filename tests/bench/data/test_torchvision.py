@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from vcompress.bench.data.dataset import batches
-from vcompress.bench.data.sources import open_dataset
 from vcompress.bench.data.splits import SPLITS
 from vcompress.bench.errors import EnvironmentLacks, UserError
+from vcompress.bench.tasks import open_dataset
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_cifar10_is_read_from_its_archive(tmp_path: Path, monkeypatch: pytest.Mo
     data = open_dataset("torchvision:CIFAR10", str(tmp_path))
     assert data.classes == tuple(names)
     assert [len(data.splits[name]) for name in SPLITS] == [30, 10, 20]
-    assert data.labels[40:43].tolist() == [0, 1, 2]
+    assert data.targets[40:43].tolist() == [0, 1, 2]
     assert data.image(59).mode == "RGB"
 
 

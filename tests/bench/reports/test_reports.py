@@ -25,7 +25,9 @@ from vcompress.bench.reports import terminal
 from vcompress.bench.reports.result import ModelResult, Result, artefact
 from vcompress.bench.runtimes.session import Facts, Node
 from vcompress.bench.stats import Interval, verdict
-from vcompress.bench.tasks import classification
+from vcompress.bench.tasks.classification import TASK
+from vcompress.bench.tasks.scoring import score_outputs
+from vcompress.bench.tasks.task import Score
 from vcompress.bench.timing.compare import Block, Blocks, Comparison, noise_floor
 from vcompress.bench.timing.environment import Disturbance, preflight
 from vcompress.bench.timing.fresh import ColdStart
@@ -48,11 +50,11 @@ def measurement(path: Path, level_ms: float) -> Measurement:
     )  # fmt: skip
 
 
-def scored(wrong: int) -> classification.Accuracy:
+def scored(wrong: int) -> Score:
     predictions = LABELS.copy()
     predictions[:wrong] = (predictions[:wrong] + 1) % 10
     scores = np.eye(10, dtype=np.float32)[predictions]
-    return classification.summarise(scores, LABELS, [f"class {i}" for i in range(10)], "images")
+    return score_outputs(TASK, scores, LABELS, [f"class {i}" for i in range(10)], "images")
 
 
 def blocks(path: Path, ratio: float) -> Blocks:
@@ -89,7 +91,7 @@ def result(models: Path) -> Result:
     assert out[1].accuracy
     return Result(
         tuple(out), preflight(), ("vbench", "a", "b"), "0.1.0", "2026-01-01T00:00:00+00:00",
-        comparison, classification.compare(out[0].accuracy, out[1].accuracy), notes=("a note",),
+        comparison, TASK.compare(out[0].accuracy, out[1].accuracy), notes=("a note",),
     )  # fmt: skip
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from vcompress.bench.errors import UserError
 from vcompress.bench.runtimes import open_session
-from vcompress.bench.tasks import classification
+from vcompress.bench.tasks.classification import TASK
+from vcompress.bench.tasks.scoring import score, score_outputs
 
 
 def scores(rows: list[list[float]]) -> np.ndarray:
@@ -17,33 +18,35 @@ def scores(rows: list[list[float]]) -> np.ndarray:
 
 
 def test_shares_counts_and_classes_are_counted() -> None:
-    found = classification.summarise(
+    found = score_outputs(TASK,
         scores([[3, 1, 0], [0, 2, 1], [5, 0, 0], [0, 0, 9]]), np.array([0, 1, 1, 2]),
         ("a", "b", "c"),
     )  # fmt: skip
-    assert (found.n, found.correct, found.top1) == (4, 3, 0.75)
-    assert [(c.name, c.n, c.correct) for c in found.per_class] == [
-        ("a", 1, 1), ("b", 2, 1), ("c", 1, 1),
+    assert (found.n, found.facts["correct"], found.value) == (4, 3, 0.75)
+    assert [(c.name, c.n, c.note) for c in found.parts] == [
+        ("a", 1, "1 of 1"), ("b", 2, "1 of 2"), ("c", 1, "1 of 1"),
     ]  # fmt: skip
-    assert found.top5 is None
-    assert found.predictions.tolist() == [0, 1, 0, 2]
-    assert found.top1_interval[0] < 0.75 < found.top1_interval[1]
+    assert list(found.values) == ["top1"]
+    assert found.evidence["predictions"].tolist() == [0, 1, 0, 2]
+    assert found.interval[0] < 0.75 < found.interval[1]
 
 
 def test_top_five_of_ten_classes() -> None:
     rows = np.tile(np.arange(10, dtype=np.float32)[::-1], (10, 1))
-    found = classification.summarise(rows, np.arange(10))
-    assert (found.top1, found.top5) == (0.1, 0.5)
+    found = score_outputs(TASK, rows, np.arange(10))
+    assert [x.value for x in found.values.values()] == [0.1, 0.5]
 
 
 def test_a_tie_goes_to_the_first_class_as_argmax_has_it() -> None:
-    assert classification.summarise(scores([[1, 1, 1]]), np.array([0])).predictions.tolist() == [0]
+    assert score_outputs(TASK, scores([[1, 1, 1]]), np.array([0])).evidence[
+        "predictions"
+    ].tolist() == [0]
 
 
 def test_an_output_that_is_not_a_number_is_wrong_and_counted() -> None:
-    found = classification.summarise(scores([[np.nan, 1], [2, 1]]), np.array([1, 0]))
-    assert (found.correct, found.nonfinite) == (1, 1)
-    assert found.predictions.tolist() == [-1, 0]
+    found = score_outputs(TASK, scores([[np.nan, 1], [2, 1]]), np.array([1, 0]))
+    assert (found.facts["correct"], found.nonfinite) == (1, 1)
+    assert found.evidence["predictions"].tolist() == [-1, 0]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,7 @@ def test_labels_that_do_not_fit_the_outputs_are_refused(
     labels: list[int], classes: tuple[str, ...] | None, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        classification.summarise(scores([[1, 0, 0]] * 2), np.array(labels), classes)
+        score_outputs(TASK, scores([[1, 0, 0]] * 2), np.array(labels), classes)
 
 
 def batches(n: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -70,36 +73,36 @@ def test_a_fixed_batch_gives_the_same_predictions_as_a_free_one(models: Path) ->
         open_session(models / "classifier.onnx") as free,
         open_session(models / "fixed.onnx") as fixed,
     ):
-        a = classification.score(free, batches(10, 10))
-        b = classification.score(fixed, batches(10, 7))
+        a = score(TASK, free, batches(10, 10))
+        b = score(TASK, fixed, batches(10, 7))
     assert (a.n, b.n) == (10, 10)
-    np.testing.assert_array_equal(a.predictions, b.predictions)
+    np.testing.assert_array_equal(a.evidence["predictions"], b.evidence["predictions"])
 
 
 def test_a_half_precision_model_is_fed_half_precision_images(models: Path) -> None:
     with open_session(models / "half.onnx") as session:
-        assert classification.score(session, batches(8, 8)).n == 8
+        assert score(TASK, session, batches(8, 8)).n == 8
 
 
 def test_no_images_and_models_that_are_no_classifiers_are_refused(busy: Any, models: Path) -> None:
     with pytest.raises(UserError, match="no images"):
-        classification.score(busy(0), iter(()))
+        score(TASK, busy(0), iter(()))
     with (
         open_session(models / "two_inputs.onnx") as two,
         pytest.raises(UserError, match="2 inputs"),
     ):
-        classification.score(two, batches(2, 2))
+        score(TASK, two, batches(2, 2))
     with pytest.raises(UserError, match="no classifier"):
-        classification.score(busy(0, output=np.zeros((2, 3, 4))), batches(2, 2))
+        score(TASK, busy(0, output=np.zeros((2, 3, 4))), batches(2, 2))
 
 
 def test_what_changed_between_two_models() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2])
-    right = classification.summarise(np.eye(3, dtype=np.float32)[labels], labels, ("a", "b", "c"))
+    right = score_outputs(TASK, np.eye(3, dtype=np.float32)[labels], labels, ("a", "b", "c"))
     worse = labels.copy()
     worse[:3] = 1  # three of class a are lost
-    b = classification.summarise(np.eye(3, dtype=np.float32)[worse], labels, ("a", "b", "c"))
-    found = classification.compare(right, b)
+    b = score_outputs(TASK, np.eye(3, dtype=np.float32)[worse], labels, ("a", "b", "c"))
+    found = TASK.compare(right, b)
     assert found.difference == pytest.approx(-0.3)
     assert (found.only_a, found.only_b) == (3, 0)
     assert found.p_value == pytest.approx(0.25)
@@ -110,7 +113,7 @@ def test_what_changed_between_two_models() -> None:
 
 
 def test_accuracies_of_different_images_are_not_compared() -> None:
-    a = classification.summarise(scores([[1, 0]]), np.array([0]))
-    b = classification.summarise(scores([[1, 0]]), np.array([1]))
+    a = score_outputs(TASK, scores([[1, 0]]), np.array([0]))
+    b = score_outputs(TASK, scores([[1, 0]]), np.array([1]))
     with pytest.raises(UserError, match="different images"):
-        classification.compare(a, b)
+        TASK.compare(a, b)

@@ -116,7 +116,7 @@ def test_mixing_changes_training_batches_alone(tiny_data: Callable[..., Data]) -
 
 def skewed(data: Data) -> Data:
     """Of the three classes with 14 images each: 14, 4 and 2."""
-    labels, train = data.dataset.labels, data.dataset.splits["train"]
+    labels, train = data.dataset.targets, data.dataset.splits["train"]
     kept = np.concatenate([train[labels[train] == k][:n] for k, n in enumerate((14, 4, 2))])
     splits = {**data.dataset.splits, "train": np.sort(kept)}
     return replace(data, dataset=replace(data.dataset, splits=splits))
@@ -141,7 +141,7 @@ def test_balance_uses_every_image_of_a_rare_class_before_any_comes_again(
 ) -> None:
     data = replace(skewed(tiny_data()), balanced=True)
     rare = [
-        k for k in data._order(data.dataset.splits["train"], 0) if data.dataset.labels[k % 60] == 2
+        k for k in data._order(data.dataset.splits["train"], 0) if data.dataset.targets[k % 60] == 2
     ]
     images = [k % 60 for k in rare]
     assert len(rare) in (6, 7)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data.dataset import Dataset, batches
-from vcompress.bench.data.sources import open_dataset
 from vcompress.bench.errors import UserError
+from vcompress.bench.tasks import open_dataset
 from vcompress.compress.data.loader import Data
 from vcompress.compress.training.config import Context, TrainConfig
 from vcompress.compress.training.loop import fit
@@ -55,7 +55,7 @@ def test_a_skipped_image_is_replaced_in_training_and_the_epoch_stays_the_same(
     indices = torch.cat([samples.indices for *_, samples in again]).tolist()
     assert set(indices) <= set(data.dataset.splits["train"].tolist()) - set(chosen)
     labels = torch.cat([batch[1] for batch in again])
-    assert labels.tolist() == data.dataset.labels[indices].tolist()
+    assert labels.tolist() == data.dataset.targets[indices].tolist()
     assert set(data.dataset.bad_images) <= set(chosen) and data.dataset.bad_images
 
 

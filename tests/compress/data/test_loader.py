@@ -14,8 +14,8 @@ import torch
 
 from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data.dataset import batches
-from vcompress.bench.data.sources import open_dataset
 from vcompress.bench.errors import UserError
+from vcompress.bench.tasks import open_dataset
 from vcompress.compress.data.loader import Data
 
 
@@ -117,7 +117,7 @@ def test_a_sample_of_a_folder_in_order_holds_several_classes(
 ) -> None:
     data = tiny_data()
     train = data.dataset.splits["train"]
-    in_order = train[np.argsort(data.dataset.labels[train], kind="stable")]
+    in_order = train[np.argsort(data.dataset.targets[train], kind="stable")]
     splits = {**data.dataset.splits, "train": in_order}
     data = replace(data, dataset=replace(data.dataset, splits=splits))
     found = list(data.sample(8, 2))

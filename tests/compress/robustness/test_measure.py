@@ -55,7 +55,7 @@ def test_an_attack_goes_through_quantisers(tiny_data: Any, tiny_nets: Any) -> No
     test = data.dataset.splits["test"]
     pixels = [np.asarray(data.dataset.image(int(i))) for i in test]
     found = [
-        under_attack(net, pixels, data.dataset.labels[test], data.preprocess, Attack(0.2, 5))
+        under_attack(net, pixels, data.dataset.targets[test], data.preprocess, Attack(0.2, 5))
         for net in (model, prepared)
     ]
     assert found[0] < 0.7 and abs(found[1] - found[0]) < 0.2, found

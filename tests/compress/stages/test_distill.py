@@ -34,11 +34,11 @@ def test_the_student_learns_from_the_teacher_alone(taught: Context, tiny_nets: A
     data = taught.data
     images = torch.cat([images for images, _ in data.loader("test", 12)])
     ends = []
-    for labels in (data.dataset.labels, np.zeros_like(data.dataset.labels)):
+    for labels in (data.dataset.targets, np.zeros_like(data.dataset.targets)):
         torch.manual_seed(1)
         student = tiny_nets.group()
         # The validation picks the best epoch by labels, so only the last one is comparable.
-        wrong = replace(taught, data=replace(data, dataset=replace(data.dataset, labels=labels)))
+        wrong = replace(taught, data=replace(data, dataset=replace(data.dataset, targets=labels)))
         outcome = distill.apply(student, replace(CONFIG, epochs=1), wrong)
         ends.append({k: v.clone() for k, v in outcome.model.state_dict().items()})
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])

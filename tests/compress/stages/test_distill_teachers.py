@@ -38,7 +38,7 @@ def test_images_without_labels_join_the_distillation(
     assert details["unlabelled"] == 18
     without, _ = run(taught, tiny_nets.batch, alpha=1.0, epochs=1)
     assert not same(with_them, without)
-    assert len(taught.data.dataset.labels) == 60  # the data set is not changed
+    assert len(taught.data.dataset.targets) == 60  # the data set is not changed
 
 
 @pytest.mark.parametrize(("name", "message"), [("none", "no such folder"), ("empty", "no images")])

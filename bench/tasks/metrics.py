@@ -1,0 +1,64 @@
+"""The numbers that a network is judged by: their names, units, and how they are written.
+
+Nothing heavy is imported: a table or a page that shows a metric needs no numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that a task's score holds."""
+
+    name: str
+    """As in JSON, gates and records: top1, mAP, mae."""
+    title: str
+    """As people read it: top-1, MAE."""
+    unit: Literal["%", ""] = "%"
+    """`%`: a share from 0 to 1 that is shown times 100; empty: in the unit of the targets."""
+    higher_is_better: bool = True
+
+    def text(self, value: float) -> str:
+        """`98.61 %`, or `0.4127` for a metric without a unit."""
+        return f"{100 * value:.2f} %" if self.unit else f"{value:.4g}"
+
+    def span(self, low: float, high: float) -> str:
+        """`96.8 to 99.4`, in the unit of `text` and without it."""
+        if self.unit:
+            return f"{100 * low:.1f} to {100 * high:.1f}"
+        return f"{low:.4g} to {high:.4g}"
+
+    def change(self, difference: float) -> str:
+        """`+0.28 points`, or `-0.0123`."""
+        return f"{100 * difference:+.2f} points" if self.unit else f"{difference:+.4g}"
+
+    def loss(self, before: float, after: float) -> float:
+        """How much worse `after` is; below 0 where it is better."""
+        return before - after if self.higher_is_better else after - before
+
+
+_KNOWN = (
+    Metric("top1", "top-1"),
+    Metric("top5", "top-5"),
+    Metric("mAP", "mAP"),
+    Metric("f1_micro", "F1, micro"),
+    Metric("f1_macro", "F1, macro"),
+    Metric("exact_match", "exact match"),
+    Metric("mae", "MAE", "", higher_is_better=False),
+    Metric("rmse", "RMSE", "", higher_is_better=False),
+    Metric("r2", "R squared", ""),
+)
+_TABLE = {metric.name: metric for metric in _KNOWN}
+
+
+def metric(name: str) -> Metric:
+    """The metric of this name; one that is not known here is shown by its name, without a unit."""
+    return _TABLE.get(name) or Metric(name, name, "")
+
+
+def known(name: str) -> bool:
+    """Whether this version knows a metric of this name."""
+    return name in _TABLE

@@ -1,0 +1,153 @@
+"""One or more numbers an image: errors in the unit of the targets, and R squared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import stats
+from ..data import composed, tables
+from ..data.dataset import Dataset
+from ..errors import UserError
+from .metrics import Metric, metric
+from .task import (
+    Agreement,
+    Array,
+    Outputs,
+    Part,
+    Prediction,
+    Score,
+    ScoreChange,
+    Task,
+    check_width,
+    finite_numbers,
+    float_output,
+    no_images,
+    same_images,
+    whole_image,
+)
+
+
+def errors(predicted: Array, targets: Array, weights: Array) -> Array:
+    """MAE, RMSE and R squared, the means over the outputs, `[R, 3]`.
+
+    Args:
+        predicted, targets: `[N, K]`.
+        weights: `[R, N]`, how often each image counts; R replicates at once.
+    """
+    total = weights.sum(1, keepdims=True)
+    difference = predicted - targets
+    squares = weights @ np.square(difference)
+    centre = (weights @ targets) / total
+    spread = weights @ np.square(targets) - total * np.square(centre)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        explained = np.where(spread > 0, 1 - squares / spread, np.nan)
+    return np.stack(
+        [(weights @ np.abs(difference) / total).mean(1), np.sqrt(squares / total).mean(1),
+         explained.mean(1)], axis=1,
+    )  # fmt: skip
+
+
+@dataclass
+class _Evaluator:
+    names: Sequence[str] | None
+    model: str
+    predicted: list[Array] = field(default_factory=list)
+    targets: list[Array] = field(default_factory=list)
+
+    def update(self, outputs: Outputs, targets: Array) -> None:
+        found = float_output(outputs, self.model, "regression").astype(np.float64)
+        check_width(found.shape[1], self.names, self.model)
+        if np.shape(targets) != found.shape:
+            raise UserError(
+                f"The targets are {list(np.shape(targets))} and the outputs of {self.model} "
+                f"{list(found.shape)}; expected a number for each output of each image."
+            )
+        self.predicted.append(found)
+        self.targets.append(np.asarray(targets, dtype=np.float64))
+
+    def compute(self, source: str = "") -> Score:
+        if not sum(map(len, self.targets)):
+            raise no_images()
+        predicted, targets = np.concatenate(self.predicted), np.concatenate(self.targets)
+        finite = np.isfinite(predicted).all(1)
+        # An image without a number is as wrong as one that was given the mean of all.
+        predicted[~finite] = targets.mean(0)
+        n, names = len(targets), check_width(predicted.shape[1], self.names, self.model)
+        reached = errors(predicted, targets, np.ones((1, n)))[0]
+        drawn = stats.bootstrap(lambda w: errors(predicted, targets, w), n)
+        values = {
+            name: stats.percentile_interval(float(value), drawn[:, i])
+            for i, (name, value) in enumerate(zip(("mae", "rmse", "r2"), reached, strict=True))
+        }
+        return Score(
+            "regression", n, values,
+            tuple(_part(x, predicted[:, i], targets[:, i]) for i, x in enumerate(names)),
+            {"predictions": predicted, "labels": targets}, int((~finite).sum()), source,
+        )  # fmt: skip
+
+
+def _part(name: str, predicted: Array, targets: Array) -> Part:
+    wrong = np.abs(predicted - targets)
+    drawn = stats.bootstrap(lambda w: w @ wrong / w.sum(1), len(wrong))
+    found = stats.percentile_interval(float(wrong.mean()), drawn)
+    span = f"targets {targets.min():.4g} to {targets.max():.4g}"
+    return Part(name, len(wrong), found.value, found.low, found.high, span)
+
+
+class Regression:
+    """The target is a number for each output, `[N, K] float32`; the network gives `[B, K]`."""
+
+    name = "regression"
+    metrics: tuple[Metric, ...] = tuple(map(metric, ("mae", "rmse", "r2")))
+    decides = ""
+    prepare = staticmethod(whole_image)
+
+    def open(self, source: str, root: str | None, seed: int) -> Dataset:
+        """`digits` (the number that two of them form), or a folder with `targets.csv` (columns
+        image and one for each number)."""
+        return (
+            composed.two_digits(seed)
+            if source == "digits"
+            else tables.numbers_dataset(source, seed)
+        )
+
+    def evaluator(self, names: Sequence[str] | None, model: str = "the model") -> _Evaluator:
+        return _Evaluator(names, model)
+
+    def compare(self, a: Score, b: Score) -> ScoreChange:
+        same_images(a, b)
+        wrong_a, wrong_b = (
+            np.abs(x.evidence["predictions"] - x.evidence["labels"]).mean(1) for x in (a, b)
+        )
+        drawn = stats.bootstrap(lambda w: w @ (wrong_b - wrong_a) / w.sum(1), a.n)
+        change = stats.percentile_interval(b.value - a.value, drawn)
+        pairs = [(x, y) for x, y in zip(a.parts, b.parts, strict=True) if y.value > x.value]
+        return ScoreChange(
+            n=a.n, metric="mae", difference=change.value,
+            difference_interval=(change.low, change.high),
+            lost=tuple((x.name, x.n, x.value, y.value) for x, y in pairs),
+        )  # fmt: skip
+
+    def decisions(self, outputs: Array) -> Array | None:
+        return None
+
+    def agreement(self, reference: Array, other: Array, limit_db: float) -> Agreement | None:
+        """None: a number decides nothing; the signal-to-error ratio says all."""
+        return None
+
+    def numbers(self, outputs: Outputs, names: Sequence[str], model: str) -> NDArray[np.float32]:
+        """The values as they are."""
+        return finite_numbers(outputs, names, model).astype(np.float32)
+
+    def predict(
+        self, numbers: NDArray[np.float32], names: Sequence[str], top: int, threshold: float
+    ) -> tuple[Prediction, ...]:
+        """Every output with its value."""
+        return tuple(Prediction(x, float(v), i) for i, (x, v) in enumerate(zip(names, numbers)))  # noqa: B905
+
+
+TASK: Task = Regression()

@@ -1,0 +1,99 @@
+"""A score in the runtime that was timed: the session's outputs, batch by batch, to the task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Preprocess
+from ..data.dataset import Dataset, batches
+from ..errors import UserError
+from ..runtimes.session import Session
+from . import load
+from .task import Array, Score, Task
+
+BATCH = 64
+Batches = Iterable[tuple[NDArray[np.float32], Array]]
+"""Images `[B, C, H, W] float32` and targets `[B, ...]`."""
+
+
+def score(
+    task: Task,
+    session: Session,
+    found: Batches,
+    *,
+    names: Sequence[str] | None = None,
+    source: str = "",
+) -> Score:
+    """Run a model over images with targets.
+
+    Args:
+        names: of the classes, labels or numbers that the outputs stand for.
+        source: where the images come from, for the record.
+
+    Raises:
+        UserError: no images, a model with another kind of input or output, targets that do not fit.
+    """
+    if len(session.inputs) != 1:
+        raise UserError(
+            f"{session.path} takes {len(session.inputs)} inputs; accuracy is measured on models "
+            "that take one batch of images."
+        )
+    spec = session.inputs[0]
+    if "float" not in spec.dtype:
+        raise UserError(f"{session.path}: the input {spec} is no float, so no preprocessed image.")
+    evaluator = task.evaluator(names, str(session.path))
+    for images, targets in found:
+        evaluator.update(outputs(session, images), targets)
+    return evaluator.compute(source)
+
+
+def score_split(
+    session: Session,
+    dataset: Dataset,
+    split: str,
+    preprocess: Preprocess,
+    names: Sequence[str] | None = None,
+) -> Score:
+    """The score of a model on a split of a data set, by the data set's task."""
+    found = batches(dataset, split, preprocess, BATCH)
+    return score(load(dataset.task), session, found, names=names or dataset.classes)
+
+
+def score_outputs(
+    task: Task,
+    found: Array,
+    targets: Array,
+    names: Sequence[str] | None = None,
+    source: str = "",
+) -> Score:
+    """The score of outputs `[N, ...]` that are at hand."""
+    evaluator = task.evaluator(names)
+    evaluator.update({"output": found}, targets)
+    return evaluator.compute(source)
+
+
+def outputs(session: Session, images: NDArray[np.float32]) -> dict[str, Array]:
+    """What the model gives for a batch of any size, `[B, ...]` by the name of the output.
+
+    A model with a fixed batch gets that many at once; the last part is filled up with its last
+    image, and what comes of that is dropped.
+    """
+    spec = session.inputs[0]
+    fixed = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else None
+    size = fixed or len(images)
+    parts: list[dict[str, Array]] = []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        short = size - len(part)
+        if short:
+            part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
+        found = session.run({spec.name: part.astype(spec.dtype, copy=False)})
+        # An output without a batch, such as a constant, stays as it is.
+        parts.append({n: a[: size - short] if a.ndim else a for n, a in found.items()})
+    return {
+        name: np.concatenate([p[name] for p in parts]) if parts[0][name].ndim else parts[0][name]
+        for name in parts[0]
+    }

@@ -1,0 +1,309 @@
+"""What a network is for: the contract of a task's numpy half, which goes to the device.
+
+A task is one file here and one in `compress/tasks/`, with a line in each table. Everything between
+the images of a data set and the number that a gate looks at goes through it: how images and targets
+are opened and prepared, how the network's outputs are read, scored, compared and agreed upon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from ..stats import Interval
+from .metrics import Metric, metric
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..bundle import Preprocess
+    from ..data.dataset import Dataset
+
+Array: TypeAlias = NDArray[Any]
+Outputs: TypeAlias = Mapping[str, NDArray[Any]]
+"""What a network gives for a batch, by the name of the output."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One class, label or output on its own."""
+
+    name: str
+    n: int
+    """Images that tell something about it."""
+    value: float
+    """Of the task's first metric, or of its kin for one part; NaN where `n` is 0."""
+    low: float
+    high: float
+    """95 % interval; NaN where there is none."""
+    note: str = ""
+    """`17 of 20`."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a network reached on a set of images."""
+
+    task: str
+    n: int
+    """Images."""
+    values: Mapping[str, Interval]
+    """By metric, with 95 % intervals; the first one is what the task is judged by."""
+    parts: tuple[Part, ...]
+    evidence: Mapping[str, Array]
+    """What a paired comparison needs, a row for each image: `predictions` and `labels`."""
+    nonfinite: int = 0
+    """Images whose outputs held a NaN or an infinity."""
+    source: str = ""
+    """Where the images came from."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else stands in the JSON, in the task's own words."""
+
+    @property
+    def metric(self) -> Metric:
+        """What the task is judged by."""
+        return metric(next(iter(self.values)))
+
+    @property
+    def value(self) -> float:
+        """Of `metric`."""
+        return self.values[self.metric.name].value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of `metric`, 95 %."""
+        found = self.values[self.metric.name]
+        return found.low, found.high
+
+    @property
+    def says_one_thing(self) -> bool:
+        """Whether every image got the same prediction: the score then says little."""
+        said = self.evidence["predictions"]
+        return bool((said == said[:1]).all())
+
+    def record(self) -> dict[str, Any]:
+        """What a bundle's history keeps: the first metric with its interval, the others by name.
+
+        `top1` and `correct` stand there for readers of schema 1.
+        """
+        first, *others = self.values
+        low, high = self.interval
+        found: dict[str, Any] = {
+            "metric": first, "value": self.value, "interval": [low, high], "n": self.n,
+            "values": {
+                name: {"value": x.value, "low": x.low, "high": x.high}
+                for name in others
+                for x in (self.values[name],)
+            },
+        }  # fmt: skip
+        if "correct" in self.facts:
+            found |= {"top1": self.value, "correct": self.facts["correct"]}
+        return found
+
+
+@dataclass(frozen=True)
+class ScoreChange:
+    """From A, the baseline, to B, on the same images."""
+
+    n: int
+    metric: str
+    difference: float
+    """B's metric minus A's."""
+    difference_interval: tuple[float, float]
+    """95 %, paired."""
+    p_value: float | None = None
+    """That both are right equally often; None where the task has no such test."""
+    only_a: int | None = None
+    only_b: int | None = None
+    """Images that one of the two alone has right; None where an image is not right or wrong."""
+    negative_flips: float | None = None
+    """Share of the images that A had right and B has wrong."""
+    negative_flips_interval: tuple[float, float] | None = None
+    agreement: float | None = None
+    """Share of the decisions that both take alike, right or wrong."""
+    lost: tuple[tuple[str, int, float, float], ...] = ()
+    """The parts that lost most: name, images, and in A and in B how many were right (whole
+    numbers) or the metric's value."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two sets of outputs of one network on the same images."""
+
+    share: float
+    """Of the decisions that are the same, 0 to 1."""
+    beyond: int
+    """Decisions that differ though they were clear: noise cannot have turned them."""
+    what: str
+    """`best class`: what was decided."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One name of one image."""
+
+    label: str
+    score: float
+    """Probability from 0 to 1, or the value of a regression."""
+    index: int
+    """Of the network's output."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image as a network takes it, with what the task needs of it later."""
+
+    values: NDArray[np.float32]
+    """`[C, H, W] float32`."""
+    target: Any = None
+    """As the evaluator takes it; None where there is none."""
+    geometry: Any = None
+    """How coordinates of the input lead back to the image; None where nothing is located."""
+
+
+class Evaluator(Protocol):
+    """Takes a set of images batch by batch and gives its score; keeps no outputs of whole sets."""
+
+    def update(self, outputs: Outputs, targets: Array) -> None:
+        """Add a batch: outputs `[B, ...]` by name, targets `[B, ...]`.
+
+        Raises:
+            UserError: outputs or targets that do not fit the task.
+        """
+
+    def compute(self, source: str = "") -> Score:
+        """The score of all batches so far.
+
+        Raises:
+            UserError: there were none.
+        """
+
+
+class Task(Protocol):
+    """The numpy half of a task."""
+
+    name: str
+    metrics: tuple[Metric, ...]
+    """The first one decides: best epoch, gates, verdicts."""
+    decides: str
+    """What an output decides, as a sentence names it: best class, labels; empty for nothing."""
+
+    def open(self, source: str, root: str | None, seed: int) -> Dataset:
+        """The images and targets of `source`, with splits that the seed fixes.
+
+        Raises:
+            UserError: no such source, or one that does not fit the task.
+        """
+
+    def prepare(self, preprocess: Preprocess, image: Image.Image, target: Any = None) -> Prepared:
+        """An image, and with it what belongs to it, as the network takes them."""
+
+    def evaluator(self, names: Sequence[str] | None, model: str = "the model") -> Evaluator:
+        """A fresh evaluator. `names` of classes, labels or outputs; `model` stands in messages."""
+
+    def compare(self, a: Score, b: Score) -> ScoreChange:
+        """What B lost and gained against A.
+
+        Raises:
+            UserError: scores of different images.
+        """
+
+    def decisions(self, outputs: Array) -> Array | None:
+        """What one output `[B, ...]` decides, as whole numbers; None where nothing is decided."""
+
+    def agreement(self, reference: Array, other: Array, limit_db: float) -> Agreement | None:
+        """Whether two arrays of one output `[B, ...]` decide alike; None where nothing is decided.
+
+        Args:
+            limit_db: least signal-to-error ratio that the two must have; a margin which noise of
+                that size does not explain counts as clear.
+        """
+
+    def numbers(self, outputs: Outputs, names: Sequence[str], model: str) -> NDArray[np.float32]:
+        """What a user reads for each name, `[B, K] float32`: a probability or a value.
+
+        Raises:
+            UserError: outputs of another kind, or not finite.
+        """
+
+    def predict(
+        self, numbers: NDArray[np.float32], names: Sequence[str], top: int, threshold: float
+    ) -> tuple[Prediction, ...]:
+        """What an image shows, from its row `[K]` of `numbers`."""
+
+
+def float_output(outputs: Outputs, model: str, what: str) -> Array:
+    """The first output `[B, K]` of floats.
+
+    Raises:
+        UserError: there is none; `what` says what was expected.
+    """
+    for array in outputs.values():
+        if array.ndim == 2 and array.dtype.kind == "f":
+            return array
+    shapes = ", ".join(f"{name} {list(a.shape)} {a.dtype}" for name, a in outputs.items())
+    raise UserError(
+        f"{model} is no {what}: expected an output [batch, {what} outputs] of floats, got {shapes}."
+        " Omit --data to time it alone."
+    )
+
+
+def check_width(k: int, names: Sequence[str] | None, model: str) -> tuple[str, ...]:
+    """Names for `k` outputs. Raises UserError where another number is known."""
+    if names is None:
+        return tuple(map(str, range(k)))
+    if len(names) != k:
+        raise UserError(
+            f"{model} has {k} outputs and the data {len(names)} classes. Give the data that "
+            "the model was trained for."
+        )
+    return tuple(names)
+
+
+def same_images(a: Score, b: Score) -> None:
+    """Raise UserError where two scores are of different images."""
+    if a.n != b.n or not np.array_equal(a.evidence["labels"], b.evidence["labels"]):
+        raise UserError(
+            f"The two accuracies are of different images ({a.n} and {b.n}); measure both on the "
+            "same data."
+        )
+
+
+def clear_margin(reference: Array, limit_db: float) -> float:
+    """The largest difference of two outputs that an error of `limit_db` explains: three standard
+    deviations of the difference of two errors of that size."""
+    return float(3 * 2**0.5 * np.sqrt(np.square(reference).mean()) * 10 ** (-limit_db / 20))
+
+
+def finite_numbers(outputs: Outputs, names: Sequence[str], model: str) -> Array:
+    """The first output, `[B, K]` for `K` names, all finite.
+
+    Raises:
+        UserError: it has another shape, or holds a NaN or an infinity.
+    """
+    found = next(iter(outputs.values()))
+    if found.ndim != 2 or found.shape[1] != len(names):
+        raise UserError(
+            f"{model}: its output is {list(found.shape)}, and the bundle has {len(names)} labels; "
+            f"expected [batch, {len(names)}]. Export the bundle again."
+        )
+    if not np.isfinite(found).all():
+        raise UserError(f"{model}: the model gives NaN or infinity for this image.")
+    return found
+
+
+def whole_image(preprocess: Preprocess, image: Image.Image, target: Any = None) -> Prepared:
+    """`Task.prepare` of a task whose targets stand for the image as a whole."""
+    from ..data.preprocess import apply
+
+    return Prepared(apply(preprocess, image), target)
+
+
+def no_images() -> UserError:
+    """What an evaluator says that was given nothing."""
+    return UserError("There are no images to measure the accuracy on. Look at --data.")
