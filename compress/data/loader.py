@@ -71,12 +71,13 @@ class Data:
         self, split: str, batch_size: int, train: bool = False, *, epoch: int = 0, workers: int = 0,
         rank: int = 0, world: int = 1, view: int | None = None, samples: bool = False,
     ) -> Loader:  # fmt: skip
-        """Batches of `(images [B, C, H, W] float32, labels [B] int64)`.
+        """Batches of `(images [B, C, H, W] float32, targets [B, ...])`, the targets as the data set
+        has them: `[B] int64` classes, `[B, K] int8` labels, `[B, K] float32` numbers.
 
         With `train`, shuffled and augmented for `epoch`, the shorter last batch left out. With
         `world` processes, `batch_size` is that of all together and each loads its own part. A
         `view` is augmented as that epoch is, whatever the order. With `samples` each batch is
-        `(images, labels, Samples)`.
+        `(images, targets, Samples)`.
         """
         indices = self.dataset.splits[split]
         if train:
@@ -230,8 +231,8 @@ class _Images(torch.utils.data.Dataset[Any]):
         if self.augmentation is not None:
             image = self._augmented(image, index, again)
         values, *others = (torch.from_numpy(apply(p, image)) for p in self.preprocesses)
-        label = int(self.data.dataset.targets[index])
-        return (values, label, (index, self.epoch, others)) if self.samples else (values, label)
+        target = torch.as_tensor(self.data.dataset.targets[index])
+        return (values, target, (index, self.epoch, others)) if self.samples else (values, target)
 
     def _augmented(self, image: Image.Image, index: int, again: int = 0) -> Image.Image:
         colours = {p.channels for p in (self.data.preprocess, *self.data.views)}
@@ -251,8 +252,8 @@ def _collate(found: list[Any]) -> tuple[Any, dict[int, str]] | UserError:
         bad |= one[1]
     if not items:
         return None, bad
-    images, labels, *more = zip(*items, strict=True)
-    batch = torch.stack(images), torch.tensor(labels)
+    images, targets, *more = zip(*items, strict=True)
+    batch = torch.stack(images), torch.stack(targets)
     if not more:
         return batch, bad
     indices, views, others = zip(*more[0], strict=True)

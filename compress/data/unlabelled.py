@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vcompress.bench.data.dataset import Dataset
@@ -18,7 +20,8 @@ NO_LABEL = -1
 
 
 def with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
-    """`dataset` with the images of `folder` (at any depth) in its training split, labelled -1.
+    """`dataset` with the images of `folder` (at any depth) in its training split, without a target: -1,
+    or NaN among numbers.
 
     Raises:
         UserError: no such folder, or no images in it.
@@ -40,8 +43,21 @@ def with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
     train = np.concatenate([dataset.splits["train"], np.arange(count, count + extra)])
     return replace(
         dataset,
-        targets=np.concatenate([dataset.targets, np.full(extra, NO_LABEL)]),
+        targets=np.concatenate([dataset.targets, _without_label(dataset.targets, extra)]),
         splits={**dataset.splits, "train": train},
         fingerprint=digest.hexdigest(),
         image=image,
     )
+
+
+def has_label(targets: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which rows of targets `[N, ...]` are known, `[N]`."""
+    known = ~np.isnan(targets) if targets.dtype.kind == "f" else targets != NO_LABEL
+    found: NDArray[np.bool_] = known.reshape(len(targets), -1).all(1)
+    return found
+
+
+def _without_label(targets: NDArray[Any], count: int) -> NDArray[Any]:
+    """Rows as `targets` has them, of images that nobody has labelled."""
+    nothing = np.nan if targets.dtype.kind == "f" else NO_LABEL
+    return np.full((count, *targets.shape[1:]), nothing, dtype=targets.dtype)

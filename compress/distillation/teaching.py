@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,11 @@ from vcompress.bench.bundle import Preprocess
 from vcompress.bench.errors import UserError
 
 from ..data.loader import Samples
-from ..data.unlabelled import NO_LABEL
-from . import feature_losses, losses
+from . import feature_losses
 from .features import Pair, align
+
+if TYPE_CHECKING:
+    from ..tasks.task import TrainingTask
 
 EMBEDDING = 128
 """Width in which infonce compares embeddings, as in CRD."""
@@ -56,40 +58,37 @@ class Answer:
 Ask = Callable[[Tensor, Samples], Answer]
 
 
-def ensemble(logits: Tensor, how: str, weights: Sequence[float], temperature: float) -> Tensor:
-    """One teacher of several: logits `[B, K]` whose softmax at `temperature` is the weighted mean
-    of the teachers' softened distributions.
+def ensemble(
+    task: TrainingTask, outputs: Tensor, how: str, weights: Sequence[float], temperature: float
+) -> Tensor:
+    """One teacher of several, `[B, K]`: their mixture as the task makes it.
 
     Args:
-        logits: `[T, B, K]`.
-        how: `mean`; `accuracy`, by `weights`; or `confidence`, for each sample by 1 minus the
-            entropy of the distribution at temperature 1 over its maximum, log(K).
+        outputs: `[T, B, K]`.
+        how: `mean`; `accuracy`, by `weights`; or `confidence`, by how sure each teacher is of each
+            sample at temperature 1.
         weights: one for each teacher.
     """
-    if len(logits) == 1:
-        return logits[0]
+    if len(outputs) == 1:
+        return outputs[0]
     if how == "confidence":
-        p = F.softmax(logits, dim=2)
-        entropy = -(p * p.clamp_min(1e-12).log()).sum(2)
-        share = (1 - entropy / math.log(logits.shape[2])).clamp_min(1e-6)  # all unsure: the mean
+        share = task.sureness(outputs).clamp_min(1e-6)  # all unsure: the mean
     else:
-        numbers = [1.0] * len(logits) if how == "mean" else list(weights)
-        share = torch.tensor(numbers, device=logits.device)[:, None].expand(logits.shape[:2])
-    share = share / share.sum(0)
-    mixed = (F.log_softmax(logits / temperature, dim=2) + share.log()[:, :, None]).logsumexp(0)
-    return mixed * temperature
+        numbers = [1.0] * len(outputs) if how == "mean" else list(weights)
+        share = torch.tensor(numbers, device=outputs.device)[:, None].expand(outputs.shape[:2])
+    return task.mixture(outputs, share / share.sum(0), temperature)
 
 
 class TaughtLoss(nn.Module):
-    """`alpha * sum of weight * loss + (1 - alpha) * cross entropy`, as `train.fit` calls it.
+    """`alpha * sum of weight * loss + (1 - alpha) * loss against the labels`, for `fit`.
 
     Its parameters are the projections of features, its buffers the student's average that teaches
-    in `self`. Teachers are not part of its state. Images with the label -1 have no label: they
-    count in every loss but the cross entropy, which is divided by the share of labelled images.
+    in `self`. Teachers are not part of its state. Images without a label count in every loss but
+    that against the labels, which is divided by the share of labelled images.
     """
 
     def __init__(
-        self, terms: Mapping[str, float], ask: Ask | None, teachers: Sequence[Teacher],
+        self, task: TrainingTask, terms: Mapping[str, float], ask: Ask | None, teachers: Sequence[Teacher],
         pairs: Sequence[Sequence[Pair]], student: nn.Module, seen: Mapping[str, Tensor], *,
         alpha: float, temperature: float, label_smoothing: float = 0.0, how: str = "mean",
         labelled: float = 1.0, self_decay: float = 0.99, seed: int = 0,
@@ -97,7 +96,8 @@ class TaughtLoss(nn.Module):
     ) -> None:  # fmt: skip
         """
         Args:
-            terms: loss to its weight: `losses.ON_LOGITS`, `ON_FEATURES` and `self`.
+            task: gives the loss against the labels and those on outputs.
+            terms: loss to its weight: the task's `distils`.
             ask: what the teachers say; None where there is none.
             pairs: for each teacher.
             seen: what `features.captured` fills on every run of `student`.
@@ -105,7 +105,7 @@ class TaughtLoss(nn.Module):
             view: from the epoch to the epoch whose augmentation is used.
         """
         super().__init__()
-        self.terms, self.how = dict(terms), how
+        self.task, self.terms, self.how = task, dict(terms), how
         self.alpha, self.temperature, self.label_smoothing = alpha, temperature, label_smoothing
         self.labelled, self.self_decay = labelled, self_decay
         self.view, self.identity = view, dict(identity or {})
@@ -125,14 +125,12 @@ class TaughtLoss(nn.Module):
     def forward(self, logits: Tensor, images: Tensor, labels: Tensor, samples: Samples) -> Tensor:
         """The loss of a batch `[B, K]`, `[B, C, H, W]`, `[B]`."""
         logits = logits.float()
-        hard = F.cross_entropy(
-            logits, labels, ignore_index=NO_LABEL, reduction="sum",
-            label_smoothing=self.label_smoothing,
-        ) / (len(labels) * self.labelled)  # fmt: skip
+        parts = self.task.loss(logits, labels, self.label_smoothing, self.labelled)
+        hard = torch.stack(list(parts.values())).sum()
         soft = torch.zeros((), device=logits.device)
         if "self" in self.terms:
             target = self._average_logits(images)
-            soft = soft + self.terms["self"] * losses.kd(logits, target, self.temperature)
+            soft = soft + self.terms["self"] * self.task.soft(logits, target, self.temperature)
         if self._ask is not None:
             with torch.no_grad():
                 answer = self._ask(images, samples)
@@ -141,14 +139,14 @@ class TaughtLoss(nn.Module):
 
     def _taught(self, logits: Tensor, labels: Tensor, answer: Answer) -> Tensor:
         weights = [teacher.weight for teacher in self._teachers]
-        target = ensemble(answer.logits, self.how, weights, self.temperature)
+        target = ensemble(self.task, answer.logits, self.how, weights, self.temperature)
         total = torch.zeros((), device=logits.device)
         for name, weight in self.terms.items():
-            if name in losses.ON_LOGITS:
-                found = losses.on_logits(name, logits, target, labels, self.temperature)
-                total = total + weight * found
-            elif name in ON_FEATURES:
+            if name in ON_FEATURES:
                 total = total + weight * self._on_features(name, labels, answer)
+            elif name != "self":
+                found = self.task.distil(name, logits, target, labels, self.temperature)
+                total = total + weight * found
         return total
 
     def _on_features(self, name: str, labels: Tensor, answer: Answer) -> Tensor:

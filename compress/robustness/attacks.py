@@ -7,21 +7,21 @@ arXiv:1706.06083.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.modes import evaluating
 
 Attack = Literal["fgsm", "pgd"]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def attacked(
-    model: nn.Module, images: Tensor, labels: Tensor, *, kind: Attack, epsilon: float,
-    steps: int, mean: Sequence[float], std: Sequence[float],
+    model: nn.Module, images: Tensor, targets: Tensor, *, kind: Attack, epsilon: float,
+    steps: int, mean: Sequence[float], std: Sequence[float], loss: Loss,
 ) -> Tensor:  # fmt: skip
     """Images within `epsilon` of each pixel, on its scale of 0 to 1, that raise the loss.
 
@@ -32,7 +32,8 @@ def attacked(
 
     Args:
         images: `[B, C, H, W]`, normalised with `mean` and `std`.
-        labels: `[B] int64`, or `[B, K] float32`.
+        targets: `[B, ...]`, as `loss` takes them.
+        loss: what is raised, from outputs `[B, K]` and targets to a scalar.
 
     Returns:
         `[B, C, H, W]`, normalised, detached.
@@ -50,7 +51,7 @@ def attacked(
     with evaluating(model), torch.enable_grad():
         for _ in range(1 if kind == "fgsm" else steps):
             found = found.detach().requires_grad_()
-            loss = F.cross_entropy(model(found).float(), labels, reduction="sum")
-            (slope,) = torch.autograd.grad(loss, found)
+            # Only the slope's sign counts, so a mean serves as well as a sum.
+            (slope,) = torch.autograd.grad(loss(model(found).float(), targets), found)
             found = torch.clamp(found.detach() + step * slope.sign(), low, high)
     return found.detach()

@@ -1,0 +1,29 @@
+"""The torch half of each task: loss, distillation, what an attack raises, how a head starts.
+
+The numpy half is in `bench/tasks/`, under the same name; a new task is a file in each and a line in
+the table there. Nothing heavy is imported before a task is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vcompress.bench.data.dataset import Dataset
+
+    from .task import TrainingTask
+
+
+def training_task(dataset: Dataset) -> TrainingTask:
+    """The torch half of the task of a data set, fitted to its training targets.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    from vcompress.bench.tasks import load
+
+    deployed = load(dataset.task)
+    module = import_module(f"{__name__}.{deployed.name}")
+    found: TrainingTask = module.fitted(dataset.targets[dataset.splits["train"]])
+    return found
