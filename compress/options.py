@@ -7,6 +7,9 @@ from typing import Literal
 
 from vcompress.bench.errors import UserError
 
+TargetName = Literal["onnxruntime", "openvino", "tensorrt"]
+"""The tables of rules in `quantization/targets/`, which needs torch and so is not read here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:

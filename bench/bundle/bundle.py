@@ -122,6 +122,14 @@ class Bundle:
         path = Path(path)
         return from_manifest(path, *read_manifest(path))
 
+    @property
+    def ships_in(self) -> str | None:
+        """The runtime that the network was quantised for, as its last stage records; else None."""
+        found: Any = self.history[-1] if self.history else None
+        for key in ("metrics", "latency", "ships_in"):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found if isinstance(found, str) else None
+
     def file(self, name: str) -> Path:
         """The path of the file `name`, after its size and SHA-256 were checked."""
         target = self.plain_file(name)

@@ -126,7 +126,8 @@ def load(
     """Open the bundle at `path`; the file is run only if its hash is the manifest's.
 
     Args:
-        runtime: by default ONNX Runtime, in which the bundle was measured.
+        runtime: by default ONNX Runtime. `Bundle.ships_in` names the one that the network was
+            quantised for and measured in.
         device: cpu, cuda, ...; never replaced by another. Default: the runtime's own.
         threads: of one call; None leaves the runtime's default.
 

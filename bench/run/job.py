@@ -30,7 +30,15 @@ from ..timing.fresh import ColdStart
 from ..timing.inputs import Feed, resolve_shapes, synthetic
 from ..timing.measure import Budget, Measurement, measure
 from .options import Options
-from .subject import Images, Subject, feed_for, images_for, preprocessing, subjects
+from .subject import (
+    Images,
+    Subject,
+    feed_for,
+    images_for,
+    preprocessing,
+    runtime_for,
+    subjects,
+)
 
 Tell = Callable[[str], None]
 HARNESS = Budget(
@@ -56,7 +64,10 @@ def run(options: Options, tell: Tell = lambda text: None) -> Result:
     if options.rebuild:
         tell("building engines for this GPU")
         found = tuple(_rebuilt(subject, options) for subject in found)
+    runtime, said = runtime_for(options, found)
+    options = replace(options, runtime=runtime)
     images, notes = images_for(options, found)
+    notes += said
     result = Result(
         models=(), environment=environment, command=options.command,
         version=version("vision-compress"),

@@ -92,6 +92,35 @@ def _check(bundle: Bundle, file: Path) -> None:
         bundle.file(name)
 
 
+def runtime_for(options: Options, found: Sequence[Subject]) -> tuple[str | None, list[str]]:
+    """The runtime asked for, else the one that bundles were quantised for; with notes.
+
+    It is one for all models. None leaves the choice to the endings of the files: where they are not
+    ONNX, where a device or an option of another runtime was asked for, where bundles differ, and
+    where the runtime is not here.
+    """
+    from ..runtimes import module, names, suits
+
+    wanted = sorted({s.bundle.ships_in for s in found if s.bundle and s.bundle.ships_in})
+    onnx = all(s.path.suffix == ".onnx" for s in found)
+    if options.runtime is not None or options.device not in (None, "cpu") or not onnx:
+        return options.runtime, []
+    if len(wanted) > 1:
+        return None, [f"quantised for {' and '.join(wanted)}: --runtime chooses where to measure"]
+    if not wanted or wanted[0] not in names() or wanted[0] == suits(found[0].path):
+        return None, []
+    (name,) = wanted
+    other = f"quantised for {name}, but not measured in it: "
+    if ".onnx" not in module(name).SUFFIXES:
+        return None, [f"{other}it opens {', '.join(module(name).SUFFIXES)}"]
+    try:
+        options.session_options(name)
+        module(name).library()
+    except UserError as error:
+        return None, [f"{other}{error}"]
+    return name, [f"measured in {name}, which the network was quantised for; --runtime changes it"]
+
+
 def images_for(options: Options, found: Sequence[Subject]) -> tuple[Images | None, list[str]]:
     """The data asked for, or what the first bundle records; with notes on what was left out.
 

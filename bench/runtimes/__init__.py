@@ -41,7 +41,7 @@ def module(name: str) -> ModuleType:
 
 
 def suits(path: Path) -> str:
-    """The runtime that opens files of this kind."""
+    """The runtime that opens files of this kind; of several the first by name."""
     suffix = "" if path.is_dir() else path.suffix.lower()
     known: list[str] = []
     for name in names():

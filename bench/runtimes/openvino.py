@@ -13,7 +13,7 @@ from .session import Facts, Node, Session, TensorSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SUFFIXES = (".xml",)
+SUFFIXES = (".xml", ".onnx")
 DEVICES = ("cpu", "gpu", "npu")
 
 

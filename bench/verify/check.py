@@ -21,7 +21,8 @@ from ..errors import UserError, reader_gone
 from .golden import Found, check, limit_db, precision_of
 
 REFERENCE = "onnxruntime"
-"""Wrote the golden outputs, so it decides where it is present and no runtime was named."""
+"""Wrote the golden outputs. It decides where no runtime was named and the one that the network was
+quantised for is not here."""
 _HASHERS = 4
 _DEVICES = {"onnxruntime": ("cpu", "cuda"), "openvino": ("cpu",)}
 
@@ -65,9 +66,10 @@ def verify(
         path: the folder, or an archive of `vcompress pack`.
         key: file with the public key that the bundle must be signed with.
         golden: whether to run the golden inputs through the runtimes that are present.
-        runtimes: those that must be present and agree. By default ONNX Runtime decides, which wrote
-            the golden outputs, or where it is missing every runtime that is present; engines in the
-            bundle decide where they can run. What the others find is told.
+        runtimes: those that must be present and agree. By default the runtime decides that the
+            network was quantised for; where it is missing ONNX Runtime, which wrote the golden
+            outputs; where that is missing too, every runtime that is present. Engines in the bundle
+            decide where they can run. What the others find is told.
         timeout_s: for each runtime.
 
     Raises:
@@ -89,7 +91,7 @@ def verify(
         found: tuple[Found, ...] = ()
         if golden and not problems:
             found = tuple(_golden(bundle, runtimes, timeout_s))
-            problems += _judged(found, runtimes)
+            problems += _judged(found, runtimes, bundle.ships_in)
     return Verification(bundle, tuple(problems), protected, signature, found)
 
 
@@ -218,20 +220,23 @@ def _source(bundle: Bundle, engine: str) -> tuple[str, tuple[int, int] | None]:
         return MODEL, None
 
 
-def _judged(found: Sequence[Found], runtimes: Sequence[str]) -> list[str]:
+def _judged(
+    found: Sequence[Found], runtimes: Sequence[str], ships_in: str | None = None
+) -> list[str]:
     present = [item for item in found if item.state != "absent"]
     problems = []
     for name in runtimes:
         if not any(item.runtime == name for item in present):
             said = "; ".join(item.message for item in found if item.runtime == name)
             problems.append(f"{name}: asked for, but absent ({said or 'no golden outputs'})")
-    reference = any(item.runtime == REFERENCE and item.device == "cpu" for item in present)
+    ran = {item.runtime for item in present if item.file == MODEL and item.device == "cpu"}
+    decider = next((name for name in (ships_in, REFERENCE) if name in ran), None)
     for item in present:
         if item.state == "agrees":
             continue
         engine = item.file != MODEL
-        decides = item.runtime in runtimes if runtimes else engine or not reference
-        if decides or (item.runtime == REFERENCE and not runtimes):
+        decides = engine or decider in (None, item.runtime)
+        if item.runtime in runtimes if runtimes else decides:
             problems.append(f"{item.file}: {_where(item)} {item.state}: {item.message}")
     return problems
 

@@ -16,7 +16,7 @@ _MADE_HERE = {
 
 
 def held_by(bundle: Bundle) -> str:
-    """Of the bundle's model.onnx, such as fp32, int8 or int8+fp16.
+    """Precision of the bundle's model.onnx: fp32, int8, int8+fp16, ...
 
     Raises:
         UserError: the bundle's architecture is not readable.

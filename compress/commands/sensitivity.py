@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ..options import TargetName
+
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
@@ -15,7 +17,7 @@ class Command:
 
     bundle: Annotated[Path, tyro.conf.Positional]
     """A float bundle with data."""
-    target: Literal["onnxruntime", "openvino", "tensorrt"] = "onnxruntime"
+    target: TargetName = "onnxruntime"
     """Where the network will run."""
     observer: Literal["mse", "minmax", "percentile", "entropy"] = "mse"
     """How calibration chooses a range."""

@@ -37,7 +37,7 @@ Required = int | Literal["all"] | None
 
 
 class TooLittle(UserError):
-    """The engine was built, and less of it became int8 than was required: a gate."""
+    """Fewer int8 layers than --require-int8 asks."""
 
     status = 1
 

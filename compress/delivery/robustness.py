@@ -11,6 +11,7 @@ from vcompress.bench.bundle import MODEL, Bundle
 from vcompress.bench.errors import UserError
 
 from ..data.loader import Data
+from ..pipeline.measure import runtime_of
 from ..robustness.measure import Attack, measure
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ def measure_bundles(
         assert dataset is not None
         model = load_network(found, trusted_factory).model
         data = Data(dataset, found.preprocess)
-        measured = measure(model, found.file(MODEL), data, count, attack)
+        file = found.file(MODEL)
+        measured = measure(model, file, data, count, attack, runtime_of(model, file).name)
         _store(found, measured)
         yield found.path, measured
 

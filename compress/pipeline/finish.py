@@ -21,7 +21,7 @@ from ..models.precision import precision_of
 from ..pruning.sparsity import sparsity_of
 from ..reporting.page import write_report
 from ..robustness.measure import measure as measure_robustness
-from .measure import _write_golden, latency, score
+from .measure import ONNX_RUNTIME, _write_golden, latency, runtime_of, score
 from .openvino_proof import openvino_parity
 from .proof import export_checked
 
@@ -73,8 +73,9 @@ def finish(
             history=everything,
         )  # fmt: skip
         runs = parity.runs_on_cpu(file)
+        runtime = runtime_of(network.model, file) if runs else ONNX_RUNTIME
         if runs:
-            log.info("measuring accuracy and latency in the runtime")
+            log.info("measuring accuracy and latency in %s", runtime.name)
         else:
             log.warning(
                 "ONNX Runtime has no %s on this CPU: accuracy and latency are not measured",
@@ -83,20 +84,22 @@ def finish(
         # The manifest is written when this block ends, so the entry may still grow here.
         entry["metrics"] = plain(
             {
-                "test": score(file, data) if data and runs else None,
+                "test": score(file, data, runtime) if data and runs else None,
                 "parameters": count_parameters(model),
                 "macs": count_macs(model, images[:1]),
                 "onnx_bytes": file.stat().st_size,
-                "latency": latency(file, images) if runs else None,
+                "latency": latency(file, images, runtime) if runs else None,
                 "parity": asdict(proof),
-                "parity_openvino": openvino_parity(network.model, file, images),
+                "parity_openvino": openvino_parity(network.model, file, images, runtime),
                 "export": asdict(exported),
                 "sparsity": sparsity_of(network.model, file),
             }
         )
         if robustness and data and runs:
             log.info("measuring robustness on up to %d test images", robustness)
-            entry["metrics"]["robustness"] = measure_robustness(model, file, data, robustness)
+            entry["metrics"]["robustness"] = measure_robustness(
+                model, file, data, robustness, runtime=runtime.name
+            )
         held_out = data.images("test", GOLDEN_COUNT) if data else images[:GOLDEN_COUNT]
         _write_golden(folder, held_out.numpy(), runs)
         if dataset is not None and dataset.bad_images:

@@ -1,16 +1,18 @@
-"""Accuracy, latency and golden outputs of a file in the runtime that ships."""
+"""Accuracy, latency and golden outputs of a file, in the runtime that it was quantised for."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from vcompress.bench.bundle import GOLDEN, MODEL
-from vcompress.bench.errors import UserError
+from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.tasks.scoring import score_split
 from vcompress.bench.timing import measure
@@ -18,20 +20,60 @@ from vcompress.bench.timing.environment import preflight
 from vcompress.bench.timing.inputs import from_images
 from vcompress.export import parity
 
+from .. import quantization
 from ..data.loader import Data
+
+log = logging.getLogger(__name__)
 
 LATENCY_SECONDS = 3.0
 
 
-def score(file: Path, data: Data) -> dict[str, Any]:
-    """Accuracy of the file on the held-out split, in the runtime."""
-    with open_session(file) as session:
-        return score_split(session, data.dataset, "test", data.preprocess).record()
+@dataclass(frozen=True)
+class Runtime:
+    """Where a file is measured."""
+
+    name: str
+    """A name in `bench/runtimes`."""
+    device: str
+    ships_in: str | None
+    """The runtime that the network was quantised for; None of a float network."""
 
 
-def latency(file: Path, images: Tensor) -> dict[str, Any]:
+ONNX_RUNTIME = Runtime("onnxruntime", "cpu", None)
+
+
+def runtime_of(model: nn.Module, file: Path) -> Runtime:
+    """Where the file of `model` is measured: in its target's runtime, else in ONNX Runtime.
+
+    Where the target's runtime or device is not here, the log says so and why.
+    """
+    target = quantization.target_of(model)
+    if target is None:
+        return ONNX_RUNTIME
+    why = target.unmeasured
+    if not why:
+        try:
+            open_session(file, runtime=target.runtime, device=target.device).close()
+            return Runtime(target.runtime, target.device, target.runtime)
+        except EnvironmentLacks as error:
+            why = str(error)
+    log.warning(
+        "measured in ONNX Runtime on the CPU and not in %s, which the network is quantised for: %s",
+        target.runtime, why,
+    )  # fmt: skip
+    return Runtime(ONNX_RUNTIME.name, ONNX_RUNTIME.device, target.runtime)
+
+
+def score(file: Path, data: Data, runtime: Runtime = ONNX_RUNTIME) -> dict[str, Any]:
+    """Accuracy of the file on the held-out split."""
+    with open_session(file, runtime=runtime.name, device=runtime.device) as session:
+        found = score_split(session, data.dataset, "test", data.preprocess)
+    return {**found.record(), "runtime": runtime.name}
+
+
+def latency(file: Path, images: Tensor, runtime: Runtime = ONNX_RUNTIME) -> dict[str, Any]:
     """Median latency of one image, end to end, one thread; `images` `[N, C, H, W]` take turns."""
-    with open_session(file, threads=1) as session:
+    with open_session(file, runtime=runtime.name, device=runtime.device, threads=1) as session:
         feed = from_images(session.inputs[0], images.numpy(), 1, "held-out images")
         found = measure.measure(session, feed, measure.Budget.quick(LATENCY_SECONDS))
     low, high = found.interval_ms
@@ -43,14 +85,20 @@ def latency(file: Path, images: Tensor) -> dict[str, Any]:
         "threads": 1,
         "steady": found.steady,
         "provider": found.facts.provider,
+        "runtime": runtime.name,
+        "ships_in": runtime.ships_in,
         "cpu": preflight().cpu_model,
     }
 
 
 def _write_golden(folder: Path, inputs: Any, runs: bool) -> None:
-    """Inputs with the runtime's outputs: a device can check itself against them.
+    """Inputs with the outputs of ONNX Runtime: a device can check itself against them.
 
-    What the runtime cannot run, the reference evaluator of ONNX computes.
+    It is ONNX Runtime for every target. The parity check has held the file against torch there,
+    tensor by tensor where needed, every installation has it, and the limits of `verify` are as
+    wide for one int8 runtime as for another. So outputs of the target's runtime would say no more,
+    and they would depend on what was installed when the bundle was written. What ONNX Runtime
+    cannot run, the reference evaluator of ONNX computes.
     """
     if runs:
         with open_session(folder / MODEL) as session:

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vcompress.bench.errors import EnvironmentLacks
+from vcompress.export import parity_openvino
 
 from .. import quantization
+from .measure import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -19,22 +20,22 @@ log = logging.getLogger(__name__)
 LEAST_AGREEMENT = 0.999
 
 
-def openvino_parity(model: nn.Module, file: Path, images: Tensor) -> dict[str, Any] | None:
-    """What `export.parity_openvino` measures; None for other targets, or without OpenVINO.
+def openvino_parity(
+    model: nn.Module, file: Path, images: Tensor, runtime: Runtime
+) -> dict[str, Any] | None:
+    """What `export.parity_openvino` measures; None where the file is measured in another runtime.
 
-    ONNX Runtime's parity has passed before. OpenVINO fuses otherwise, and rounding turns its last
-    bits into steps, so a lower agreement here is a warning and stands in the metrics.
+    ONNX Runtime's parity has passed before. OpenVINO fuses differently, so values near a rounding
+    edge flip: a lower agreement here is a warning and stands in the metrics.
+
+    Args:
+        model: a network that was quantised for OpenVINO.
+        images: [N, C, H, W], preprocessed.
+        runtime: from `runtime_of`.
     """
-    quantised = quantization.is_quantized(model)
-    if not quantised or quantization.placement(model).get("target") != "openvino":
+    if runtime.name != "openvino":
         return None
-    from vcompress.export import parity_openvino
-
-    try:
-        found = parity_openvino.check(quantization.to_export(model), file, images)
-    except EnvironmentLacks as error:
-        log.warning("the file is not proved in OpenVINO: %s", error)
-        return None
+    found = parity_openvino.check(quantization.to_export(model), file, images)
     if found.agreement.top1_agreement < LEAST_AGREEMENT:
         log.warning(
             "in OpenVINO %s %.2f %% of %d images get the network's class, SQNR %.1f dB",

@@ -27,10 +27,12 @@ def write_side_by_side(first: Bundle, last: Bundle, report: Path) -> None:
         log.info("measuring %s and %s side by side", first.path, last.path)
         files = first.file(MODEL), last.file(MODEL)
         dataset = open_recorded(last)
+        # Both in the runtime of the last one: the float file runs there too.
+        runtime = (last.history[-1]["metrics"]["latency"] or {}).get("runtime", "onnxruntime")
         with (
-            open_session(files[0], threads=1) as a,
-            open_session(files[1], threads=1) as b,
-            open_session(files[0], threads=1) as again,
+            open_session(files[0], runtime=runtime, threads=1) as a,
+            open_session(files[1], runtime=runtime, threads=1) as b,
+            open_session(files[0], runtime=runtime, threads=1) as again,
         ):
             feeds = [
                 from_images(session.inputs[0], parity_images(dataset, p).numpy(), 1, "images")
@@ -41,6 +43,7 @@ def write_side_by_side(first: Bundle, last: Bundle, report: Path) -> None:
             "stage": sum(1 for entry in first.history if entry.get("metrics")),
             "first": str(files[0]),
             "last": str(files[1]),
+            "runtime": runtime,
             "ratio": found.ratio.value,
             "ratio_low": found.ratio.low,
             "ratio_high": found.ratio.high,

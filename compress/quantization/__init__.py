@@ -8,7 +8,7 @@ put it together again.
 
 from .calibration import calibrate
 from .lower import to_export
-from .placement import count_quantised, is_quantized, placement, prepare, restore
+from .placement import count_quantised, is_quantized, placement, prepare, restore, target_of
 from .quantizers import freeze_bn
 from .targets import target_names
 
@@ -21,5 +21,6 @@ __all__ = [
     "prepare",
     "restore",
     "target_names",
+    "target_of",
     "to_export",
 ]

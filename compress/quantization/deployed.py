@@ -27,6 +27,8 @@ class DeployedActivation(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
+    rounds_activation = True
+    """By this `export.parity` knows it."""
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()

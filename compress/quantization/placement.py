@@ -50,7 +50,7 @@ def prepare(
     Raises:
         UserError: an unknown target or name, weight bits out of range, or nothing to quantise.
     """
-    rules = load_target(target)
+    wanted = load_target(target)
     if not 2 <= weight_bits <= 8:
         raise UserError(f"weight_bits = {weight_bits}: expected 2 to 8.")
     if is_quantized(model):
@@ -61,7 +61,7 @@ def prepare(
                 f"{name} is {str(parameter.dtype).removeprefix('torch.')}: quantisation starts "
                 "from float32. Call model.float() first, and cast what is left afterwards."
             )
-    job = _Job(rules, target, weight_bits, keep_float)
+    job = _Job(wanted, weight_bits, keep_float)
     made = _prepare(model, (example,), "", job)
     check_patterns("keep_float", keep_float, [*dict(model.named_modules()), *job.names])
     if isinstance(made, str):
@@ -77,8 +77,7 @@ def prepare(
 class _Job:
     """What is asked, and the names of all nodes so far."""
 
-    rules: Target
-    target: str
+    target: Target
     weight_bits: int
     keep_float: tuple[str, ...]
     names: list[str] = field(default_factory=list)
@@ -111,7 +110,7 @@ def _prepare(
     def keep(node: fx.Node) -> str | None:
         return job.keep(full(node)) or (None if node in live else "made of constants: it is folded")
 
-    plan = job.rules.place(nodes, keep)
+    plan = job.target.place(nodes, keep)
     _explain_the_rest(nodes, plan)
     parts: dict[str, nn.Module] = {}
     called = record_inputs(graph, inputs) if traced.leaves else {}
@@ -126,9 +125,7 @@ def _prepare(
             parts[path] = made
     if not plan.weights and not parts:
         return "; ".join(f"{n} ({r})" for n, (_, r) in plan.kept.items()) or "no layer was found"
-    description = _describe(
-        nodes, plan, job.target, job.weight_bits, job.rules.UNSIGNED, job.rules.REPEAT
-    )
+    description = _describe(nodes, plan, job.target, job.weight_bits)
     if form is not model:
         description["wrapped"] = True
     if len(inputs) > 1:
@@ -163,9 +160,9 @@ def _in_parts(
         return "; ".join([reason, *(f"{name} ({why})" for name, why in kept.items())])
     description = {
         "format": FORMAT,
-        "target": job.target,
+        "target": job.target.name,
         "weight_bits": job.weight_bits,
-        "unsigned": job.rules.UNSIGNED,
+        "unsigned": job.target.unsigned,
         "graph": False,
         "activations": [],
         "weights": [],
@@ -259,6 +256,15 @@ def placement(model: nn.Module) -> dict[str, Any]:
     return found
 
 
+def target_of(model: nn.Module) -> Target | None:
+    """What a network was quantised for; None of a float one.
+
+    Raises:
+        UserError: it was quantised for a target that is not known here.
+    """
+    return load_target(placement(model)["target"]) if is_quantized(model) else None
+
+
 def is_quantized(module: nn.Module) -> bool:
     """Whether a network carries quantisers."""
     kinds = (ActivationQuantizer, WeightQuantizer)
@@ -279,9 +285,7 @@ def _explain_the_rest(nodes: Iterable[fx.Node], plan: Plan) -> None:
             plan.keep(node, what, "no rule of the target quantises it")
 
 
-def _describe(
-    nodes: list[fx.Node], plan: Plan, target: str, bits: int, unsigned: bool, repeat: bool
-) -> dict[str, Any]:
+def _describe(nodes: list[fx.Node], plan: Plan, target: Target, bits: int) -> dict[str, Any]:
     activations = []
     for node in nodes:
         if node not in plan.activations:
@@ -296,7 +300,7 @@ def _describe(
     moved = [
         n
         for n in nodes
-        if repeat
+        if target.repeat
         and kind(n) in ("reshape", "maxpool")
         and source(n) is not n
         and source(n) in plan.activations
@@ -304,9 +308,9 @@ def _describe(
     ]
     return {
         "format": FORMAT,
-        "target": target,
+        "target": target.name,
         "weight_bits": bits,
-        "unsigned": unsigned,
+        "unsigned": target.unsigned,
         "activations": activations,
         "weights": [{"node": n.name, "layer": qualified_name(n)} for n in plan.weights],
         "repeat": [{"node": n.name, "quantizer": plan.activations[source(n)].name} for n in moved],

@@ -1,8 +1,8 @@
 """Whether int8 is worth it for this network on this machine: FP32 against INT8, measured.
 
-The rule: int8 must be clear of 1.1 times faster with 99 % confidence, and lose at most `max_drop`
-points of top-1 on the held-out images. Anything else is "do not quantise", or "cannot tell" where
-the interval of the speed-up holds 1.1.
+The rule: the 99 % interval of the speed-up lies above 1.1, and int8 loses at most `max_drop` points
+of top-1 on the held-out images. Anything else is "do not quantise", or "cannot tell" where the
+interval holds 1.1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -29,21 +29,16 @@ from vcompress.export import to_onnx
 from .. import quantization
 from ..data.loader import Data
 from ..reporting.verdict import sentences
+from .targets import Target
 
 log = logging.getLogger(__name__)
 
 
 FASTER = 1.1
-"""What the speed-up must be clear of: less is not worth a second kind of file to look after."""
+"""The speed-up that the interval must lie above: less is not worth a second kind of file."""
 BUDGET = CompareBudget()
 IMAGES = 64
 Word = Literal["quantise", "do not quantise", "cannot tell"]
-
-FP16: Mapping[str, str] = {
-    "onnxruntime": "ONNX Runtime has no float16 convolutions on the CPU: it converts to float32",
-    "openvino": "OpenVINO computes float16 files in float32 on the CPU",
-}
-"""Why half precision is not among the files, by target."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +78,8 @@ def decide(low: float, high: float, lost_points: float, max_drop: float) -> tupl
     """The rule of this module: a word, and why.
 
     Args:
-        low, high: of the speed-up, at 99 %.
-        lost_points: of top-1, in points (0 to 100).
+        low, high: 99 % interval of the speed-up.
+        lost_points: lost top-1, in points (0 to 100).
     """
     if lost_points > max_drop:
         return "do not quantise", f"it loses {lost_points:.2f} points, more than {max_drop:g}"
@@ -104,7 +99,7 @@ def decide(low: float, high: float, lost_points: float, max_drop: float) -> tupl
 
 
 def judge(
-    model: nn.Module, quantised: nn.Module, data: Data, folder: Path, *, target: str,
+    model: nn.Module, quantised: nn.Module, data: Data, folder: Path, *, target: Target,
     max_drop: float,
 ) -> Verdict:  # fmt: skip
     """Export both networks, score both on the held-out split, time them interleaved, and decide.
@@ -113,18 +108,22 @@ def judge(
         model: the float network.
         quantised: from the stage, calibrated or trained.
         folder: for the two files; removed afterwards.
+
+    Raises:
+        EnvironmentLacks: the target's runtime or device is not here.
     """
-    log.info("verdict: exporting and measuring fp32 and int8 for %s", target)
+    log.info("verdict: exporting and measuring fp32 and int8 for %s", target.name)
     spec = InputSpec.of(data.preprocess)
+    where: dict[str, Any] = {"runtime": target.runtime, "device": target.device, "threads": 1}
     files = {"fp32": folder / "fp32.onnx", "int8": folder / "int8.onnx"}
     try:
         to_onnx.export(model.eval(), files["fp32"], spec, metadata={})
         exportable = quantization.to_export(quantised.eval())
         to_onnx.export(exportable, files["int8"], spec, metadata={})
         with (
-            open_session(files["fp32"], runtime=target, threads=1) as a,
-            open_session(files["int8"], runtime=target, threads=1) as b,
-            open_session(files["fp32"], runtime=target, threads=1) as again,
+            open_session(files["fp32"], **where) as a,
+            open_session(files["int8"], **where) as b,
+            open_session(files["fp32"], **where) as again,
         ):
             scores = [_score(session, data) for session in (a, b)]
             images = data.images("test", IMAGES).numpy()
@@ -143,8 +142,8 @@ def judge(
     lost = 100 * (candidates[0].top1 - candidates[1].top1)
     word, reason = decide(low, high, lost, max_drop)
     verdict = Verdict(
-        word, reason, target, preflight().cpu_model, 1 / found.ratio.value, low, high, lost,
-        max_drop, candidates, {"fp16": FP16[target]} if target in FP16 else {},
+        word, reason, target.name, preflight().cpu_model, 1 / found.ratio.value, low, high, lost,
+        max_drop, candidates, {"fp16": target.no_float16} if target.no_float16 else {},
     )  # fmt: skip
     for line in sentences(asdict(verdict)):
         log.info("%s", line)

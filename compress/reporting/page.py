@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .engines import engine_section
+from .latency import across, measured_in, missed, remarks, title
 from .robustness import robustness_section
 from .verdict import verdict_section
 
@@ -120,9 +121,11 @@ def summary(entries: Sequence[Entry], comparison: Mapping[str, Any] | None = Non
     text = f"{_times(size, 'smaller', 'larger')} than stage {stage}"
     if first["latency"] and last["latency"]:
         speed = first["latency"]["median_ms"] / last["latency"]["median_ms"]
+        runtimes = across(first["latency"], last["latency"])
         if comparison is not None:
-            speed = 1 / comparison["ratio"]
-        text = f"{_times(speed, 'lower median latency', 'higher median latency')} and {text}"
+            speed, runtimes = 1 / comparison["ratio"], ""
+        faster = _times(speed, "lower median latency", "higher median latency")
+        text = f"{faster}{f' ({runtimes})' if runtimes else ''} and {text}"
     if first["test"] and last["test"]:
         points = 100 * (last["test"]["top1"] - first["test"]["top1"])
         text += f", with {points:+.2f} points of top-1 accuracy"
@@ -248,14 +251,16 @@ def _latency_cell(latency: Mapping[str, Any] | None) -> str:
     if not latency:
         return "<td>not measured</td>"
     spread = f"{latency['low_ms']:.3g} to {latency['high_ms']:.3g}"
-    spread += "" if latency["steady"] else ", unsteady"
-    return f"<td>{latency['median_ms']:.3g} ms<small>{spread}</small></td>"
+    spread = ", ".join([spread, *remarks(latency)])
+    return f"<td>{latency['median_ms']:.3g} ms<small>{escape(spread)}</small></td>"
 
 
 def _faster_cell(base: Mapping[str, Any] | None, latency: Mapping[str, Any] | None) -> str:
     if not base or not latency:
         return "<td></td>"
-    return f"<td>{base['median_ms'] / latency['median_ms']:.1f}×</td>"
+    runtimes = across(base, latency)
+    note = f"<small>{escape(runtimes)}</small>" if runtimes else ""
+    return f"<td>{base['median_ms'] / latency['median_ms']:.1f}×{note}</td>"
 
 
 def _accuracy_cell(test: Mapping[str, Any] | None) -> str:
@@ -274,8 +279,12 @@ def _conditions(entries: Sequence[Entry], data: Mapping[str, Any] | None) -> str
     if latency:
         text = (
             f"Latency: one image, end to end, {latency['threads']} thread, "
-            f"{latency['provider']}, {latency['cpu']}. "
+            f"{measured_in(latency)} ({latency['provider']}), {latency['cpu']}. "
         )
+        if other := missed(latency):
+            text += (
+                f"The last network is quantised for {other}, and this is not its latency there. "
+            )
     if data is not None and latency:
         text += (
             f"Accuracy: the held-out {data['splits']['test']:,} images of {data['source']} in the "
@@ -286,8 +295,10 @@ def _conditions(entries: Sequence[Entry], data: Mapping[str, Any] | None) -> str
 
 def _comparison(comparison: Mapping[str, Any]) -> str:
     low, high = 1 / comparison["ratio_high"], 1 / comparison["ratio_low"]
+    runtime = title(comparison.get("runtime", "onnxruntime"))
     text = (
-        f"Interleaved in one process, the last stage is {1 / comparison['ratio']:.1f} times faster "
+        f"Interleaved in one process in {runtime}, the last stage is "
+        f"{1 / comparison['ratio']:.1f} times faster "
         f"than stage {comparison.get('stage', 1)} (95 % interval {low:.1f} to {high:.1f}): "
         f"{comparison['verdict']}."
     )

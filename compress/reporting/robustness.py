@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from .latency import title
+
 
 def robustness_section(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """A row for each stage whose robustness was measured; nothing where none was."""
@@ -30,7 +32,7 @@ def robustness_section(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     note = (
         f"Top-1 on {last['n']} test images. PGD: {last['steps']} steps within {last['epsilon']:g} "
         f"of a pixel (0 to 1), in torch. Corruptions: mean of five severities, and below from the "
-        f"mildest to the worst (arXiv:1903.12261), in ONNX Runtime."
+        f"mildest to the worst (arXiv:1903.12261), in {title(last.get('runtime', 'onnxruntime'))}."
     )
     return [
         "<h2>Robustness</h2>",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from vcompress.bench.bundle import Bundle
 
+from .latency import latency_text
+
 if TYPE_CHECKING:
     from ..quantization.sensitivity import LayerSensitivity
     from ..training.lr_finder import Sweep
@@ -55,12 +57,6 @@ def rows(history: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             )
         )  # fmt: skip
     return found
-
-
-def latency_text(latency: Mapping[str, Any] | None) -> str:
-    if not latency:
-        return "not measured"
-    return f"{latency['median_ms']:.3g} ms" + ("" if latency["steady"] else " (unsteady)")
 
 
 def print_engines(records: Iterable[Mapping[str, Any]]) -> None:

@@ -44,18 +44,19 @@ class Attack:
 
 
 def measure(
-    model: nn.Module, file: Path, data: Data, count: int, attack: Attack | None = None
-) -> dict[str, Any]:
+    model: nn.Module, file: Path, data: Data, count: int, attack: Attack | None = None,
+    runtime: str = "onnxruntime",
+) -> dict[str, Any]:  # fmt: skip
     """Accuracy on up to `count` test images, spread evenly: as they are, under PGD against `model`
     in torch (the gradient goes straight through quantisers), and under corruptions of the pixels
-    that `file` is shown in ONNX Runtime.
+    that `file` is shown in `runtime`.
 
     Raises:
         UserError: none of the images can be read.
     """
     attack = attack or Attack()
     pixels, labels, seeds = _pixels(data, count)
-    with open_session(file) as session:
+    with open_session(file, runtime=runtime) as session:
 
         def score(images: list[npt.NDArray[np.uint8]]) -> float:
             right = 0
@@ -75,6 +76,7 @@ def measure(
         clean = score(pixels)
     return {
         "n": len(pixels),
+        "runtime": runtime,
         "clean": clean,
         "pgd": under_attack(model, pixels, labels, data.preprocess, attack),
         "epsilon": attack.epsilon,
@@ -91,9 +93,9 @@ def under_attack(
     """Accuracy of `model` under PGD on images `[H, W(, 3)]`, the same start every time.
 
     A quantised network has to withstand two attacks on each image: straight through its quantisers,
-    and on the same network with them switched off. Values that a quantiser cuts off have no slope,
-    which hides the way from the first attack without making the network any safer (Athalye et al.:
-    Obfuscated Gradients Give a False Sense of Security, 2018, arXiv:1802.00420).
+    and on the same network with them switched off. Clipping has zero gradient, so the first
+    attack finds no direction, and the network is no safer for it (Athalye et al.: Obfuscated
+    Gradients Give a False Sense of Security, 2018, arXiv:1802.00420).
     """
     model.eval()
     ways = (nullcontext, partial(_unquantised, model))

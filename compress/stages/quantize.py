@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vcompress.bench.errors import UserError
 
+from ..options import TargetName
 from ..training.config import Context, TaughtConfig
 from .contract import Outcome
 
@@ -19,8 +20,6 @@ log = logging.getLogger(__name__)
 
 HELD_OUT = 128
 """Validation images on which a repair must help."""
-MEASURED = ("onnxruntime", "openvino")
-"""Targets whose runtime the machine that quantises has."""
 INPUTS = {"teacher": "optional", "model": "trained"}
 
 
@@ -30,7 +29,7 @@ class Config(TaughtConfig):
 
     method: Literal["ptq", "qat"] = "qat"
     """ptq: ranges from a few images, no training. qat: training with learned steps after that."""
-    target: Literal["onnxruntime", "openvino", "tensorrt"] = "onnxruntime"
+    target: TargetName = "onnxruntime"
     """Where the network will run: decides where the quantisers sit."""
     observer: Literal["mse", "minmax", "percentile", "entropy"] = "mse"
     """How calibration chooses a range."""
@@ -76,14 +75,23 @@ class Config(TaughtConfig):
             raise UserError(f"calibration_images = {self.calibration_images}: at least 1.")
         if not self.max_drop >= 0:
             raise UserError(f"max_drop = {self.max_drop}: it must be 0 or more.")
-        if self.verdict and self.target not in MEASURED:
-            raise UserError(
-                f"verdict: it measures on this machine with {' or '.join(MEASURED)}, and the "
-                f"target is {self.target}. Build engines of both networks where they will run and "
-                "compare them: vbench float.engine int8.engine."
-            )
+        if self.verdict:
+            _check_measurable(self.target)
         if self.freeze_bn_epochs < 0:
             raise UserError(f"freeze_bn_epochs = {self.freeze_bn_epochs}: it must be 0 or more.")
+
+
+def _check_measurable(name: TargetName) -> None:
+    """Refuse a verdict where this machine cannot measure what the target runs."""
+    from ..quantization.targets import load_target, target_names
+
+    if why := load_target(name).unmeasured:
+        others = [other for other in target_names() if not load_target(other).unmeasured]
+        raise UserError(
+            f"verdict: it measures on this machine with {' or '.join(others)}, and the target is "
+            f"{name}: {why}. Build engines of both networks where they will run and compare them: "
+            "vbench float.engine int8.engine."
+        )
 
 
 def inherits_teacher(config: Config) -> bool:
@@ -107,6 +115,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     from ..quantization.ptq import Scheme
     from ..quantization.repairs import Choice, Repairs, repaired
     from ..quantization.sensitivity import choose_keep_float
+    from ..quantization.targets import load_target
     from ..quantization.verdict import judge
     from ..training.loop import fit
 
@@ -153,7 +162,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             more["verdict"] = asdict(
                 judge(
                     model, quantised, context.data, context.workdir / "verdict",
-                    target=config.target, max_drop=config.max_drop,
+                    target=load_target(config.target), max_drop=config.max_drop,
                 )
             )  # fmt: skip
         return Outcome(quantised, {**details, **more})

@@ -1,8 +1,7 @@
-"""Where a target wants its quantisers: a file in this folder is one table of rules.
+"""Targets: where a runtime wants its quantisers, and where it runs.
 
-Such a file has `UNSIGNED` (activations are uint8 with a zero point, or int8 without),
-`REPEAT` (an operation that only moves values runs in int8 only with its own Q/DQ behind it) and
-`place(nodes, keep) -> Plan`.
+A file in this folder is one target. It ends with `TARGET = Target(...)`, and `TargetName` in
+`compress/options.py` has its name.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pkgutil import iter_modules
-from typing import Protocol, cast
+from typing import cast
 
 from torch import fx
 
@@ -95,24 +94,38 @@ def _place_shortcut(node: fx.Node, plan: Plan, depth: dict[fx.Node, int]) -> Non
     plan.quantise(others[0] if others else min(inputs, key=lambda n: depth[n]))
 
 
-class Target(Protocol):
-    """The interface of a target's file."""
+@dataclass(frozen=True)
+class Target:
+    """What a network is quantised for: placement rules, the runtime that it ships in, the device.
 
-    UNSIGNED: bool
-    REPEAT: bool
+    What was quantised for a target is measured in its runtime.
+    """
 
-    def place(self, nodes: Sequence[fx.Node], keep: Keep) -> Plan:
-        """Decide for the nodes of a graph, given in order of execution."""
-        ...
+    name: str
+    """The name of its file."""
+    unsigned: bool
+    """Activations are uint8 with a zero point; else int8, symmetric."""
+    repeat: bool
+    """An operation that only moves values runs in int8 only with its own Q/DQ behind it."""
+    place: Callable[[Sequence[fx.Node], Keep], Plan]
+    """Decides for the nodes of a graph, given in order of execution."""
+    runtime: str
+    """A name in `bench/runtimes`."""
+    device: str
+    """Of that runtime."""
+    unmeasured: str = ""
+    """Why an ONNX file cannot be measured in that runtime; empty where it can."""
+    no_float16: str = ""
+    """Why half precision is no alternative to int8 there; empty where it is one."""
 
 
 def target_names() -> list[str]:
-    """The targets that there is a table for."""
+    """The targets that there is a file for."""
     return sorted(module.name for module in iter_modules(__path__))
 
 
 def load_target(name: str) -> Target:
-    """The table of rules of a target.
+    """The target of that name.
 
     Raises:
         UserError: there is no such target.
@@ -122,4 +135,4 @@ def load_target(name: str) -> Target:
             f"target {name!r}: expected one of {', '.join(target_names())}."
             + nearest(name, target_names())
         )
-    return cast(Target, importlib.import_module(f"{__name__}.{name}"))
+    return cast(Target, importlib.import_module(f"{__name__}.{name}").TARGET)

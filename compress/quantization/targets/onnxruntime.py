@@ -14,10 +14,8 @@ from torch import fx
 
 from ..graph import activations_of, is_leaf_of_output, kind, source, tail
 from ..trace import shape
-from . import Keep, Plan
+from . import Keep, Plan, Target
 
-UNSIGNED = True
-REPEAT = True
 _IN_INT8 = frozenset({
     "conv", "linear", "conv_transpose", "matmul", "add", "mul", "cat", "avgpool", "global_pool",
 })  # fmt: skip
@@ -66,3 +64,14 @@ def _in_int8(node: fx.Node, plan: Plan) -> bool:
     if kind(node) in ("activation", "gate", "relu", "relu6"):
         return _in_int8(source(activations_of(node)[0]), plan)
     return False
+
+
+TARGET = Target(
+    name="onnxruntime",
+    unsigned=True,
+    repeat=True,
+    place=place,
+    runtime="onnxruntime",
+    device="cpu",
+    no_float16="ONNX Runtime has no float16 convolutions on the CPU: it converts to float32",
+)

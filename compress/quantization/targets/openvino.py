@@ -7,16 +7,14 @@ ONNX Runtime, outputs are not quantised, and of a residual addition the shortcut
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from . import Target, place_inputs
 
-from torch import fx
-
-from . import Keep, Plan, place_inputs
-
-UNSIGNED = True
-REPEAT = False
-
-
-def place(nodes: Sequence[fx.Node], keep: Keep) -> Plan:
-    """See the module's text; `nodes` in order of execution."""
-    return place_inputs(nodes, keep)
+TARGET = Target(
+    name="openvino",
+    unsigned=True,
+    repeat=False,
+    place=place_inputs,
+    runtime="openvino",
+    device="cpu",
+    no_float16="OpenVINO computes float16 files in float32 on the CPU",
+)

@@ -13,10 +13,7 @@ from torch import fx, nn
 
 from ..graph import activations_of, kind, leaf, source
 from ..trace import shape
-from . import Keep, Plan, place_inputs
-
-UNSIGNED = False
-REPEAT = False
+from . import Keep, Plan, Target, place_inputs
 
 
 def place(nodes: Sequence[fx.Node], keep: Keep) -> Plan:
@@ -53,3 +50,14 @@ def _after_global_pool(node: fx.Node) -> bool:
     while kind(before) in ("conv", "linear", "bn", "relu", "relu6", "activation", "gate"):
         before = source(activations_of(before)[0])
     return kind(before) == "global_pool"
+
+
+TARGET = Target(
+    name="tensorrt",
+    unsigned=False,
+    repeat=False,
+    place=place,
+    runtime="tensorrt",
+    device="cuda",
+    unmeasured="TensorRT runs engines, which are built for the GPU that they run on",
+)

@@ -227,6 +227,32 @@ def test_which_runtime_decides(found: Any, asked: Any, problems: int) -> None:
     assert len(verifying._judged([result(*item) for item in found], asked)) == problems
 
 
+@pytest.mark.parametrize(
+    ("found", "problems"),
+    [
+        # The runtime that the network was quantised for decides where it is present.
+        ([("onnxruntime", "differs"), ("openvino", "agrees")], []),
+        ([("onnxruntime", "agrees"), ("openvino", "differs")], ["openvino"]),
+        ([("onnxruntime", "agrees"), ("openvino", "fails")], ["openvino"]),
+        # Where it is missing, ONNX Runtime does, which wrote the golden outputs.
+        ([("onnxruntime", "differs"), ("openvino", "absent")], ["onnxruntime"]),
+        ([("onnxruntime", "agrees"), ("openvino", "absent")], []),
+    ],
+)
+def test_the_runtime_that_a_network_was_quantised_for_decides(found: Any, problems: Any) -> None:
+    told = verifying._judged([result(*item) for item in found], (), "openvino")
+    assert told == [
+        f"model.onnx: {name} cpu {state}: as it is" for name, state in found if name in problems
+    ]
+
+
+def test_a_network_for_engines_is_judged_by_its_engine_and_its_file() -> None:
+    found = [result("onnxruntime", "differs"), result("openvino", "differs")]
+    engine = result("tensorrt", "agrees", "engines/a.engine", "cuda")
+    told = verifying._judged([*found, engine], (), "tensorrt")
+    assert told == ["model.onnx: onnxruntime cpu differs: as it is"]
+
+
 def test_an_engine_that_can_run_here_decides() -> None:
     reference = result("onnxruntime", "agrees")
     engine = result("tensorrt", "differs", "engines/a.engine", "cuda")

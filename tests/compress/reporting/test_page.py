@@ -162,3 +162,31 @@ def test_a_slower_and_larger_end_is_not_called_faster_and_smaller() -> None:
     last["metrics"]["onnx_bytes"] = 4 * first["metrics"]["onnx_bytes"]
     text = summary([first, last])
     assert "2.0 times higher median latency and 4.0 times larger than stage 1" in text
+
+
+def test_latencies_of_two_runtimes_are_told_apart() -> None:
+    first, last = entry("finetune", 0.99, 12.0, 94_000_000), entry("quantize", 0.98, 3.0, 3_000_000)
+    last["metrics"]["latency"] |= {"runtime": "openvino", "ships_in": "openvino", "provider": "CPU"}
+    text = read(render([first, last], DATA)).text
+    assert "3 ms2.7 to 3.6, in OpenVINO" in text
+    assert "4.0×OpenVINO against ONNX Runtime" in text
+    assert "1 thread, OpenVINO (CPU), a processor." in text
+    assert summary([first, last]).startswith(
+        "4.0 times lower median latency (OpenVINO against ONNX Runtime) and 31.3 times smaller"
+    )
+    beside = {
+        "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6, "verdict": "FASTER",
+        "runtime": "openvino",
+    }  # fmt: skip
+    assert summary([first, last], beside).startswith("2.0 times lower median latency and 31.3")
+    assert "in one process in OpenVINO, the last stage is 2.0 times" in render(
+        [first, last], DATA, beside
+    )
+
+
+def test_a_latency_that_is_not_of_the_target_says_so() -> None:
+    first, last = entry("finetune", 0.99, 12.0, 94_000_000), entry("quantize", 0.98, 3.0, 3_000_000)
+    last["metrics"]["latency"] |= {"runtime": "onnxruntime", "ships_in": "tensorrt"}
+    text = read(render([first, last], DATA)).text
+    assert "3 ms2.7 to 3.6, in ONNX Runtime, not in TensorRT" in text
+    assert "The last network is quantised for TensorRT, and this is not its latency there." in text

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from vcompress.compress.pipeline.measure import runtime_of
 from vcompress.compress.pipeline.openvino_proof import openvino_parity
 from vcompress.compress.quantization import calibrate, placement, prepare, to_export
 from vcompress.export import parity, parity_openvino
@@ -95,10 +97,14 @@ def test_the_proof_is_made_for_its_own_target_only(
     model, images = quantised(trained), trained[1][:32]
     file = tmp_path / "model.onnx"
     export(to_export(model), file, ("input", (1, 16, 16)), metadata={})
-    found = openvino_parity(model, file, images)
+
+    def parity_of(network: nn.Module) -> dict[str, Any] | None:
+        return openvino_parity(network, file, images, runtime_of(network, file))
+
+    found = parity_of(model)
     assert found is not None and found["int8_layers"] == 6
-    assert openvino_parity(trained[0], file, images) is None
-    assert openvino_parity(quantised(trained, "tensorrt"), file, images) is None
+    assert parity_of(trained[0]) is None
+    assert parity_of(quantised(trained, "tensorrt")) is None
 
 
 def test_layers_in_floating_point_are_named(
