@@ -41,8 +41,9 @@ def errors(predicted: Array, targets: Array, weights: Array) -> Array:
     total = weights.sum(1, keepdims=True)
     difference = predicted - targets
     squares = weights @ np.square(difference)
-    centre = (weights @ targets) / total
-    spread = weights @ np.square(targets) - total * np.square(centre)
+    moved = targets - targets.mean(0)  # far from nought the squares would swallow the spread
+    centre = (weights @ moved) / total
+    spread = weights @ np.square(moved) - total * np.square(centre)
     with np.errstate(divide="ignore", invalid="ignore"):
         explained = np.where(spread > 0, 1 - squares / spread, np.nan)
     return np.stack(

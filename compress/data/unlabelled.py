@@ -20,8 +20,8 @@ NO_LABEL = -1
 
 
 def with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
-    """`dataset` with the images of `folder` (at any depth) in its training split, without a target: -1,
-    or NaN among numbers.
+    """`dataset` with the images of `folder` (at any depth) in its training split, without a target:
+    -1, or NaN among numbers.
 
     Raises:
         UserError: no such folder, or no images in it.

@@ -37,4 +37,4 @@ def rank_layers(
     data = Data(dataset, bundle.preprocess)
     calibration = torch.split(data.images("train", CALIBRATION_IMAGES), 64)
     made = quantised(model, data.example, calibration, scheme)
-    return sensitivity(made, list(data.loader("val", 64)))
+    return sensitivity(made, list(data.loader("val", 64)), dataset.task)

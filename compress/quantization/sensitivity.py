@@ -12,6 +12,8 @@ import numpy.typing as npt
 from torch import Tensor, fx, nn
 
 from vcompress.bench.errors import UserError
+from vcompress.bench.tasks import CLASSIFICATION, load
+from vcompress.bench.tasks.scoring import score_outputs
 from vcompress.export import parity
 
 from .. import quantization
@@ -20,7 +22,7 @@ from .ptq import Scheme, quantised
 from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of
 
 Batches = Sequence[tuple[Tensor, Tensor]]
-"""(images [B, C, H, W], labels [B]) of one split, small enough to stay in memory."""
+"""(images [B, C, H, W], targets [B, ...]) of one split, small enough to stay in memory."""
 Logits = npt.NDArray[Any]
 
 
@@ -32,7 +34,8 @@ class LayerSensitivity:
     sqnr_db: float
     """Of the logits against those of the float network; infinite where nothing changed."""
     lost_accuracy: float
-    """Float accuracy less the accuracy with this layer quantised, in points (0 to 100)."""
+    """Float accuracy less the accuracy with this layer quantised: points (0 to 100), or the unit of
+    a metric that is no share."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,13 @@ class KeepFloat:
     reached: bool
 
 
-def sensitivity(model: nn.Module, batches: Batches) -> list[LayerSensitivity]:
+def sensitivity(
+    model: nn.Module, batches: Batches, task: str = CLASSIFICATION
+) -> list[LayerSensitivity]:
     """Every quantised layer of a calibrated `model`, the most sensitive first.
 
-    The ranking is by SQNR; lost accuracy of one layer is often zero on a small split.
+    The ranking is by SQNR; lost accuracy of one layer is often zero on a small split. Accuracy is
+    the first metric of `task`: in points where it is a share, else in its own unit.
 
     Raises:
         UserError: the model is not quantised or there are no images.
@@ -58,13 +64,12 @@ def sensitivity(model: nn.Module, batches: Batches) -> list[LayerSensitivity]:
     quantization.placement(model)
     with _only(model, ()):
         reference = _logits(model, batches)
-    best = _accuracy(reference, batches)
     found = []
     for name, members in dict(_layers(model)).items():
         with _only(model, members):
             logits = _logits(model, batches)
         sqnr_db = parity.compare(reference, logits).sqnr_db
-        found.append(LayerSensitivity(name, sqnr_db, best - _accuracy(logits, batches)))
+        found.append(LayerSensitivity(name, sqnr_db, _lost(reference, logits, batches, task)))
     return sorted(found, key=lambda s: s.sqnr_db)
 
 
@@ -76,6 +81,7 @@ def choose_keep_float(
     scheme: Scheme,
     *,
     max_drop: float,
+    task: str = CLASSIFICATION,
 ) -> KeepFloat:
     """The fewest layers of the ranking to keep in float, so that PTQ loses at most `max_drop`.
 
@@ -87,16 +93,16 @@ def choose_keep_float(
         calibration: batches [B, C, H, W] that set the ranges.
         max_drop: points of accuracy, 0.5 means from 90.0 % to 89.5 %.
     """
-    best = _accuracy(_logits(model, batches), batches)
+    reference = _logits(model, batches)
 
     def drop(network: nn.Module) -> float:
-        return best - _accuracy(_logits(network, batches), batches)
+        return _lost(reference, _logits(network, batches), batches, task)
 
     everything = quantised(model, example, calibration, scheme)
     whole = drop(everything)
     if whole <= max_drop:
         return KeepFloat((), whole, whole, True)
-    ranking = [s.layer for s in sensitivity(everything, batches)]
+    ranking = [s.layer for s in sensitivity(everything, batches, task)]
     most = len(ranking) - 1  # with none left there is nothing to quantise
     tried: dict[int, float] = {0: whole}
 
@@ -187,7 +193,11 @@ def _logits(model: nn.Module, batches: Batches) -> Logits:
     return np.concatenate([parity.run_torch(model, images) for images, _ in batches])
 
 
-def _accuracy(logits: Logits, batches: Batches) -> float:
-    """Top-1 in percent."""
-    labels = np.concatenate([labels.numpy() for _, labels in batches])
-    return 100.0 * float((logits.argmax(1) == labels).mean())
+def _lost(before: Logits, after: Logits, batches: Batches, task: str) -> float:
+    """How much worse `after` is: points (0 to 100) of a share, else the metric's own unit."""
+    judge = load(task)
+    targets = np.concatenate([targets.numpy() for _, targets in batches])
+    scores = [score_outputs(judge, found, targets) for found in (before, after)]
+    metric = scores[0].metric
+    lost = metric.loss(scores[0].value, scores[1].value)
+    return 100.0 * lost if metric.unit == "%" else lost

@@ -14,18 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data.preprocess import apply, crop, to_mode
 from vcompress.bench.errors import UserError
 from vcompress.bench.runtimes import open_session
-from vcompress.bench.tasks import classification
+from vcompress.bench.tasks import load
+from vcompress.bench.tasks.scoring import score
 
 from .. import quantization
 from ..data.augment import seeded
 from ..data.loader import Data, spread
 from ..quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from ..tasks import training_task
 from .attacks import attacked
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
@@ -47,38 +49,38 @@ def measure(
     model: nn.Module, file: Path, data: Data, count: int, attack: Attack | None = None,
     runtime: str = "onnxruntime",
 ) -> dict[str, Any]:  # fmt: skip
-    """Accuracy on up to `count` test images, spread evenly: as they are, under PGD against `model`
-    in torch (the gradient goes straight through quantisers), and under corruptions of the pixels
-    that `file` is shown in `runtime`.
+    """The task's metric on up to `count` test images, spread evenly: as they are, under PGD against
+    `model` in torch (the gradient goes straight through quantisers), and under corruptions of the
+    pixels that `file` is shown in `runtime`.
 
     Raises:
         UserError: none of the images can be read.
     """
-    attack = attack or Attack()
-    pixels, labels, seeds = _pixels(data, count)
+    attack, task = attack or Attack(), load(data.dataset.task)
+    pixels, targets, seeds = _pixels(data, count)
     with open_session(file, runtime=runtime) as session:
 
-        def score(images: list[npt.NDArray[np.uint8]]) -> float:
-            right = 0
-            for start in range(0, len(images), _BATCH):
-                part = _inputs(images[start : start + _BATCH], data.preprocess)
-                found = classification.logits(session, part).argmax(1)
-                right += int((found == labels[start : start + _BATCH]).sum())
-            return right / len(images)
+        def value(images: list[npt.NDArray[np.uint8]]) -> float:
+            batches = (
+                (_inputs(images[n : n + _BATCH], data.preprocess), targets[n : n + _BATCH])
+                for n in range(0, len(images), _BATCH)
+            )
+            return score(task, session, batches, names=data.classes).value
 
         corrupted = {
             kind: [
-                score([corrupt(x, kind, severity, s) for x, s in zip(pixels, seeds, strict=True)])
+                value([corrupt(x, kind, severity, s) for x, s in zip(pixels, seeds, strict=True)])
                 for severity in SEVERITIES
             ]
             for kind in CORRUPTIONS
         }
-        clean = score(pixels)
+        clean = value(pixels)
     return {
         "n": len(pixels),
         "runtime": runtime,
+        "metric": task.metrics[0].name,
         "clean": clean,
-        "pgd": under_attack(model, pixels, labels, data.preprocess, attack),
+        "pgd": under_attack(model, pixels, targets, data, attack),
         "epsilon": attack.epsilon,
         "steps": attack.steps,
         "corruptions": corrupted,
@@ -87,34 +89,44 @@ def measure(
 
 
 def under_attack(
-    model: nn.Module, pixels: list[npt.NDArray[np.uint8]], labels: npt.NDArray[np.int64],
-    preprocess: Preprocess, attack: Attack,
+    model: nn.Module, pixels: list[npt.NDArray[np.uint8]], targets: npt.NDArray[Any],
+    data: Data, attack: Attack,
 ) -> float:  # fmt: skip
-    """Accuracy of `model` under PGD on images `[H, W(, 3)]`, the same start every time.
+    """The task's metric of `model` under PGD on images `[H, W(, 3)]`, the same start every time.
 
     A quantised network has to withstand two attacks on each image: straight through its quantisers,
     and on the same network with them switched off. Clipping has zero gradient, so the first
     attack finds no direction, and the network is no safer for it (Athalye et al.: Obfuscated
-    Gradients Give a False Sense of Security, 2018, arXiv:1802.00420).
+    Gradients Give a False Sense of Security, 2018, arXiv:1802.00420). What did more harm counts.
     """
     model.eval()
+    task, preprocess = training_task(data.dataset), data.preprocess
     ways = (nullcontext, partial(_unquantised, model))
-    right = 0
+    evaluator = task.deployed.evaluator(data.classes)
+
+    def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
+        return torch.stack(list(task.loss(outputs, wanted).values())).sum()
+
     with seeded(0):
         for start in range(0, len(pixels), _BATCH):
             images = torch.from_numpy(_inputs(pixels[start : start + _BATCH], preprocess))
-            target = torch.from_numpy(labels[start : start + _BATCH])
-            stands = torch.ones(len(target), dtype=torch.bool)
+            part = targets[start : start + _BATCH]
+            wanted, worst = task.tensor(part), None
             for way in ways if quantization.is_quantized(model) else ways[:1]:
                 with way():
                     found = attacked(
-                        model, images, target, kind="pgd", epsilon=attack.epsilon,
-                        steps=attack.steps, mean=preprocess.mean, std=preprocess.std,
+                        model, images, wanted, kind="pgd", epsilon=attack.epsilon,
+                        steps=attack.steps, mean=preprocess.mean, std=preprocess.std, loss=loss,
                     )  # fmt: skip
                 with torch.no_grad():
-                    stands &= model(found).argmax(1) == target
-            right += int(stands.sum())
-    return right / len(pixels)
+                    outputs = model(found)
+                    if worst is not None:
+                        more = task.harm(outputs, wanted) > task.harm(worst, wanted)
+                        outputs = torch.where(more[:, None], outputs, worst)
+                worst = outputs
+            assert worst is not None
+            evaluator.update({"output": worst.numpy()}, part)
+    return evaluator.compute().value
 
 
 @contextmanager
@@ -133,8 +145,8 @@ def _unquantised(model: nn.Module) -> Iterator[None]:
 
 def _pixels(
     data: Data, count: int
-) -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[np.int64], list[int]]:
-    """Test images at the network's size, their labels and numbers."""
+) -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[Any], list[int]]:
+    """Test images at the network's size, their targets and numbers."""
     found, kept = [], []
     for index in spread(data.dataset.splits["test"], count).tolist():
         if data.dataset.values(index, data.preprocess) is None:
