@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vcompress.bench.errors import UserError
 
 from ..training.config import Context, TaughtConfig
-from .contract import Outcome
+from .contract import Kind, Outcome, Role, Stage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +21,6 @@ HELD_OUT = 128
 """Validation images on which a repair must help."""
 MEASURED = ("onnxruntime", "openvino")
 """Targets whose runtime the machine that quantises has."""
-INPUTS = {"teacher": "optional", "model": "trained"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,3 +171,11 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     trained = fit(quantised, config, context, loss, name="quantize", on_epoch=on_epoch)
     return outcome(trained)
+
+
+STAGE = Stage(
+    Config,
+    apply,
+    roles=(Role("teacher", Kind.OPTIONAL), Role("model", Kind.TRAINED, changed=True)),
+    inherits_teacher=inherits_teacher,
+)
