@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..training.config import Context
-from .contract import Outcome
+from .contract import Outcome, Stage
 
 if TYPE_CHECKING:
     from torch import nn
-
-INPUTS = {"model": "trained"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +21,7 @@ class Config:
     """The exported file in float16 or bfloat16; a quantised network becomes int8 with float16."""
 
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-    """fp32 takes an earlier cast back."""
+    """Type of the numbers in the exported file; fp32 takes an earlier cast back."""
 
 
 def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
@@ -37,3 +35,6 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         raise UserError("--dtype bf16: a quantised network goes with fp16. Give --dtype fp16.")
     set_precision(model, config.dtype)
     return Outcome(model, {"dtype": config.dtype, "quantised": is_quantized(model)})
+
+
+STAGE = Stage(Config, apply)
