@@ -16,9 +16,12 @@ TargetName = Literal["onnxruntime", "openvino", "tensorrt"]
 class Options:
     """Data, preprocessing and how a command runs."""
 
+    task: str | None = None
+    """Task of the network: classification, multilabel or regression. Default: the bundle's, else
+    classification."""
     data: str | None = None
-    """Data set: digits, a folder of class folders, or torchvision:NAME. Default: what the bundle
-    was made with, else digits."""
+    """Data set: digits, a folder (of class folders; for multilabel with labels.csv, for regression
+    with targets.csv), or torchvision:NAME. Default: what the bundle was made with, else digits."""
     data_root: str | None = None
     """Folder where the files of torchvision:NAME are, or shall go."""
     image_size: int | None = None

@@ -16,7 +16,7 @@ from .. import stats
 from ..data import sources
 from ..data.dataset import Dataset
 from ..errors import UserError
-from .metrics import Metric, metric
+from .metrics import metric
 from .task import (
     Agreement,
     Array,
@@ -105,7 +105,7 @@ class Classification:
     """The label is a class's number, `[N] int64`; the network gives logits `[B, K]`."""
 
     name = "classification"
-    metrics: tuple[Metric, ...] = (metric("top1"), metric("top5"))
+    metrics = (metric("top1"), metric("top5"))
     decides = "best class"
     prepare = staticmethod(whole_image)
 
@@ -149,6 +149,9 @@ class Classification:
         margin = np.take_along_axis(reference, best, 1) - np.take_along_axis(reference, chosen, 1)
         beyond = int((margin > clear_margin(reference, limit_db)).sum())
         return Agreement(float((best == chosen).mean()), beyond, self.decides)
+
+    def describe(self, target: Any, names: Sequence[str]) -> str:
+        return names[int(target)]
 
     def numbers(self, outputs: Outputs, names: Sequence[str], model: str) -> NDArray[np.float32]:
         """Softmax probabilities."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from .. import stats
 from ..data import composed, tables
 from ..data.dataset import Dataset
 from ..errors import UserError
-from .metrics import Metric, metric
+from .metrics import metric
 from .task import (
     Agreement,
     Array,
@@ -143,7 +144,7 @@ class MultiLabel:
     """The target is 0 or 1 for each label, `[N, K] int8`; the network gives logits `[B, K]`."""
 
     name = "multilabel"
-    metrics: tuple[Metric, ...] = tuple(map(metric, ("mAP", "f1_micro", "f1_macro", "exact_match")))
+    metrics = tuple(map(metric, ("mAP", "f1_micro", "f1_macro", "exact_match")))
     decides = "labels"
     prepare = staticmethod(whole_image)
 
@@ -185,9 +186,12 @@ class MultiLabel:
         return (outputs > 0).astype(np.int8)
 
     def agreement(self, reference: Array, other: Array, limit_db: float) -> Agreement | None:
-        differ = self.decisions(reference) != self.decisions(other)
+        differ = (reference > 0) != (other > 0)
         beyond = int((differ & (np.abs(reference) > clear_margin(reference, limit_db))).sum())
         return Agreement(float(1 - differ.mean()), beyond, self.decides)
+
+    def describe(self, target: Any, names: Sequence[str]) -> str:
+        return ", ".join(names[int(k)] for k in np.flatnonzero(target)) or "nothing"
 
     def numbers(self, outputs: Outputs, names: Sequence[str], model: str) -> NDArray[np.float32]:
         """The probability of each label."""

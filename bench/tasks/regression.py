@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from .. import stats
 from ..data import composed, tables
 from ..data.dataset import Dataset
 from ..errors import UserError
-from .metrics import Metric, metric
+from .metrics import metric
 from .task import (
     Agreement,
     Array,
@@ -103,7 +104,7 @@ class Regression:
     """The target is a number for each output, `[N, K] float32`; the network gives `[B, K]`."""
 
     name = "regression"
-    metrics: tuple[Metric, ...] = tuple(map(metric, ("mae", "rmse", "r2")))
+    metrics = tuple(map(metric, ("mae", "rmse", "r2")))
     decides = ""
     prepare = staticmethod(whole_image)
 
@@ -139,6 +140,9 @@ class Regression:
     def agreement(self, reference: Array, other: Array, limit_db: float) -> Agreement | None:
         """None: a number decides nothing; the signal-to-error ratio says all."""
         return None
+
+    def describe(self, target: Any, names: Sequence[str]) -> str:
+        return ", ".join(f"{x} {v:.4g}" for x, v in zip(names, target, strict=True))
 
     def numbers(self, outputs: Outputs, names: Sequence[str], model: str) -> NDArray[np.float32]:
         """The values as they are."""

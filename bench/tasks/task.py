@@ -187,11 +187,17 @@ class Evaluator(Protocol):
 class Task(Protocol):
     """The numpy half of a task."""
 
-    name: str
-    metrics: tuple[Metric, ...]
-    """The first one decides: best epoch, gates, verdicts."""
-    decides: str
-    """What an output decides, as a sentence names it: best class, labels; empty for nothing."""
+    @property
+    def name(self) -> str:
+        """Of its file, and in a bundle's manifest."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The first one decides: best epoch, gates, verdicts."""
+
+    @property
+    def decides(self) -> str:
+        """What an output decides, as a sentence names it: best class, labels; empty for nothing."""
 
     def open(self, source: str, root: str | None, seed: int) -> Dataset:
         """The images and targets of `source`, with splits that the seed fixes.
@@ -223,6 +229,9 @@ class Task(Protocol):
             limit_db: least signal-to-error ratio that the two must have; a margin which noise of
                 that size does not explain counts as clear.
         """
+
+    def describe(self, target: Any, names: Sequence[str]) -> str:
+        """A target of the data set in words: `cat`, `cat, dog`, `height 1.8`."""
 
     def numbers(self, outputs: Outputs, names: Sequence[str], model: str) -> NDArray[np.float32]:
         """What a user reads for each name, `[B, K] float32`: a probability or a value.

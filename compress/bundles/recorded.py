@@ -39,7 +39,7 @@ def open_recorded(bundle: Bundle) -> Dataset | None:
         return None
     dataset = open_dataset(
         record["source"], record.get("root"), record.get("seed", 0),
-        record.get("on_bad_image", "fail"),
+        record.get("on_bad_image", "fail"), bundle.task,
     )  # fmt: skip
     if dataset.fingerprint != record["fingerprint"]:
         raise UserError(

@@ -99,7 +99,11 @@ class Mix:
     classes: int
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images `[B, C, H, W]`, each mixed with its neighbour, and labels `[B, K] float32`."""
+        """Images `[B, C, H, W]`, each mixed with its neighbour, and labels `[B, K] float32`.
+
+        Labels are classes `[B] int64`, or shares `[B, K]` already.
+        """
+        labels = labels.float() if labels.ndim > 1 else labels
         kinds = [
             kind(alpha=alpha, num_classes=self.classes)
             for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))

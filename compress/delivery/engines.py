@@ -118,7 +118,7 @@ def _source(
     half: Any = wanted.rpartition("+")[2]
     exported, proof = export_checked(
         network, file, parity_images(dataset, bundle.preprocess),
-        labels=bundle.labels, preprocess=bundle.preprocess, precision=half,
+        labels=bundle.labels, preprocess=bundle.preprocess, task=bundle.task, precision=half,
     )  # fmt: skip
     runs = parity.runs_on_cpu(file)
     data = None if dataset is None else Data(dataset, bundle.preprocess)
@@ -151,7 +151,7 @@ def _float8(bundle: Bundle, work: Path) -> Source:
     int8, fp8 = (
         parity.run_onnx(path, images, optimised=False)[0] for path in (bundle.file(MODEL), file)
     )
-    found = parity.compare(int8, fp8)
+    found = parity.compare(int8, fp8, bundle.task)
     if not found.sqnr_db >= LEAST_FP8_SQNR_DB:
         raise UserError(
             f"--precision fp8: SQNR {found.sqnr_db:.1f} dB against the int8 file, expected "

@@ -10,7 +10,7 @@ from vcompress.bench.bundle import IMAGENET, Bundle, is_bundle
 from vcompress.bench.bundle import bundle as bundles
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
-from vcompress.bench.tasks import open_dataset
+from vcompress.bench.tasks import CLASSIFICATION, open_dataset
 
 from ..bundles import licences
 from ..bundles.entry import plain, record_entry
@@ -38,7 +38,10 @@ def import_checkpoint(
     if is_bundle(target) and not options.overwrite:
         raise UserError(f"{target}: there is a bundle already. Give --overwrite or another --out.")
     bundles.check_target(target)
-    dataset = open_dataset(options.data, options.data_root, options.seed) if options.data else None
+    task = options.task or CLASSIFICATION
+    dataset = None
+    if options.data:
+        dataset = open_dataset(options.data, options.data_root, options.seed, task=task)
     preprocess = choose_preprocess(options, dataset.default_preprocess if dataset else IMAGENET)
     if options.preprocess is None:
         log.info("no --preprocess given: taking %s", preprocess)
@@ -67,7 +70,9 @@ def import_checkpoint(
     entry["licences"] = licences.record(options, dataset)
     if dataset is not None:
         _reorder_check(labels, dataset)
-    return finish(network, target, entry, (), labels=labels, preprocess=preprocess, dataset=dataset)
+    return finish(
+        network, target, entry, (), labels=labels, preprocess=preprocess, dataset=dataset, task=task
+    )
 
 
 def _labels(file: Path | None, classes: int, dataset: Dataset | None) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ def export_bundle(path: Path, opset: int | None, trusted_factory: str | None) ->
     *before, last = (dict(entry) for entry in bundle.history)
     return finish(
         network, path, last, tuple(before), labels=bundle.labels, preprocess=bundle.preprocess,
-        dataset=open_recorded(bundle), opset=opset, section=report_section(bundle),
+        dataset=open_recorded(bundle), task=bundle.task, opset=opset,
+        section=report_section(bundle),
     )  # fmt: skip
 
 
@@ -56,8 +57,8 @@ def export_file(
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         file = Path(folder) / out.name
         _, proof = export_checked(
-            network, file, images, labels=bundle.labels, preprocess=bundle.preprocess, opset=opset,
-            history=bundle.history,
+            network, file, images, labels=bundle.labels, preprocess=bundle.preprocess,
+            task=bundle.task, opset=opset, history=bundle.history,
         )  # fmt: skip
         if options is not None and options.any:
             pictures = _pictures(dataset)

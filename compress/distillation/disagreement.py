@@ -10,6 +10,7 @@ import base64
 from dataclasses import dataclass, replace
 from html import escape
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data.preprocess import crop, to_mode
 
 from ..data.loader import Data, spread
+
+if TYPE_CHECKING:
+    from ..tasks.task import TrainingTask
 
 _MOST_ASKED = 1000
 """Both networks run on the CPU here: a large validation split would take longer than training."""
@@ -88,58 +92,61 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> T
     return (maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)).detach()
 
 
-def disagreements_section(first: Viewer, second: Viewer, data: Data) -> str:
+def disagreements_section(task: TrainingTask, first: Viewer, second: Viewer, data: Data) -> str:
     """HTML with both networks' Grad-CAM side by side, on validation images about which they
-    disagree, the surest ones first; or a sentence that there are none. Of many validation images a
-    thousand are asked about, spread over the split.
+    disagree, the surest ones first (of numbers the ones farthest apart); or a sentence that there
+    are none. Of many validation images a thousand are asked about, spread over the split.
 
     Test images are left alone: they are only ever measured on.
     """
     whole = len(data.dataset.splits["val"])
     indices = spread(data.dataset.splits["val"], _MOST_ASKED)
     data = replace(data, dataset=replace(data.dataset, splits={"val": indices}))
-    shares = [_shares(viewer, data) for viewer in (first, second)]
+    outputs = [_outputs(viewer, data) for viewer in (first, second)]
     readable = [int(i) for i in indices if int(i) not in data.dataset.bad_images]
-    said = [s.argmax(1) for s in shares]
-    apart = (said[0] != said[1]).nonzero()[:, 0]
     heading = "<h2>Where they disagree</h2>"
     asked = f"{len(readable):,} validation images"
     if len(indices) < whole:
         asked += f", spread over {whole:,},"
+    numbers, how_much = task.apart(*outputs)
+    apart = (how_much > 0).nonzero()[:, 0]
     if not len(apart):
         return (
             f"{heading}<p>On all {asked} {escape(first.name)} and {escape(second.name)} agree.</p>"
         )
-    sure = shares[0].amax(1)[apart] + shares[1].amax(1)[apart]
-    apart = apart[sure.argsort(descending=True, stable=True)][:_MOST_IMAGES]
-    count = int((said[0] != said[1]).sum())
+    count = len(apart)
+    apart = apart[how_much[apart].argsort(descending=True, stable=True)][:_MOST_IMAGES]
+    said = [task.numbers(found) for found in outputs]
+    names, unit = data.classes, task.deployed.metrics[0].unit
     figures = []
     for place in apart.tolist():
         index = readable[place]
         cells = [_picture(_shown(data, index, first.preprocess), "image")]
-        for viewer, share in zip((first, second), shares, strict=True):
-            number = int(share[place].argmax())
-            caption = f"{viewer.name}: {data.classes[number]}, {100 * share[place, number]:.0f} %"
+        for viewer, values, chosen in zip((first, second), said, numbers, strict=True):
+            number = int(chosen[place])
+            value = float(values[place, number])
+            shown = f"{100 * value:.0f} %" if unit else f"{value:.4g}"
+            caption = f"{viewer.name}: {names[number]}, {shown}"
             cells.append(_picture(_seen(viewer, data, index, number), caption))
-        label = data.classes[int(data.dataset.targets[index])]
+        label = task.deployed.describe(data.dataset.targets[index], names)
         figures.append(f"<p>Labelled {escape(label)}</p><div>{''.join(cells)}</div>")
     return (
         f'{heading}<p class="soft">On {count:,} of {asked} {escape(first.name)} and '
-        f"{escape(second.name)} disagree. Red is what spoke for the class "
-        f"that each gave (Grad-CAM of its last convolution).</p>{''.join(figures)}"
+        f"{escape(second.name)} disagree. Red is what spoke for what "
+        f"each gave (Grad-CAM of its last convolution).</p>{''.join(figures)}"
     )
 
 
-def _shares(viewer: Viewer, data: Data) -> Tensor:
-    """Softmax on the validation images, `[N, K]`, classes as the data have them."""
+def _outputs(viewer: Viewer, data: Data) -> Tensor:
+    """Outputs on the validation images, `[N, K]`, names as the data have them."""
     own = replace(data, preprocess=viewer.preprocess, views=())
     viewer.model.eval()
     with torch.no_grad():
         found = [viewer.model(images) for images, _ in own.loader("val", 64)]
-    logits = torch.cat(found)
+    outputs = torch.cat(found)
     if viewer.order is not None:
-        logits = logits[:, list(viewer.order)]
-    return logits.float().softmax(1)
+        outputs = outputs[:, list(viewer.order)]
+    return outputs.float()
 
 
 def _shown(data: Data, index: int, preprocess: Preprocess) -> Image.Image:

@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vcompress.bench.errors import UserError
 
-from ..training.config import TaughtConfig
-
 ON_LOGITS = ("kd", "dkd", "dist", "lskd")
-
-
-def from_teacher(
-    teacher: nn.Module, config: TaughtConfig
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """`distillation` as the training loop calls it: with logits `[B, K]`, images `[B, C, H, W]` and
-    labels `[B]`. The teacher is asked without gradients, in eval mode, where the images are."""
-    teacher.eval()
-
-    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            target = teacher.to(images.device)(images)
-        return distillation(
-            logits, target, labels, temperature=config.temperature, alpha=config.alpha,
-            label_smoothing=config.label_smoothing,
-        )  # fmt: skip
-
-    return loss
 
 
 def distillation(

@@ -86,8 +86,9 @@ class TaughtLoss(nn.Module):
     """
 
     def __init__(
-        self, task: TrainingTask, terms: Mapping[str, float], ask: Ask | None, teachers: Sequence[Teacher],
-        pairs: Sequence[Sequence[Pair]], student: nn.Module, seen: Mapping[str, Tensor], *,
+        self, task: TrainingTask, terms: Mapping[str, float], ask: Ask | None,
+        teachers: Sequence[Teacher], pairs: Sequence[Sequence[Pair]], student: nn.Module,
+        seen: Mapping[str, Tensor], *,
         alpha: float, temperature: float, label_smoothing: float = 0.0, how: str = "mean",
         labelled: float = 1.0, self_decay: float = 0.99, seed: int = 0,
         view: Callable[[int], int] = int, identity: Mapping[str, Any] | None = None,

@@ -40,6 +40,7 @@ def finish(
     labels: tuple[str, ...],
     preprocess: Preprocess,
     dataset: Dataset | None,
+    task: str,
     opset: int | None = None,
     robustness: int = 0,
     section: str = "",
@@ -64,13 +65,14 @@ def finish(
         labels=labels,
         data=record,
         history=everything,
+        task=task,
     ) as folder:
         save_network(network, folder)
         log.info("exporting to ONNX and checking it against torch")
         file = folder / MODEL
         exported, proof = export_checked(
-            network, file, images, labels=labels, preprocess=preprocess, opset=opset,
-            history=everything,
+            network, file, images, labels=labels, preprocess=preprocess, task=task,
+            opset=opset, history=everything,
         )  # fmt: skip
         runs = parity.runs_on_cpu(file)
         runtime = runtime_of(network.model, file) if runs else ONNX_RUNTIME
@@ -90,7 +92,7 @@ def finish(
                 "onnx_bytes": file.stat().st_size,
                 "latency": latency(file, images, runtime) if runs else None,
                 "parity": asdict(proof),
-                "parity_openvino": openvino_parity(network.model, file, images, runtime),
+                "parity_openvino": openvino_parity(network.model, file, images, runtime, task),
                 "export": asdict(exported),
                 "sparsity": sparsity_of(network.model, file),
             }

@@ -21,7 +21,7 @@ LEAST_AGREEMENT = 0.999
 
 
 def openvino_parity(
-    model: nn.Module, file: Path, images: Tensor, runtime: Runtime
+    model: nn.Module, file: Path, images: Tensor, runtime: Runtime, task: str
 ) -> dict[str, Any] | None:
     """What `export.parity_openvino` measures; None where the file is measured in another runtime.
 
@@ -32,13 +32,14 @@ def openvino_parity(
         model: a network that was quantised for OpenVINO.
         images: [N, C, H, W], preprocessed.
         runtime: from `runtime_of`.
+        task: says what the outputs decide.
     """
     if runtime.name != "openvino":
         return None
-    found = parity_openvino.check(quantization.to_export(model), file, images)
+    found = parity_openvino.check(quantization.to_export(model), file, images, task=task)
     if found.agreement.top1_agreement < LEAST_AGREEMENT:
         log.warning(
-            "in OpenVINO %s %.2f %% of %d images get the network's class, SQNR %.1f dB",
+            "in OpenVINO %s %.2f %% of %d images are decided as in torch, SQNR %.1f dB",
             found.version, 100 * found.agreement.top1_agreement, found.images,
             found.agreement.sqnr_db,
         )  # fmt: skip

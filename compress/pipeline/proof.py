@@ -30,11 +30,13 @@ def export_checked(
     *,
     labels: tuple[str, ...],
     preprocess: Preprocess,
+    task: str,
     opset: int | None = None,
     precision: Precision | None = None,
     history: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[to_onnx.ExportReport, parity.Parity]:
-    """Export, and hold the file against the network on `images` `[N, C, H, W]`.
+    """Export, and hold the file against the network on `images` `[N, C, H, W]`; `task` says what
+    its outputs decide.
 
     `precision` fp16 or bf16 casts the file, once the float32 one has passed; None takes what the
     network was cast to.
@@ -60,7 +62,7 @@ def export_checked(
     saturated = saturation.note(file)
     if saturated:
         log.warning(saturated)
-    proof = parity.check(exportable, file, images)
+    proof = parity.check(exportable, file, images, task=task)
     if not proof.ok:
         file.unlink()
         why = f" {saturated}" if saturated else ""
@@ -68,7 +70,8 @@ def export_checked(
     if half == "fp32":
         return exported, proof
     exported = to_onnx.cast_file(exported, InputSpec.of(preprocess).shape, half)
-    proof = parity.check_cast(exportable, file, images, f"int8+{half}" if quantised else half)
+    kind = f"int8+{half}" if quantised else half
+    proof = parity.check_cast(exportable, file, images, kind, task)
     if not proof.ok:
         file.unlink()
         raise UserError(f"the cast file fails its parity check: {proof.message}")

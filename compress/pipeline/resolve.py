@@ -15,7 +15,7 @@ from torch import nn
 from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess, is_bundle
 from vcompress.bench.config import from_mapping
 from vcompress.bench.errors import UserError
-from vcompress.bench.tasks import open_dataset
+from vcompress.bench.tasks import CLASSIFICATION, open_dataset
 
 from .. import quantization
 from ..bundles import heritage
@@ -24,9 +24,10 @@ from ..bundles.store import ARCHITECTURE, Network, load_network
 from ..data.loader import Data
 from ..distillation.teaching import Teacher, order_of
 from ..models.catalogue import ALIASES, ModelSpec, build, check_forward, make_spec
-from ..models.head import replace_head
+from ..models.head import head, replace_head
 from ..options import Options
 from ..stages.contract import C, Kind, Role, Stage
+from ..tasks import training_task
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ RUNS = Path("runs")
 
 def open_data(options: Options, opened: list[Bundle]) -> Data:
     """The data and preprocessing that the options name, else those of the changed bundle."""
+    task = task_of(options, opened)
     recorded = next((b for b in reversed(opened) if b.data is not None), None)
     if options.data is None and recorded is not None:
         dataset = open_recorded(recorded)
@@ -44,7 +46,7 @@ def open_data(options: Options, opened: list[Bundle]) -> Data:
             dataset = replace(dataset, on_bad_image="skip")
     else:
         dataset = open_dataset(
-            options.data or "digits", options.data_root, options.seed, options.on_bad_image
+            options.data or "digits", options.data_root, options.seed, options.on_bad_image, task
         )
     given = next((b.preprocess for b in reversed(opened)), dataset.default_preprocess)
     return Data(
@@ -54,6 +56,26 @@ def open_data(options: Options, opened: list[Bundle]) -> Data:
         options.seed,
         erase=options.erase,
     )
+
+
+def task_of(options: Options, opened: list[Bundle]) -> str:
+    """What the network is for: as the options say, else as the bundles were made.
+
+    Raises:
+        UserError: bundles of another task.
+    """
+    for bundle in opened:
+        if options.task is not None and bundle.task != options.task:
+            raise UserError(
+                f"{bundle.path}: its task is {bundle.task}, and --task {options.task} was given. "
+                f"Leave --task out, or start from a network of that task."
+            )
+    tasks = {bundle.task for bundle in opened}
+    if len(tasks) > 1:
+        raise UserError(
+            f"the bundles are for different tasks ({', '.join(sorted(tasks))}); give those of one."
+        )
+    return options.task or next(iter(tasks), CLASSIFICATION)
 
 
 def check_fits(bundle: Bundle, data: Data, role: str) -> None:
@@ -104,7 +126,9 @@ def start_network(value: str, found: Bundle | None, data: Data, options: Options
     classes = len(data.classes)
     if found is None:
         spec = make_spec(value, classes, data.preprocess.size)
-        return Network(build(spec, options.weights), spec)
+        network = Network(build(spec, options.weights), spec)
+        # A file may hold this very head; the libraries' weights are of other classes.
+        return _started(network, data) if options.weights in (None, "default") else network
     if options.weights is not None:
         raise UserError(f"--weights is for a model that is only a name; {value} has its own.")
     network = load_network(found, options.trust)
@@ -114,7 +138,14 @@ def start_network(value: str, found: Bundle | None, data: Data, options: Options
         raise UserError(f"{value} is quantised and knows other classes; fine-tune its float stage.")
     log.info("%s knows other classes: giving it a new head for %d", value, classes)
     replace_head(network.model, network.spec.classes, classes)
-    return Network(network.model, replace(network.spec, classes=classes))
+    return _started(Network(network.model, replace(network.spec, classes=classes)), data)
+
+
+def _started(network: Network, data: Data) -> Network:
+    """A network whose head is new, fitted to the range of the targets."""
+    name = head(network.model, len(data.classes))
+    training_task(data.dataset).start(network.model.get_submodule(name))
+    return network
 
 
 def open_network(value: str, options: Options) -> tuple[Network, Data, str]:

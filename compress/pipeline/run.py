@@ -152,7 +152,7 @@ def _write(
         finish(
             Network(outcome.model, source.spec, changes), target, entry, history,
             labels=data.classes, preprocess=data.preprocess, dataset=data.dataset,
-            robustness=options.robustness, section=outcome.section,
+            task=data.dataset.task, robustness=options.robustness, section=outcome.section,
         )  # fmt: skip
         shutil.rmtree(context.workdir, ignore_errors=True)
     state.wait_for_everyone()

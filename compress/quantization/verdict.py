@@ -17,10 +17,8 @@ from typing import Any, Literal
 from torch import nn
 
 from vcompress.bench.bundle import InputSpec
-from vcompress.bench.data.dataset import batches
 from vcompress.bench.runtimes import open_session
-from vcompress.bench.runtimes.session import Session
-from vcompress.bench.tasks import classification
+from vcompress.bench.tasks.scoring import score_split
 from vcompress.bench.timing.compare import CompareBudget, compare
 from vcompress.bench.timing.environment import preflight
 from vcompress.bench.timing.inputs import from_images
@@ -46,9 +44,9 @@ class Candidate:
     """One file, measured."""
 
     precision: str
-    top1: float
-    """Share of the held-out images, 0 to 1."""
-    correct: int
+    metric: str
+    value: float
+    """The task's first metric on the held-out images."""
     images: int
     median_ms: float
     """One image, one thread, of the interleaved runs."""
@@ -125,13 +123,15 @@ def judge(
             open_session(files["int8"], **where) as b,
             open_session(files["fp32"], **where) as again,
         ):
-            scores = [_score(session, data) for session in (a, b)]
+            scores = [
+                score_split(session, data.dataset, "test", data.preprocess) for session in (a, b)
+            ]
             images = data.images("test", IMAGES).numpy()
             feeds = [from_images(s.inputs[0], images, 1, "held-out images") for s in (a, b)]
             found = compare(a, feeds[0], b, feeds[1], again, BUDGET)
         candidates = tuple(
             Candidate(
-                name, score.top1, score.correct, score.n, measured.median_ms,
+                name, score.metric.name, score.value, score.n, measured.median_ms,
                 files[name].stat().st_size,
             )
             for name, score, measured in zip(files, scores, (found.a, found.b), strict=True)
@@ -139,7 +139,9 @@ def judge(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     low, high = 1 / found.ratio_99.high, 1 / found.ratio_99.low
-    lost = 100 * (candidates[0].top1 - candidates[1].top1)
+    judged = scores[0].metric
+    lost = judged.loss(candidates[0].value, candidates[1].value)
+    lost = 100 * lost if judged.unit == "%" else lost
     word, reason = decide(low, high, lost, max_drop)
     verdict = Verdict(
         word, reason, target.name, preflight().cpu_model, 1 / found.ratio.value, low, high, lost,
@@ -148,8 +150,3 @@ def judge(
     for line in sentences(asdict(verdict)):
         log.info("%s", line)
     return verdict
-
-
-def _score(session: Session, data: Data) -> classification.Accuracy:
-    held_out = batches(data.dataset, "test", data.preprocess, 64)
-    return classification.score(session, held_out, classes=data.classes)

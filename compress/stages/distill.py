@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..data.loader import Data
     from ..distillation.features import Pair
     from ..distillation.teaching import Ask, Teacher
+    from ..tasks.task import TrainingTask
 
 log = logging.getLogger(__name__)
 
@@ -100,13 +101,20 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     from dataclasses import replace
     from pathlib import Path
 
-    from ..data.unlabelled import NO_LABEL, with_unlabelled
+    from ..data.unlabelled import has_label, with_unlabelled
     from ..distillation.features import captured
     from ..distillation.teaching import TaughtLoss, live
     from ..models.cost import count_parameters
+    from ..tasks import training_task
     from ..training.loop import fit
 
     terms, data, count = config.terms(), context.data, _views(config)
+    task = training_task(data.dataset)
+    if odd := [name for name in terms if name not in task.distils]:
+        raise UserError(
+            f"the loss {odd[0]} makes no sense of the task {task.deployed.name}; its losses are "
+            f"{', '.join(task.distils)}."
+        )
     teachers = _teachers(config, context)
     for teacher in teachers:
         if count_parameters(model) > count_parameters(teacher.model):
@@ -118,17 +126,18 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     if config.unlabelled:
         data = replace(data, dataset=with_unlabelled(data.dataset, Path(config.unlabelled)))
     train = data.dataset.targets[data.dataset.splits["train"]]
-    labelled = float((train != NO_LABEL).mean())
+    known = has_label(train)
+    labelled = float(known.mean())
     pairs = [_pairs(model, teacher, config, data) for teacher in teachers]
     others = tuple(dict.fromkeys(t.preprocess for t in teachers if t.preprocess != data.preprocess))
     if config.ensemble == "accuracy" and len(teachers) > 1:
-        teachers = [replace(t, weight=_accuracy(t, data, config.batch_size)) for t in teachers]
+        teachers = [replace(t, weight=_weight(t, data, task, config.batch_size)) for t in teachers]
 
     facts: dict[str, Any] = {
         "losses": terms,
         "features": [[p.student.name, p.teacher.name] for found in pairs for p in found],
         "teachers": len(teachers),
-        "unlabelled": int((train == NO_LABEL).sum()),
+        "unlabelled": int((~known).sum()),
     }
     if len(teachers) > 1:
         facts["ensemble"] = {"how": config.ensemble, "weights": [t.weight for t in teachers]}
@@ -148,7 +157,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             captured(model, sorted({n for p in pairs for n in _names(p, "student")}))
         )
         loss = TaughtLoss(
-            terms, ask, teachers, pairs, model, students, alpha=config.alpha,
+            task, terms, ask, teachers, pairs, model, students, alpha=config.alpha,
             temperature=config.temperature, label_smoothing=config.label_smoothing,
             how=config.ensemble, labelled=labelled, self_decay=config.self_decay,
             seed=context.seed, view=lambda epoch: epoch % count,
@@ -161,6 +170,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 def _explained(model: nn.Module, teachers: Sequence[Teacher], context: Context) -> str:
     """HTML: where teacher and student look on images about which they disagree."""
     from ..distillation.disagreement import Viewer, disagreements_section
+    from ..tasks import training_task
     from ..training.processes import process_state
 
     if not teachers or not process_state().is_main_process:
@@ -168,7 +178,9 @@ def _explained(model: nn.Module, teachers: Sequence[Teacher], context: Context) 
     first = teachers[0]
     teacher = Viewer("teacher", first.model.to("cpu"), first.preprocess, first.order)
     student = Viewer("student", model, context.data.preprocess)
-    return disagreements_section(teacher, student, context.data)
+    return disagreements_section(
+        training_task(context.data.dataset), teacher, student, context.data
+    )
 
 
 def _teachers(config: Config, context: Context) -> list[Teacher]:
@@ -228,23 +240,25 @@ def _names(pairs: Sequence[Pair], side: str) -> list[str]:
     return [getattr(pair, side).name for pair in pairs]
 
 
-def _accuracy(teacher: Teacher, data: Data, batch_size: int) -> float:
-    """Share of the validation images that the teacher gets right."""
+def _weight(teacher: Teacher, data: Data, task: TrainingTask, batch_size: int) -> float:
+    """The teacher's score on the validation images; of errors the inverse, so that more is
+    better."""
     from dataclasses import replace
 
     import torch
 
     from ..training.processes import process_state
 
-    right = total = 0
     device = process_state().device
+    evaluator = task.deployed.evaluator(data.classes, "the teacher")
     teacher.model.to(device).eval()
     with torch.no_grad():
         own = replace(data, preprocess=teacher.preprocess)
-        for images, labels in own.loader("val", batch_size):
-            found = teacher.in_order(teacher.model(images.to(device))).argmax(1).cpu()
-            right, total = right + int((found == labels).sum()), total + len(labels)
-    return right / total
+        for images, targets in own.loader("val", batch_size):
+            found = teacher.in_order(teacher.model(images.to(device))).float().cpu()
+            evaluator.update({"output": found.numpy()}, targets.numpy())
+    score = evaluator.compute()
+    return score.value if score.metric.higher_is_better else 1 / max(score.value, 1e-12)
 
 
 def _digest(teacher: Teacher) -> str:

@@ -15,6 +15,8 @@ from .contract import Kind, Outcome, Role, Stage
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..tasks.task import TrainingTask
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainConfig):
@@ -75,8 +77,11 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """
     import torch
 
+    from ..tasks import training_task
     from ..training.loop import fit
 
+    task = training_task(context.data.dataset)
+    _check(config, task)
     data = replace(context.data, mixup=config.mixup, cutmix=config.cutmix, balanced=config.balanced)
     context = replace(context, data=data)
     details: dict[str, Any] = {}
@@ -89,11 +94,24 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         details["lora"] = {
             "rank": config.lora, "layers": len(adapted.layers), "trained": adapted.trained
         }  # fmt: skip
-    hooks = _hooks(model, config, context)
+    hooks = _hooks(model, config, context, task)
     details |= fit(model, config, context, _loss(config), name="finetune", **hooks)
     if adapted is not None:
         details["lora"]["merge_error"] = adapted.merge(data.images("val", 8))
     return Outcome(model, details)
+
+
+def _check(config: Config, task: TrainingTask) -> None:
+    """Raise a UserError for an option that the task has no use for."""
+    name = task.deployed.name
+    for option, given, suits in (
+        ("mixup", config.mixup > 0, task.mixes),
+        ("cutmix", config.cutmix > 0, task.mixes),
+        ("focal", config.focal > 0, task.has_classes),
+        ("balanced", config.balanced, task.has_classes),
+    ):
+        if given and not suits:
+            raise UserError(f"--{option}: the task {name} has no such thing; leave it out.")
 
 
 def _loss(config: Config) -> Any:
@@ -107,10 +125,13 @@ def _loss(config: Config) -> Any:
     return loss
 
 
-def _hooks(model: nn.Module, config: Config, context: Context) -> dict[str, Any]:
+def _hooks(
+    model: nn.Module, config: Config, context: Context, task: TrainingTask
+) -> dict[str, Any]:
     """What the training loop is told: rates of layers, what stands still, the attack."""
     from ..quantization import freeze_bn
     from ..robustness.attacks import attacked
+    from ..tasks.task import total
     from ..training.layer_groups import decayed_rates, layer_groups, unfreeze
     from ..training.processes import process_state
 
@@ -138,6 +159,7 @@ def _hooks(model: nn.Module, config: Config, context: Context) -> dict[str, Any]
         hooks["on_batch"] = partial(
             attacked, kind=config.adversarial, epsilon=config.epsilon, steps=config.attack_steps,
             mean=preprocess.mean, std=preprocess.std,
+            loss=lambda outputs, targets: total(task.loss(outputs, targets)),
         )  # fmt: skip
     return hooks
 

@@ -107,17 +107,18 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     import copy
     from dataclasses import replace
 
-    from ..distillation.losses import from_teacher
     from ..models.cost import count_macs, count_parameters
     from ..pruning import drop_blocks, prune
     from ..pruning.batch_norm import recalibrate
+    from ..tasks import training_task
     from ..training.loop import fit
+    from ..training.recovery import from_teacher
     from ..training.schedule import within
 
     refuse_quantised(model)
     refuse_sparse(model)
     teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
-    recovery = from_teacher(teacher, config)
+    recovery = from_teacher(teacher, config, training_task(context.data.dataset))
 
     example = context.data.example
     before = {"macs": count_macs(model, example), "params": count_parameters(model)}
@@ -246,9 +247,18 @@ def _choice(config: Config, context: Context, recovery: Loss) -> dict[str, Any]:
         "max_channel_ratio": config.max_channel_ratio,
         "protect": config.protect,
         "batches": context.data.sample(config.batch_size, BATCHES) if on_loss else None,
-        "loss": recovery if on_recovery else None,
+        "loss": recovery if on_recovery else _against_targets(context) if on_loss else None,
         "seed": context.seed,
     }
+
+
+def _against_targets(context: Context) -> Loss:
+    """The task's loss, as `pruning.importance` calls it."""
+    from ..tasks import training_task
+    from ..tasks.task import total
+
+    task = training_task(context.data.dataset)
+    return lambda outputs, _, targets: total(task.loss(outputs, task.tensor(targets)))
 
 
 def refuse_quantised(model: nn.Module) -> None:

@@ -105,14 +105,15 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     import torch
 
-    from ..distillation.losses import from_teacher
     from ..quantization import count_quantised, freeze_bn, placement
     from ..quantization.ptq import Scheme
     from ..quantization.repairs import Choice, Repairs, repaired
     from ..quantization.sensitivity import choose_keep_float
     from ..quantization.targets import load_target
     from ..quantization.verdict import judge
+    from ..tasks import training_task
     from ..training.loop import fit
+    from ..training.recovery import from_teacher
 
     images = context.data.images("train", config.calibration_images)
     calibration = torch.split(images, 64)
@@ -122,7 +123,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     if "auto" in config.keep_float:
         found = choose_keep_float(
             model, context.data.example, calibration, list(context.data.loader("val", 64)), scheme,
-            max_drop=config.max_drop,
+            max_drop=config.max_drop, task=context.data.dataset.task,
         )  # fmt: skip
         scheme = replace(scheme, keep_float=(*keep_float, *found.layers))
         chosen = {"keep_float_auto": asdict(found)}
@@ -168,7 +169,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
     details["teacher"] = context.teacher_name or "the float network"
     log.info("quantize: learning from %s", details["teacher"])
-    loss = from_teacher(teacher, config)
+    loss = from_teacher(teacher, config, training_task(context.data.dataset))
 
     def on_epoch(epoch: int, trained: nn.Module) -> None:
         if epoch >= config.epochs - config.freeze_bn_epochs:

@@ -25,13 +25,14 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """Zero two of four weights of `model` in place and train the others."""
     import copy
 
-    from ..distillation.losses import from_teacher
     from ..pruning.sparsity import sparse_layers, sparsify
+    from ..tasks import training_task
     from ..training.loop import fit
+    from ..training.recovery import from_teacher
 
     refuse_quantised(model)
     teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
-    recovery = from_teacher(teacher, config)
+    recovery = from_teacher(teacher, config, training_task(context.data.dataset))
 
     layers, left_alone = sparsify(model, config.protect)
     training = fit(model, config, context, recovery, name="sparsify")

@@ -28,8 +28,9 @@ class Classification:
     mixes: bool = True
     has_classes: bool = True
 
-    def tensor(self, targets: Array) -> Tensor:
-        return torch.as_tensor(targets, dtype=torch.int64)
+    def tensor(self, targets: Array | Tensor) -> Tensor:
+        found = torch.as_tensor(targets)
+        return found if found.is_floating_point() else found.long()  # mixed ones are shares
 
     def loss(
         self,
@@ -77,6 +78,13 @@ class Classification:
 
     def numbers(self, outputs: Tensor) -> Tensor:
         return outputs.float().softmax(1)
+
+    def apart(self, first: Tensor, second: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """The class that each gives; the surer the two are, the more they disagree."""
+        shares = [found.softmax(1) for found in (first, second)]
+        said = tuple(s.argmax(1) for s in shares)
+        sure = shares[0].amax(1) + shares[1].amax(1)
+        return (said[0], said[1]), torch.where(said[0] != said[1], sure, 0.0)
 
     def start(self, head: nn.Module) -> None:
         """A fresh head gives every class about the same."""

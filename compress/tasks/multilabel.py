@@ -23,7 +23,7 @@ class MultiLabel:
     mixes: bool = True
     has_classes: bool = False
 
-    def tensor(self, targets: Array) -> Tensor:
+    def tensor(self, targets: Array | Tensor) -> Tensor:
         return torch.as_tensor(targets, dtype=torch.float32)
 
     def loss(
@@ -75,6 +75,13 @@ class MultiLabel:
 
     def numbers(self, outputs: Tensor) -> Tensor:
         return torch.sigmoid(outputs.float())
+
+    def apart(self, first: Tensor, second: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """The label on which the probabilities lie farthest apart, if one of the two gives it."""
+        differ = (first > 0) != (second > 0)
+        distance = (torch.sigmoid(first) - torch.sigmoid(second)).abs() * differ
+        number = distance.argmax(1)
+        return (number, number), distance.amax(1)
 
     def start(self, head: nn.Module) -> None:
         """A fresh head gives every label about the probability 0.5."""

@@ -30,7 +30,7 @@ class Regression:
     mixes: bool = False
     has_classes: bool = False
 
-    def tensor(self, targets: Array) -> Tensor:
+    def tensor(self, targets: Array | Tensor) -> Tensor:
         return torch.as_tensor(targets, dtype=torch.float32)
 
     def loss(
@@ -69,6 +69,13 @@ class Regression:
 
     def numbers(self, outputs: Tensor) -> Tensor:
         return outputs.float()
+
+    def apart(self, first: Tensor, second: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """The number that differs most, where it does by more than a tenth of the spread."""
+        distance = (self._in_spreads(first) - self._in_spreads(second)).abs()
+        number = distance.argmax(1)
+        farthest = distance.amax(1)
+        return (number, number), torch.where(farthest > 0.1, farthest, 0.0)
 
     def start(self, head: nn.Module) -> None:
         """Begin at the targets' mean with their spread: a head that has to grow to it first would

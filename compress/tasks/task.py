@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from vcompress.bench.tasks.task import Array, Task
@@ -17,16 +18,23 @@ from vcompress.bench.tasks.task import Array, Task
 class TrainingTask(Protocol):
     """The torch half of a task."""
 
-    deployed: Task
-    """The numpy half."""
-    distils: tuple[str, ...]
-    """Distillation losses that make sense of its outputs, by their names in `distill --method`."""
-    mixes: bool
-    """Whether targets of two images can be mixed (MixUp, CutMix)."""
-    has_classes: bool
-    """Whether each image is of one class: balanced sampling and the focal loss need that."""
+    @property
+    def deployed(self) -> Task:
+        """The numpy half."""
 
-    def tensor(self, targets: Array) -> Tensor:
+    @property
+    def distils(self) -> tuple[str, ...]:
+        """Distillation losses that make sense of its outputs, as `distill --method` names them."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether targets of two images can be mixed (MixUp, CutMix)."""
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether each image is of one class: balanced sampling and the focal loss need that."""
+
+    def tensor(self, targets: Array | Tensor) -> Tensor:
         """A batch's targets as the loss takes them."""
 
     def loss(
@@ -69,5 +77,14 @@ class TrainingTask(Protocol):
     def numbers(self, outputs: Tensor) -> Tensor:
         """Probabilities or values, `[B, K]`, as `Task.numbers` has them."""
 
+    def apart(self, first: Tensor, second: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Where two networks' outputs `[N, K]` disagree: for each the number of the output that
+        says most about it, `[N]`, and how much they disagree, `[N]`; 0 where they agree."""
+
     def start(self, head: nn.Module) -> None:
         """Fit a fresh last layer to the targets' range, in place."""
+
+
+def total(parts: dict[str, Tensor]) -> Tensor:
+    """The sum of a loss's named parts, a scalar."""
+    return torch.stack(list(parts.values())).sum()

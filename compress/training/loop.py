@@ -17,17 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vcompress.bench.errors import EnvironmentLacks, UserError
+from vcompress.bench.tasks import load
+from vcompress.bench.tasks.metrics import Metric
 
 from ..models.modes import evaluating
 from ..pruning.sparsity import held_sparse
+from ..tasks import training_task
+from ..tasks.task import TrainingTask, total
 from .config import Context, TrainConfig
 from .identity import identity_of, resumed
 from .optimizer import freeze, optimizer_for
@@ -40,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 Loss = Callable[..., Tensor]
-"""From logits `[B, K]`, images `[B, C, H, W]` and labels `[B]` to a scalar averaged over `B`.
+"""From outputs `[B, K]`, images `[B, C, H, W]` and targets `[B, ...]` to a scalar, a mean over `B`.
 
 One that is a module (`teaching.TaughtLoss`) may have parameters, which are trained beside the
 network's and thrown away with it. It is told the `Samples` of the batch too, says by `view(epoch)`
@@ -63,19 +67,21 @@ def fit(
 
     Args:
         model: trained where it is moved to by accelerate and handed back on the CPU.
-        loss: cross entropy with label smoothing by default.
+        loss: by default that of the data's task, with label smoothing.
         name: says what is trained, and under `context.workdir` keeps what a resume needs.
         on_epoch: called with (epoch, model) after `model.train()`, for example to freeze norms.
         on_batch: from (model, images, labels) to the images to train on, for example an attack's.
         extra_groups: optimiser groups of parameters that want their own options.
 
     Returns:
-        epochs run, the best epoch (from 1) and its validation accuracy, the loss of each epoch.
+        epochs run, the best epoch (from 1), its validation score in the task's metric, the loss of
+        each epoch.
 
     Raises:
         UserError: a loss that is not finite, or a resume with other options than before.
     """
-    accelerator = _accelerator(config, context)
+    accelerator, task = _accelerator(config, context), training_task(context.data.dataset)
+    metric = task.deployed.metrics[0]
     taught: Any = loss if isinstance(loss, nn.Module) else None
     file = context.workdir / name / "state.safetensors"
     identity = identity_of(model, config, context, name)
@@ -88,31 +94,33 @@ def fit(
 
     torch.manual_seed(context.seed)
     if config.epochs == 0:
-        return _result([], 0, -1.0)
+        return _result(metric, [], 0, None)
     if state is not None and state.finished:
         # As training leaves it: what comes next then adds up in the same order, to the last bit.
         model.to(memory_format=torch.channels_last)
         model.load_state_dict(state.best)
-        return _result(state.history, state.best_epoch, state.best_accuracy)
+        return _result(metric, state.history, state.best_epoch, state.best_score)
 
-    run = _prepare(model, config, context, loss, state, accelerator, name, extra_groups)
+    run = _prepare(model, config, context, task, loss, state, accelerator, name, extra_groups)
     run.on_epoch, run.on_batch = on_epoch, on_batch
     start = len(run.history)
     # Zeros of 2:4 sparsity stay: in their own training, a later fine-tuning and QAT alike.
     with held_sparse(model), epoch_progress(name, config.epochs, run.steps, start) as progress:
         for epoch in range(start, config.epochs):
             mean_loss, rate = _train_epoch(run, epoch, progress)
-            accuracy = _judge(run, epoch, mean_loss)
-            stopped = bool(config.patience and _without_gain(run.history) >= config.patience)
+            score = _judge(run, epoch, mean_loss)
+            stopped = bool(
+                config.patience and _without_gain(run.history, metric) >= config.patience
+            )
             finished = stopped or epoch + 1 == config.epochs
             if accelerator.is_main_process:
-                progress.epoch(epoch, mean_loss, accuracy, rate)
+                progress.epoch(epoch, mean_loss, metric.text(score), rate)
                 _save(run, file, identity, finished)
-                accelerator.log({"loss": mean_loss, "val_accuracy": accuracy}, step=epoch)
+                accelerator.log({"loss": mean_loss, f"val_{metric.name}": score}, step=epoch)
             if finished:
                 break
     _hand_back(run)
-    return _result(run.history, run.best_epoch, run.best_accuracy)
+    return _result(metric, run.history, run.best_epoch, run.best_score)
 
 
 @dataclass(kw_only=True)
@@ -122,6 +130,7 @@ class _Run:
     name: str
     config: TrainConfig
     context: Context
+    task: TrainingTask
     accelerator: Accelerator
     model: nn.Module
     wrapped: nn.Module
@@ -131,7 +140,7 @@ class _Run:
     own: list[nn.Parameter]
     """Parameters of the loss itself."""
     loss: Any
-    """As accelerate runs it; None is cross entropy."""
+    """As accelerate runs it; None is the task's own."""
     optimizer: Any
     ema: AveragedModel | None
     frozen: list[nn.Module]
@@ -146,7 +155,8 @@ class _Run:
     """In one epoch."""
     history: list[dict[str, float]]
     best: dict[str, Tensor]
-    best_accuracy: float = -1.0
+    best_score: float | None = None
+    """Of the validation images, in the task's metric; None before the first epoch."""
     best_epoch: int = 0
     on_epoch: Callable[[int, nn.Module], None] | None = None
     on_batch: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
@@ -181,8 +191,8 @@ def _accelerator(config: TrainConfig, context: Context) -> Accelerator:
 
 
 def _prepare(
-    model: nn.Module, config: TrainConfig, context: Context, loss: Loss | None,
-    state: State | None, accelerator: Accelerator, name: str,
+    model: nn.Module, config: TrainConfig, context: Context, task: TrainingTask,
+    loss: Loss | None, state: State | None, accelerator: Accelerator, name: str,
     extra_groups: list[dict[str, Any]] | None,
 ) -> _Run:  # fmt: skip
     """Everything on its device, with the weights, averages and moments of `state`."""
@@ -215,8 +225,9 @@ def _prepare(
     if context.teacher is not None:
         context.teacher.to(accelerator.device)
     run = _Run(
-        name=name, config=config, context=context, accelerator=accelerator, model=model,
-        wrapped=wrapped, taught=taught, own=own, loss=loss, optimizer=optimizer, ema=ema,
+        name=name, config=config, context=context, task=task, accelerator=accelerator,
+        model=model, wrapped=wrapped, taught=taught, own=own, loss=loss, optimizer=optimizer,
+        ema=ema,
         frozen=frozen, learning=learning, own_attributes=own_attributes,
         peaks=[group["lr"] for group in optimizer.param_groups],
         steps=len(context.data.loader("train", config.batch_size, train=True)),
@@ -224,7 +235,7 @@ def _prepare(
     )  # fmt: skip
     if state is not None:
         run.history = list(state.history)
-        run.best_accuracy, run.best_epoch = state.best_accuracy, state.best_epoch
+        run.best_score, run.best_epoch = state.best_score, state.best_epoch
     return run
 
 
@@ -256,17 +267,17 @@ def _train_epoch(run: _Run, epoch: int, progress: EpochProgress) -> tuple[float,
 def _step(run: _Run, epoch: int, step: int, batch: Sequence[Any]) -> float:
     """Forward and backward pass of one batch, and the update where it is due; gives the loss."""
     config, accelerator = run.config, run.accelerator
-    images, labels, *samples = batch
+    images, targets, *samples = batch
     images = images.to(accelerator.device, memory_format=torch.channels_last)
-    labels = labels.to(accelerator.device)
+    targets = run.task.tensor(targets).to(accelerator.device)
     if run.on_batch is not None:
-        images = run.on_batch(run.model, images, labels)
+        images = run.on_batch(run.model, images, targets)
     with accelerator.autocast():
-        logits = run.wrapped(images)
+        outputs = run.wrapped(images)
         value = (
-            run.loss(logits, images, labels, *samples)
+            run.loss(outputs, images, targets, *samples)
             if run.loss is not None
-            else F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+            else total(run.task.loss(outputs, targets, config.label_smoothing))
         )
     number = float(value.detach())  # the host waits for the device here
     if not math.isfinite(number):
@@ -298,20 +309,21 @@ def _update(run: _Run) -> None:
 
 
 def _judge(run: _Run, epoch: int, mean_loss: float) -> float:
-    """Validate the epoch's weights, or their average, and keep the best; gives the accuracy."""
+    """Validate the epoch's weights, or their average, and keep the best; gives the score."""
     shown = run.ema.module if run.ema is not None else run.model
-    accuracy = evaluate(shown, run.context, run.config, "val", run.accelerator)
-    run.history.append({"loss": mean_loss, "val_accuracy": accuracy})
-    if accuracy >= run.best_accuracy:  # on a tie keep the later epoch: it has trained longer
-        run.best_accuracy, run.best_epoch = accuracy, epoch + 1
+    score = evaluate(shown, run.context, run.config, "val", run.accelerator)
+    run.history.append({"loss": mean_loss, "val": score})
+    # On a tie keep the later epoch: it has trained longer.
+    if run.best_score is None or not run.task.deployed.metrics[0].loss(run.best_score, score) > 0:
+        run.best_score, run.best_epoch = score, epoch + 1
         run.best = {k: v.detach().cpu().clone() for k, v in shown.state_dict().items()}
-    return accuracy
+    return score
 
 
 def _save(run: _Run, file: Path, identity: Mapping[str, Any], finished: bool) -> None:
     save_state(
         file, run.model, run.ema, run.optimizer, run.accelerator.scaler, run.taught,
-        identity=identity, best=run.best, best_accuracy=run.best_accuracy,
+        identity=identity, best=run.best, best_score=run.best_score,
         best_epoch=run.best_epoch, history=run.history, finished=finished,
     )  # fmt: skip
 
@@ -339,37 +351,43 @@ def evaluate(
     model: nn.Module, context: Context, config: TrainConfig, split: str,
     accelerator: Accelerator | None = None,
 ) -> float:  # fmt: skip
-    """Share of `split` that `model` gets right, over all processes; the mode is restored."""
+    """The task's metric of `model` on `split`, over all processes; the mode is restored."""
     process_state()
     accelerator = accelerator or Accelerator()
-    loader = context.data.loader(
+    data = context.data
+    loader = data.loader(
         split, config.batch_size, workers=config.workers,
         rank=accelerator.process_index, world=accelerator.num_processes,
     )  # fmt: skip
-    counts = torch.zeros(2, device=accelerator.device)
+    found: list[tuple[Any, Any]] = []
     with evaluating(model), torch.no_grad():
-        for images, labels in loader:
+        for images, targets in loader:
             images = images.to(accelerator.device, memory_format=torch.channels_last)
-            right = model(images).argmax(1) == labels.to(accelerator.device)
-            counts += torch.tensor([right.sum(), len(right)], device=accelerator.device)
-    right_total, total = accelerator.reduce(counts, "sum").tolist()
-    return float(right_total / total)
+            found.append((model(images).float().cpu().numpy(), targets.numpy()))
+    if accelerator.num_processes > 1:
+        found = gather_object(found)
+    evaluator = load(data.dataset.task).evaluator(data.classes, "the network")
+    for outputs, targets in found:
+        evaluator.update({"output": outputs}, targets)
+    return evaluator.compute().value
 
 
-def _without_gain(history: Sequence[Mapping[str, float]]) -> int:
-    """Epochs since the validation accuracy was first as high as it has been."""
-    accuracies = [entry["val_accuracy"] for entry in history]
-    return len(accuracies) - 1 - accuracies.index(max(accuracies))
+def _without_gain(history: Sequence[Mapping[str, float]], metric: Metric) -> int:
+    """Epochs since the validation score was first as good as it has been."""
+    scores = [entry["val"] for entry in history]
+    best = max(scores) if metric.higher_is_better else min(scores)
+    return len(scores) - 1 - scores.index(best)
 
 
 def _result(
-    history: Iterable[Mapping[str, float]], best_epoch: int, best_accuracy: float
+    metric: Metric, history: Iterable[Mapping[str, float]], best_epoch: int, best: float | None
 ) -> dict[str, Any]:
     history = list(history)
     return {
         "epochs": len(history),
         "best_epoch": best_epoch,
-        "val_accuracy": best_accuracy if history else None,
+        "val_metric": metric.name,
+        "val_score": best if history else None,
         "loss": [round(entry["loss"], 6) for entry in history],
     }
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 from vcompress.bench.reports.svg import COLOURS, Plot
 
 from ..data.loader import Data
+from ..tasks import training_task
+from ..tasks.task import total
 from .config import TrainConfig
 from .optimizer import optimizer_for
 from .processes import process_state
@@ -60,7 +61,7 @@ def sweep(
             f"least {_LEAST_STEPS} steps."
         )
     torch.manual_seed(data.seed)
-    device = process_state().device
+    device, task = process_state().device, training_task(data.dataset)
     net = copy.deepcopy(model).to(device).train()
     optimizer = optimizer_for(net, config, [])
     rates: list[float] = []
@@ -72,8 +73,11 @@ def sweep(
         rate = low * (high / low) ** (step / (steps - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images, labels = (tensor.to(device) for tensor in next(batches))
-        loss = F.cross_entropy(net(images), labels, label_smoothing=config.label_smoothing)
+        images, targets = next(batches)
+        parts = task.loss(
+            net(images.to(device)), task.tensor(targets).to(device), config.label_smoothing
+        )
+        loss = total(parts)
         average = _SMOOTHING * average + (1 - _SMOOTHING) * float(loss.detach())
         smoothed = average / (1 - _SMOOTHING ** (step + 1))
         if not math.isfinite(smoothed) or smoothed > _BLOWN_UP * least:

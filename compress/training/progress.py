@@ -37,12 +37,13 @@ class EpochProgress:
                 description=f"{self.name}  epoch {epoch + 1}/{self.epochs}  loss {loss:.3f}",
             )
 
-    def epoch(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
+    def epoch(self, epoch: int, loss: float, score: str, lr: float) -> None:
+        """`epoch` counts from 0; `score` is the validation images' with its unit."""
         spent = time.monotonic() - self.started
         left = spent / (epoch + 1 - self.done_before) * (self.epochs - epoch - 1)
         line = (
             f"{self.name}  epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}  "
-            f"val {100 * accuracy:.2f} %  lr {lr:.2e}  {spent:.0f} s, {left:.0f} s left"
+            f"val {score}  lr {lr:.2e}  {spent:.0f} s, {left:.0f} s left"
         )
         if self.bar is not None:
             self.bar.console.print(line, highlight=False)

@@ -22,7 +22,7 @@ class State:
 
     identity: Mapping[str, Any]
     history: list[dict[str, float]]
-    best_accuracy: float
+    best_score: float | None
     best_epoch: int
     finished: bool
     scaler: Mapping[str, Any] | None

@@ -32,7 +32,7 @@ def bundle(folder: Path, dtype: Any) -> Bundle:
     entry = {"stage": "cast", "model": "resnet18", "details": outcome.details}
     return finish(
         Network(outcome.model, spec), folder, entry, (), labels=("a", "b"),
-        preprocess=Preprocess(size=SIZE), dataset=None,
+        preprocess=Preprocess(size=SIZE), dataset=None, task="classification",
     )  # fmt: skip
 
 
