@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import tyro
@@ -23,6 +22,7 @@ from . import commands as around
 from . import stages
 from .commands._show import show
 from .options import Options
+from .stages.contract import Kind, Role, Stage
 
 PROG = "vcompress"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,36 +30,27 @@ _PATH_ERRORS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errn
 
 _NAMES = "alias (r18, mnv2, vitb16, ...), torchvision name, timm:NAME, module:factory, or a bundle"
 _KIND_HELP = {
-    "fresh": f"{_NAMES}; a name starts with random weights, or with --weights",
-    "trained": f"{_NAMES}; a name alone is fine-tuned first",
-    "optional": f"{_NAMES}; a name alone is fine-tuned first; none: only the network as it came",
-    "several": f"{_NAMES}, one or more; a name alone is fine-tuned first",
+    Kind.FRESH: f"{_NAMES}; a name starts with random weights, or with --weights",
+    Kind.TRAINED: f"{_NAMES}; a name alone is fine-tuned first",
+    Kind.OPTIONAL: f"{_NAMES}; a name alone is fine-tuned first; none: only the network as it came",
+    Kind.SEVERAL: f"{_NAMES}, one or more; a name alone is fine-tuned first",
 }
 
 
 def commands() -> dict[str, type[Any]]:
     """Name to a dataclass of its flags with a method `run`."""
-    found = {name: _stage_command(name, stages.load(name)) for name in stages.names()}
+    found = {name: _stage_command(stages.load(name)) for name in stages.names()}
     return dict(sorted((found | around.load_all()).items()))
 
 
-def _stage_command(name: str, stage: ModuleType) -> type[Any]:
+def _stage_command(stage: Stage[Any]) -> type[Any]:
     """The flags of a stage: its networks, where to write, its own `Config`, and `Options`."""
-    roles = stages.inputs(stage)
     flat = tyro.conf.OmitArgPrefixes
-    fields: list[Any] = []
-    for role, kind in roles.items():
-        hint = tyro.conf.arg(help=_KIND_HELP[kind])
-        if kind == "optional":
-            fields.append((role, Annotated[str | None, hint], dataclasses.field(default=None)))
-        elif kind == "several":
-            fields.append((role, Annotated[tuple[str, ...], hint], dataclasses.field(default=())))
-        else:
-            fields.append((role, Annotated[str, hint]))
     out = Annotated[Path | None, tyro.conf.arg(help="where the bundle goes; default: under runs/")]
-    fields += [
+    fields: list[Any] = [
+        *(_role_flag(role) for role in stage.roles),
         ("out", out, dataclasses.field(default=None)),
-        (name, flat[stage.Config]),
+        (stage.name, flat[stage.Config]),
         ("common", flat[Options]),
     ]
 
@@ -67,19 +58,30 @@ def _stage_command(name: str, stage: ModuleType) -> type[Any]:
         from .pipeline.run import run_stage
 
         given: dict[str, str] = {}
-        for role, kind in roles.items():
-            value = getattr(self, role)
-            if kind == "several":
-                given |= stages.several(role, value)
+        for role in stage.roles:
+            value = getattr(self, role.name)
+            if role.kind is Kind.SEVERAL:
+                given |= role.numbered(value)
             elif value is not None:
-                given[role] = value
-        show(run_stage(stage, getattr(self, name), given, self.out, self.common))
+                given[role.name] = value
+        show(run_stage(stage, getattr(self, stage.name), given, self.out, self.common))
 
     command = dataclasses.make_dataclass(
-        f"{name.capitalize()}Command", fields, frozen=True, kw_only=True, namespace={"run": run}
-    )
-    command.__doc__ = (stage.__doc__ or name).strip()
+        f"{stage.name.capitalize()}Command", fields, frozen=True, kw_only=True,
+        namespace={"run": run},
+    )  # fmt: skip
+    command.__doc__ = stage.help
     return command
+
+
+def _role_flag(role: Role) -> Any:
+    """Name, type and default of the flag that names a network."""
+    hint = tyro.conf.arg(help=_KIND_HELP[role.kind])
+    if role.kind is Kind.OPTIONAL:
+        return role.name, Annotated[str | None, hint], dataclasses.field(default=None)
+    if role.kind is Kind.SEVERAL:
+        return role.name, Annotated[tuple[str, ...], hint], dataclasses.field(default=())
+    return role.name, Annotated[str, hint]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from vcompress.bench.bundle import Bundle
@@ -35,7 +34,7 @@ from vcompress.bench.errors import UserError, nearest
 
 from .. import stages
 from ..options import Options
-from ..training.config import TrainConfig
+from ..stages.contract import Kind, Stage
 from .joint import Joint
 
 if sys.version_info >= (3, 11):
@@ -54,8 +53,8 @@ class Step:
 
     name: str
     """The folder of its bundle, and how later steps refer to it."""
-    stage: ModuleType
-    config: TrainConfig
+    stage: Stage[Any]
+    config: Any
     given: Mapping[str, str]
     """Role to a name, a bundle's path, or an earlier step's name."""
 
@@ -124,7 +123,7 @@ def _step(table: dict[str, Any], number: int, before: list[Step], where: str) ->
         raise UserError(f"{where}: name = {name!r}; use letters, digits, - and _.")
     if name in {step.name for step in before}:
         raise UserError(f"{where}: an earlier stage is called {name!r} too; give another name.")
-    roles = stages.inputs(stage)
+    roles = [role.name for role in stage.roles]
     said = {role: table.pop(role) for role in roles if role in table}
     for key, value in table.items():
         known = {*roles, "stage", "name", *stage.Config.__dataclass_fields__}
@@ -134,17 +133,15 @@ def _step(table: dict[str, Any], number: int, before: list[Step], where: str) ->
             table[key] = [f"{name}={inner}" for name, inner in value.items()]
     config = from_mapping(stage.Config, table, where)
     given: dict[str, str] = {}
-    for role, kind in stages.inputs(stage, config).items():
-        if role in said:
-            value = said.pop(role)
-            names = value if isinstance(value, list) and kind == "several" else [value]
-            given |= stages.several(role, [str(one) for one in names])
-        elif kind in ("trained", "several") and before:
-            given[role] = before[-1].name
-        elif kind != "optional":
-            raise UserError(f"{where}: {method} needs {role} = a model's name or a bundle.")
+    for role in stage.asked(config):
+        if role.name in said:
+            value = said.pop(role.name)
+            names = value if isinstance(value, list) and role.kind is Kind.SEVERAL else [value]
+            given |= role.numbered([str(one) for one in names])
+        elif role.kind in (Kind.TRAINED, Kind.SEVERAL) and before:
+            given[role.name] = before[-1].name
     try:
-        stages.roles(stage, config, {**given, **said})
+        stage.assigned(config, {**given, **said})
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return Step(name, stage, config, given)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,15 +17,16 @@ from vcompress.bench.config import from_mapping
 from vcompress.bench.data.sources import open_dataset
 from vcompress.bench.errors import UserError
 
-from .. import quantization, stages
+from .. import quantization
 from ..bundles import heritage
 from ..bundles.recorded import open_recorded
-from ..bundles.store import ARCHITECTURE, WEIGHTS, Network, load_network
+from ..bundles.store import ARCHITECTURE, Network, load_network
 from ..data.loader import Data
+from ..distillation.teaching import Teacher, order_of
 from ..models.catalogue import ALIASES, ModelSpec, build, check_forward, make_spec
 from ..models.head import replace_head
 from ..options import Options
-from ..training.config import TrainConfig
+from ..stages.contract import C, Kind, Role, Stage
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,9 @@ def parse_preprocess(text: str) -> Preprocess:
         ) from None
 
 
-def _network(value: str, found: Bundle | None, data: Data, options: Options) -> Network:
-    """What a stage changes; a bundle with other classes gets a new head (only `fresh` roles do)."""
+def start_network(value: str, found: Bundle | None, data: Data, options: Options) -> Network:
+    """The network of a name, or of the bundle `found`; one that knows other classes gets a new head
+    (`check_fits` has refused it in roles other than `fresh`)."""
     torch.manual_seed(options.seed)
     classes = len(data.classes)
     if found is None:
@@ -118,33 +119,49 @@ def _network(value: str, found: Bundle | None, data: Data, options: Options) -> 
 
 def open_network(value: str, options: Options) -> tuple[Network, Data, str]:
     """A named network or a bundle's, with the data that it would be trained on and a short name."""
-    _check_is_name_or_bundle(value)
+    check_is_name_or_bundle(value)
     found = Bundle.open(value) if is_bundle(value) else None
     data = open_data(options, [found] if found is not None else [])
-    network = _network(value, found, data, options)
+    network = start_network(value, found, data, options)
     check_forward(network.model, data.example, len(data.classes))
-    return network, data, _short(value)
+    return network, data, short_name(value)
 
 
-def _teacher(
-    stage: ModuleType, config: TrainConfig, given: Mapping[str, str],
-    opened: Mapping[str, Bundle], options: Options,
+def find_teacher(
+    stage: Stage[C], config: C, given: Mapping[str, str], opened: Mapping[str, Bundle],
+    options: Options,
 ) -> tuple[nn.Module | None, str | None]:  # fmt: skip
-    """Who teaches and where it lies: the one that was named, else that of the history, where the
-    stage has `inherits_teacher(config)` and wants it."""
-    if stages.inputs(stage).get("teacher") == "several":
+    """The one teacher and where it lies: the one that was named, else that of the history, where
+    the stage wants it. (None, None) where there is none, or where the stage takes several."""
+    if any(role.kind is Kind.SEVERAL for role in stage.roles):
         return None, None
     if "teacher" in opened:
         found = opened["teacher"]
         return load_network(found, options.trust).model, str(found.path)
-    primary = opened.get(list(stages.inputs(stage))[-1])
-    wants = getattr(stage, "inherits_teacher", None)
-    if "teacher" in given or primary is None or wants is None or not wants(config):
+    changed = opened.get(stage.changed.name)
+    if "teacher" in given or changed is None or not stage.inherits_teacher(config):
         return None, None
-    return heritage.inherited(primary, options.trust) or (None, None)
+    return heritage.inherited(changed, options.trust) or (None, None)
 
 
-def _is_same(bundle: Bundle, spec: ModelSpec, data: Data) -> bool:
+def load_teachers(
+    roles: Mapping[str, Role], opened: Mapping[str, Bundle], data: Data, options: Options
+) -> tuple[Teacher, ...]:
+    """The networks of a role that takes several, each with its inputs and the order of its
+    classes."""
+    found = [opened[name] for name, role in roles.items() if role.kind is Kind.SEVERAL]
+    return tuple(
+        Teacher(
+            load_network(bundle, options.trust).model,
+            bundle.preprocess,
+            order_of(bundle.labels, data.classes, str(bundle.path)),
+        )
+        for bundle in found
+    )
+
+
+def is_fine_tuned(bundle: Bundle, spec: ModelSpec, data: Data) -> bool:
+    """Whether `bundle` holds the float network `spec`, made for these data and preprocessing."""
     architecture = json.loads(bundle.file(ARCHITECTURE).read_text(encoding="utf-8"))
     record = bundle.data or {}
     return bool(
@@ -155,7 +172,8 @@ def _is_same(bundle: Bundle, spec: ModelSpec, data: Data) -> bool:
     )
 
 
-def _check_is_name_or_bundle(value: str) -> None:
+def check_is_name_or_bundle(value: str) -> None:
+    """Raises a UserError for a path that is no bundle; names are checked where they are built."""
     path = Path(value)
     if is_bundle(path):
         return
@@ -170,20 +188,15 @@ def _check_is_name_or_bundle(value: str) -> None:
 
 def free_name(name: str) -> Path:
     """A path under `runs/` that nothing has yet."""
-    taken = [RUNS / name, *(RUNS / f"{name}-{n}" for n in range(2, 10_000))]
-    return next(path for path in taken if not path.exists())
+    path, numbers = RUNS / name, itertools.count(2)
+    while path.exists():
+        path = RUNS / f"{name}-{next(numbers)}"
+    return path
 
 
-def _short(value: str) -> str:
+def short_name(value: str) -> str:
     """A folder name for a model name or a bundle."""
     if is_bundle(value):
         return Path(value).resolve().name
     back = {full: alias for alias, full in ALIASES.items()}
     return back.get(value, value).replace(":", "-").replace("/", "-")
-
-
-def _input_record(value: str, found: Bundle | None) -> dict[str, Any]:
-    record = {} if is_bundle(value) else {"name": value}
-    if found is not None:
-        record |= {"path": str(found.path), "weights_sha256": found.files[WEIGHTS].sha256}
-    return record

@@ -1,4 +1,4 @@
-"""From what a user names to a finished bundle: the way of every stage, from every command."""
+"""From what a user names to a finished bundle, the same for every stage and every command."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,97 +19,78 @@ from vcompress.bench.errors import UserError
 from .. import quantization, stages
 from ..bundles import heritage, licences
 from ..bundles.entry import plain, record_entry
-from ..bundles.store import WEIGHTS, Network, load_network
+from ..bundles.store import WEIGHTS, Network
 from ..data.loader import Data
-from ..distillation.teaching import Teacher, order_of
 from ..models.catalogue import check_forward, make_spec
 from ..options import Options
-from ..training.config import Context, TrainConfig
+from ..stages.contract import C, Kind, Outcome, Role, Stage
+from ..training.config import Context
 from ..training.processes import process_state
 from .finish import finish
 from .resolve import (
     RUNS,
-    _check_is_name_or_bundle,
-    _input_record,
-    _is_same,
-    _network,
-    _short,
-    _teacher,
     check_fits,
+    check_is_name_or_bundle,
+    find_teacher,
     free_name,
+    is_fine_tuned,
+    load_teachers,
     open_data,
+    short_name,
+    start_network,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 log = logging.getLogger(__name__)
 
 
 def run_stage(
-    stage: ModuleType,
-    config: TrainConfig,
-    given: Mapping[str, str],
-    out: Path | None,
-    options: Options,
+    stage: Stage[C], config: C, given: Mapping[str, str], out: Path | None, options: Options
 ) -> Bundle:
-    """Run one stage and write its bundle.
+    """Runs one stage: opens its inputs, applies it, writes the bundle.
 
     Args:
-        stage: a module of `compress.stages`.
-        given: role (model, teacher, student) to a name or the path of a bundle.
+        given: role (model, teacher, teacher-2, student) to a name or the path of a bundle.
         out: where the bundle goes; None takes a free name under `runs/`.
 
     Raises:
         UserError: anything that the user can mend.
     """
-    method = stage.__name__.rpartition(".")[2]
-    roles = stages.roles(stage, config, given)
+    roles = stage.assigned(config, given)
     for value in given.values():
-        _check_is_name_or_bundle(value)
-    default = f"{_short(given[list(roles)[-1]])}-{method}"
-    target = out or (RUNS / default if options.resume else free_name(default))
-    opened = {role: Bundle.open(v) for role, v in given.items() if is_bundle(v)}
-    done = _finished(target, method, config, given, opened, options)
+        check_is_name_or_bundle(value)
+    target = out or _default_target(stage, given, options)
+    opened = {name: Bundle.open(value) for name, value in given.items() if is_bundle(value)}
+    done = _finished(target, stage.name, config, given, opened, options)
     if done is not None:
         return done
-    if is_bundle(target) and not options.overwrite:
-        raise UserError(
-            f"{target}: there is a bundle already. Give --overwrite to replace it, or another "
-            f"--out."
-        )
-    bundles.check_target(target)
+    _check_target(target, options)
 
-    # The last one decides about data and preprocessing: of several teachers the first.
-    teaching = [role for role, kind in roles.items() if kind == "several"]
-    decide = [*(r for r in reversed(teaching)), *(r for r in roles if r not in teaching)]
-    data = open_data(options, [opened[role] for role in decide if role in opened])
-    for role, kind in roles.items():
-        nobody = kind == "optional" and given.get(role) == heritage.NONE
-        if kind != "fresh" and role in given and role not in opened and not nobody:
-            opened[role] = _trained_first(given[role], role, options, data)
-    for role, found in opened.items():
-        if roles[role] not in ("fresh", "several"):
-            check_fits(found, data, role)
+    data = open_data(options, [opened[name] for name in _deciding(roles) if name in opened])
+    for name, role in roles.items():
+        nobody = role.kind is Kind.OPTIONAL and given[name] == heritage.NONE
+        if role.kind is not Kind.FRESH and name not in opened and not nobody:
+            opened[name] = _trained_first(given[name], name, options, data)
+    for name, bundle in opened.items():
+        if roles[name].kind in (Kind.TRAINED, Kind.OPTIONAL):
+            check_fits(bundle, data, name)
 
-    primary = list(roles)[-1]
-    source = _network(given[primary], opened.get(primary), data, options)
-    teacher, teacher_name = _teacher(stage, config, given, opened, options)
-    teachers = tuple(
-        Teacher(
-            load_network(opened[role], options.trust).model,
-            opened[role].preprocess,
-            order_of(opened[role].labels, data.classes, str(opened[role].path)),
-        )
-        for role in teaching
-    )
+    changed = stage.changed.name
+    source = start_network(given[changed], opened.get(changed), data, options)
+    teacher, teacher_name = find_teacher(stage, config, given, opened, options)
+    context = Context(
+        data=data, workdir=target.parent / f".{target.name}.work", seed=options.seed,
+        resume=options.resume, teacher=teacher, track=options.track, teacher_name=teacher_name,
+        teachers=load_teachers(roles, opened, data, options),
+    )  # fmt: skip
     check_forward(source.model, data.example, len(data.classes))
 
-    work = target.parent / f".{target.name}.work"
-    context = Context(
-        data, work, options.seed, options.resume, teacher, options.track, teacher_name, teachers
-    )
-    entry = record_entry(method, source.spec, asdict(config), options)
-    entry["inputs"] = {r: _input_record(given[r], opened.get(r)) for r in given}
+    entry = record_entry(stage.name, source.spec, asdict(config), options)
+    entry["inputs"] = {name: _input_record(given[name], opened.get(name)) for name in given}
     entry["licences"] = licences.record(
-        options, data.dataset, opened.get(primary), list(opened.values())
+        options, data.dataset, opened.get(changed), list(opened.values())
     )
     clock = time.monotonic()
     torch.manual_seed(options.seed)
@@ -118,59 +98,93 @@ def run_stage(
     entry["seconds"] = round(time.monotonic() - clock, 1)
     entry["details"] = plain(outcome.details)
     # An optional teacher helped, but the network did not come from it.
-    ways = [role for role, kind in roles.items() if role in opened and kind != "optional"]
-    history = tuple(stage_entry for role in ways for stage_entry in opened[role].history)
+    ways = [name for name, role in roles.items() if role.kind is not Kind.OPTIONAL]
+    history = tuple(e for name in ways if name in opened for e in opened[name].history)
+    _write(source, outcome, target, entry, history, context, options)
+    return Bundle.open(target)
+
+
+def _default_target(stage: Stage[Any], given: Mapping[str, str], options: Options) -> Path:
+    """`runs/NETWORK-STAGE`: with --resume the one that is there, else a free one."""
+    name = f"{short_name(given[stage.changed.name])}-{stage.name}"
+    return RUNS / name if options.resume else free_name(name)
+
+
+def _check_target(target: Path, options: Options) -> None:
+    if is_bundle(target) and not options.overwrite:
+        raise UserError(
+            f"{target}: there is a bundle already. Give --overwrite to replace it, or another "
+            f"--out."
+        )
+    bundles.check_target(target)
+
+
+def _deciding(roles: Mapping[str, Role]) -> list[str]:
+    """Who decides about data and preprocessing: the last role, of several teachers the first."""
+    teaching = [name for name, role in roles.items() if role.kind is Kind.SEVERAL]
+    return [*reversed(teaching), *(name for name in roles if name not in teaching)]
+
+
+def _trained_first(value: str, role: str, options: Options, data: Data) -> Bundle:
+    """Fine-tunes what is only a name, or takes what an earlier run left under `runs/`."""
+    spec = make_spec(value, len(data.classes), data.preprocess.size)
+    target = RUNS / short_name(value)
+    if is_bundle(target) and is_fine_tuned(Bundle.open(target), spec, data):
+        log.info("%s %s: taking the fine-tuned bundle %s", role, value, target)
+        return Bundle.open(target)
+    if is_bundle(target) or (target.is_dir() and any(target.iterdir())):
+        target = free_name(short_name(value))
+    log.info("%s %s is only a name: fine-tuning it first, into %s", role, value, target)
+    stage = stages.load("finetune")
+    return run_stage(stage, stage.Config(), {stage.changed.name: value}, target, options)
+
+
+def _write(
+    source: Network, outcome: Outcome, target: Path, entry: dict[str, Any],
+    history: tuple[Mapping[str, Any], ...], context: Context, options: Options,
+) -> None:  # fmt: skip
+    """The first process writes the bundle; the others wait for it."""
     # Quantisers hide what was pruned before them; in the float network, which they leave as it
     # was, it can still be seen.
     changes = source.noted() if quantization.is_quantized(outcome.model) else None
-    state = process_state()
-    if state.is_main_process:  # the others wait for the bundle
+    data, state = context.data, process_state()
+    if state.is_main_process:
         finish(
             Network(outcome.model, source.spec, changes), target, entry, history,
             labels=data.classes, preprocess=data.preprocess, dataset=data.dataset,
             robustness=options.robustness, section=outcome.section,
         )  # fmt: skip
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(context.workdir, ignore_errors=True)
     state.wait_for_everyone()
-    return Bundle.open(target)
 
 
-def _trained_first(name: str, role: str, options: Options, data: Data) -> Bundle:
-    """Fine-tune what is only a name, or take what an earlier run left under `runs/`."""
-    spec = make_spec(name, len(data.classes), data.preprocess.size)
-    target = RUNS / _short(name)
-    if is_bundle(target) and _is_same(Bundle.open(target), spec, data):
-        log.info("%s %s: taking the fine-tuned bundle %s", role, name, target)
-        return Bundle.open(target)
-    if is_bundle(target) or (target.is_dir() and any(target.iterdir())):
-        target = free_name(_short(name))
-    log.info("%s %s is only a name: fine-tuning it first, into %s", role, name, target)
-    stage = stages.load("finetune")
-    return run_stage(stage, stage.Config(), {"model": name}, target, options)
+def _input_record(value: str, found: Bundle | None) -> dict[str, Any]:
+    """What the history says of a network that a stage was given."""
+    record = {} if is_bundle(value) else {"name": value}
+    if found is not None:
+        record |= {"path": str(found.path), "weights_sha256": found.files[WEIGHTS].sha256}
+    return record
 
 
 def _finished(
-    target: Path, method: str, config: TrainConfig, given: Mapping[str, str],
+    target: Path, method: str, config: DataclassInstance, given: Mapping[str, str],
     opened: Mapping[str, Bundle], options: Options,
 ) -> Bundle | None:  # fmt: skip
-    """With --resume, a bundle that this very stage has already written."""
+    """With --resume, a bundle that this very stage has already written.
+
+    Raises:
+        UserError: a bundle that something else has written.
+    """
     if not options.resume or not is_bundle(target):
         return None
     bundle = Bundle.open(target)
     last = bundle.history[-1] if bundle.history else {}
-    inputs = last.get("inputs", {})
     same = (
         last.get("stage") == method
-        and last.get("config") == plain(asdict(config))
-        and _of_result(last.get("options", {})) == _of_result(plain(asdict(options)))
-        and inputs.keys() == given.keys()
+        and is_recorded(config, last.get("config", {}))
+        and is_recorded(options, last.get("options", {}), but=_NOT_OF_THE_RESULT)
+        and _same_inputs(given, opened, last.get("inputs", {}))
     )
-    for role, value in given.items():
-        found, recorded = opened.get(role), inputs.get(role, {})
-        if found is not None:
-            same = same and recorded.get("weights_sha256") == found.files[WEIGHTS].sha256
-        else:
-            same = same and recorded.get("name") == value
     if not same:
         raise UserError(
             f"{target}: there is a bundle already, made with other options or inputs. Give "
@@ -180,9 +194,40 @@ def _finished(
     return bundle
 
 
-def _of_result(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options that change what a stage makes."""
-    left_out = ["resume", "overwrite", "track", "trust"]
-    # Bundles of before they were recorded have no word of them.
-    left_out += [key for key in ("data_licence", "weights_licence") if options.get(key) is None]
-    return {key: value for key, value in options.items() if key not in left_out}
+_NOT_OF_THE_RESULT = ("resume", "overwrite", "track", "trust")
+"""Options that do not change what a stage makes."""
+
+
+def is_recorded(
+    config: DataclassInstance, record: Mapping[str, Any], but: tuple[str, ...] = ()
+) -> bool:
+    """Whether `record`, from JSON, says the same as `config`, apart from the keys `but`.
+
+    Older bundles lack the options that came later: those had their default.
+    """
+    defaults = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(config)
+        if field.default is not MISSING or field.default_factory is not MISSING
+    }
+    asked, found = plain(asdict(config)), {**plain(defaults), **record}
+    return all(
+        key in asked and key in found and asked[key] == found[key]
+        for key in asked.keys() | found.keys()
+        if key not in but
+    )
+
+
+def _same_inputs(
+    given: Mapping[str, str], opened: Mapping[str, Bundle], recorded: Mapping[str, Any]
+) -> bool:
+    """Whether the networks are those of the record: bundles by their weights, others by name."""
+    if given.keys() != recorded.keys():
+        return False
+    for name, value in given.items():
+        if name in opened:
+            if recorded[name].get("weights_sha256") != opened[name].files[WEIGHTS].sha256:
+                return False
+        elif recorded[name].get("name") != value:
+            return False
+    return True

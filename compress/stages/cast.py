@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..training.config import Context
-from .contract import Outcome
+from .contract import Outcome, Stage
 
 if TYPE_CHECKING:
     from torch import nn
-
-INPUTS = {"model": "trained"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +35,6 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         raise UserError("--dtype bf16: a quantised network goes with fp16. Give --dtype fp16.")
     set_precision(model, config.dtype)
     return Outcome(model, {"dtype": config.dtype, "quantised": is_quantized(model)})
+
+
+STAGE = Stage(Config, apply)

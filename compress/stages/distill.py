@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vcompress.bench.errors import UserError, nearest
 
 from ..training.config import Context, TaughtConfig
-from .contract import Outcome
+from .contract import Kind, Outcome, Role, Stage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
-INPUTS = {"teacher": "several", "student": "fresh"}
 
 # A loss to the weight that it has alone, so that it stands beside the labels as kd does.
 WEIGHTS = {
@@ -87,9 +85,12 @@ class Config(TaughtConfig):
         return found
 
 
-def inputs(config: Config) -> dict[str, str]:
+TEACHER, STUDENT = Role("teacher", Kind.SEVERAL), Role("student", Kind.FRESH, changed=True)
+
+
+def asked_roles(config: Config) -> tuple[Role, ...]:
     """Teachers are asked for unless the student is its own."""
-    return {"student": "fresh"} if set(config.terms()) == {"self"} else INPUTS
+    return (STUDENT,) if set(config.terms()) == {"self"} else (TEACHER, STUDENT)
 
 
 def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
@@ -313,3 +314,6 @@ def _cached(
         return Answer(logits, tuple(tuple(next(rest) for _ in found) for found in pairs))
 
     return read
+
+
+STAGE = Stage(Config, apply, roles=(TEACHER, STUDENT), asked_roles=asked_roles)

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from vcompress.bench.errors import UserError
 
 from ..training.config import Context, TrainConfig
-from .contract import Outcome
+from .contract import Kind, Outcome, Role, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-INPUTS = {"model": "fresh"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,3 +147,6 @@ def _hooks(model: nn.Module, config: Config, context: Context) -> dict[str, Any]
             mean=preprocess.mean, std=preprocess.std,
         )  # fmt: skip
     return hooks
+
+
+STAGE = Stage(Config, apply, roles=(Role("model", Kind.FRESH, changed=True),))

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from vcompress.bench.errors import UserError
 
 from ..training.config import Context, TaughtConfig
-from .contract import Outcome
+from .contract import Kind, Outcome, Role, Stage
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..pruning.importance import Loss
     from ..pruning.latency import LatencyReport
-
-INPUTS = {"teacher": "optional", "model": "trained"}
 
 BATCHES = 16
 """Of training images, for criteria that take gradients and for the statistics of batch norms."""
@@ -291,3 +289,10 @@ def refuse_sparse(model: nn.Module) -> None:
             f"This network is 2:4 sparse ({layers[0]} and {len(layers) - 1} more): prune channels "
             "first, then sparsify."
         )
+
+
+STAGE = Stage(
+    Config,
+    apply,
+    roles=(Role("teacher", Kind.OPTIONAL), Role("model", Kind.TRAINED, changed=True)),
+)

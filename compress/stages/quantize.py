@@ -10,7 +10,7 @@ from vcompress.bench.errors import UserError
 
 from ..options import TargetName
 from ..training.config import Context, TaughtConfig
-from .contract import Outcome
+from .contract import Kind, Outcome, Role, Stage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 HELD_OUT = 128
 """Validation images on which a repair must help."""
-INPUTS = {"teacher": "optional", "model": "trained"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,3 +180,11 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     trained = fit(quantised, config, context, loss, name="quantize", on_epoch=on_epoch)
     return outcome(trained)
+
+
+STAGE = Stage(
+    Config,
+    apply,
+    roles=(Role("teacher", Kind.OPTIONAL), Role("model", Kind.TRAINED, changed=True)),
+    inherits_teacher=inherits_teacher,
+)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..training.config import Context, TaughtConfig
-from .contract import Outcome
+from .contract import Outcome, Stage
 from .prune import refuse_quantised
 
 if TYPE_CHECKING:
@@ -39,3 +39,6 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     if lost:
         raise RuntimeError(f"training filled the zeros of {', '.join(lost[:3])}")
     return Outcome(model, {"layers": layers, "left_alone": left_alone, "training": training})
+
+
+STAGE = Stage(Config, apply)

@@ -68,7 +68,7 @@ def test_the_config_of_a_stage_comes_back_from_a_recipe(tmp_path: Path, method: 
         given["macs"] = 0.5
     config = stages.load(method).Config(**given)
     lines = [f'[[stages]]\nstage = "{method}"']
-    lines += [f'{role} = "r18"' for role, kind in stages.inputs(stages.load(method)).items()]
+    lines += [f'{role.name} = "r18"' for role in stages.load(method).roles]
     for key, value in asdict(config).items():
         if value is not None:
             lines.append(f"{key} = {toml(value)}")
@@ -94,8 +94,8 @@ STAGE = '[[stages]]\nstage = "finetune"\nmodel = "r18"\n'
         ("[[stage]]\n", "unknown key 'stage'. Did you mean 'stages'?"),
         ("[[stages]]\nmodel = 'r18'", "stage 1: the key 'stage' is missing. Known: cast, distill,"),
         ("[[stages]]\nstage = 'finetun'", "unknown stage 'finetun'. Did you mean 'finetune'?"),
-        ("[[stages]]\nstage = 'finetune'", "stage 1: finetune needs model"),
-        ("[[stages]]\nstage = 'distill'\nstudent = 'r18'", "distill needs teacher"),
+        ("[[stages]]\nstage = 'finetune'", "stage 1: finetune needs a model"),
+        ("[[stages]]\nstage = 'distill'\nstudent = 'r18'", "distill needs a teacher"),
         (STAGE + "epoch = 3", "stage 1: unknown key 'epoch'. Did you mean 'epochs'?"),
         (STAGE + "epochs = '3'", "stage 1: epochs = '3', expected a whole number"),
         (STAGE + "epochs = -3", "epochs = -3: it must be 0 or more"),
@@ -133,7 +133,7 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["demo.toml", "demo_short.toml"])
 def test_the_demos_recipes_are_valid(name: str) -> None:
     recipe = read_recipe(Path(recipes.__file__).parents[1] / name)
-    methods = [step.stage.__name__.rpartition(".")[2] for step in recipe.steps]
+    methods = [step.stage.name for step in recipe.steps]
     assert methods == ["finetune", "distill", "prune", "quantize"]
     assert recipe.options.data == "digits"
 

@@ -18,7 +18,7 @@ from vcompress.compress import stages
 from vcompress.compress.bundles.store import load_network
 from vcompress.compress.cli import main
 from vcompress.compress.options import Options
-from vcompress.compress.pipeline import run
+from vcompress.compress.pipeline import resolve, run
 from vcompress.compress.pipeline.resolve import choose_preprocess, free_name, parse_preprocess
 from vcompress.compress.pipeline.run import run_stage
 from vcompress.compress.quantization import is_quantized
@@ -182,6 +182,50 @@ def test_a_finished_bundle_is_not_taken_for_a_different_run(
         )
 
 
+def without(config: dict[str, Any]) -> None:
+    del config["patience"], config["ema_decay"]  # they are at their defaults
+
+
+def with_another(config: dict[str, Any]) -> None:
+    del config["patience"]
+    config["ema_decay"] = 0.5
+
+
+def without_what_was_asked(config: dict[str, Any]) -> None:
+    del config["lr"]  # 0.02 was asked for, and the default is another
+
+
+def with_one_unknown(config: dict[str, Any]) -> None:
+    config["gone"] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [(without, True), (with_another, False), (without_what_was_asked, False),
+     (with_one_unknown, False)],
+)  # fmt: skip
+def test_an_option_that_an_older_bundle_lacks_had_its_default(
+    work: Path, change: Callable[[dict[str, Any]], None], same: bool
+) -> None:
+    from vcompress.compress.bundles.rewrite import rewritten
+
+    bundle = Bundle.open("runs/net")
+    (entry,) = json.loads(json.dumps(list(bundle.history)))
+    change(entry["config"])
+    del entry["options"]["data_licence"]
+    with rewritten(bundle, bundle.files, (entry,)):
+        pass
+    before = Path("runs/net/manifest.json").read_bytes()
+    resumed = Options(data="images", image_size=16, resume=True)
+    if same:
+        found = run_stage(FINETUNE, CONFIG, {"model": OWN}, Path("runs/net"), resumed)
+        assert found.files == bundle.files
+        assert Path("runs/net/manifest.json").read_bytes() == before
+    else:
+        with pytest.raises(UserError, match="made with other options or inputs"):
+            run_stage(FINETUNE, CONFIG, {"model": OWN}, Path("runs/net"), resumed)
+
+
 def test_a_bundle_that_is_there_is_replaced_only_when_asked(work: Path) -> None:
     with pytest.raises(UserError, match=r"runs/net: there is a bundle already. Give --overwrite"):
         run_stage(FINETUNE, CONFIG, {"model": OWN}, Path("runs/net"), OPTIONS)
@@ -255,10 +299,9 @@ def test_a_teacher_that_is_only_a_name_is_fine_tuned_first_and_then_reused(
     real = run.run_stage
 
     def stub(stage: Any, config: Any, given: Any, out: Any, options: Options) -> Bundle:
-        method = stage.__name__.rpartition(".")[2]
-        if method == "distill":
+        if stage.name == "distill":
             return real(stage, config, given, out, options)
-        ran.append((method, dict(given), out))
+        ran.append((stage.name, dict(given), out))
         shutil.copytree("runs/net", out)
         return Bundle.open(out)
 
@@ -266,7 +309,7 @@ def test_a_teacher_that_is_only_a_name_is_fine_tuned_first_and_then_reused(
         raise InterruptedError("far enough")
 
     monkeypatch.setattr(run, "run_stage", stub)
-    monkeypatch.setattr(run, "load_network", stop)
+    monkeypatch.setattr(resolve, "load_network", stop)
     distill = stages.load("distill")
     given = {"teacher": OWN, "student": OWN}
     for _ in range(2):

@@ -15,6 +15,7 @@ from vcompress.bench.errors import UserError
 from vcompress.compress import stages
 from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import distill, finetune
+from vcompress.compress.stages.contract import Kind, Role
 from vcompress.compress.training.config import Context
 
 CONFIG = distill.Config(epochs=6, batch_size=6, lr=0.03, alpha=1.0)
@@ -108,6 +109,8 @@ def test_a_bad_option_is_refused(change: dict[str, Any], message: str) -> None:
 
 
 def test_it_takes_a_trained_teacher_and_changes_a_fresh_student() -> None:
-    roles = stages.inputs(stages.load("distill"))
-    assert roles == {"teacher": "several", "student": "fresh"}
-    assert list(roles)[-1] == "student"
+    stage = stages.load("distill")
+    teacher, student = Role("teacher", Kind.SEVERAL), Role("student", Kind.FRESH, changed=True)
+    assert stage.roles == stage.asked(distill.Config()) == (teacher, student)
+    assert stage.changed == student
+    assert stage.asked(distill.Config(method="self")) == (student,)

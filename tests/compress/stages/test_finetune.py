@@ -11,6 +11,7 @@ import torch
 from vcompress.compress import stages
 from vcompress.compress.data.loader import Data
 from vcompress.compress.stages import finetune
+from vcompress.compress.stages.contract import Kind, Role
 from vcompress.compress.training.config import Context
 from vcompress.compress.training.loop import evaluate
 
@@ -30,4 +31,4 @@ def test_it_trains_the_network_and_tells_what_it_reached(
 
 
 def test_it_takes_a_fresh_model() -> None:
-    assert stages.inputs(stages.load("finetune")) == {"model": "fresh"}
+    assert stages.load("finetune").roles == (Role("model", Kind.FRESH, changed=True),)
