@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from PIL import Image
 from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data.preprocess import apply, crop, to_mode
 from vcompress.bench.errors import EnvironmentLacks, UserError
+from vcompress.bench.ranges import at_least, check_ranges
 
 from .graph import opset_of, save
 from .onnx_preprocess import IMAGE, Embedding, prepend, preprocess_model
@@ -47,14 +48,14 @@ ONLY_ONNX_RUNTIME = (
 class OnnxOptions:
     """Asked for with `vcompress export --to onnx --out FILE`."""
 
-    static_batch: int | None = None
+    static_batch: Annotated[int | None, at_least(1)] = None
     """Images in one call, fixed; default: free."""
     embed_preprocess: Embedding | None = None
     """Take uint8 pixels [batch, height, width, channels]: `normalise` those of the network's size,
     `resize` those of any size."""
     softmax: bool = False
     """Answer with probabilities in place of logits."""
-    top_k: int | None = None
+    top_k: Annotated[int | None, at_least(1)] = None
     """Answer with the k best scores and their class numbers."""
     slim: bool = False
     """Clean the graph with onnxslim; kept only if every quantiser and the numbers stay."""
@@ -62,10 +63,7 @@ class OnnxOptions:
     """Write the shape of every tensor into the file."""
 
     def __post_init__(self) -> None:
-        for name in ("static_batch", "top_k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}: it must be 1 or more.")
+        check_ranges(self)
 
     @property
     def any(self) -> bool:

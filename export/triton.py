@@ -12,9 +12,10 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from vcompress.bench.errors import UserError
+from vcompress.bench.ranges import at_least, check_ranges
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z", re.ASCII)
 TYPES = {
@@ -42,25 +43,21 @@ class Serving:
 
     name: str
     """Of the model, in requests."""
-    max_batch: int = 8
+    max_batch: Annotated[int, at_least(1)] = 8
     """Requests of one shape are gathered up to so many images; needs a model with a free batch."""
-    instances: int = 1
+    instances: Annotated[int, at_least(1)] = 1
     """Copies of the model that run at the same time, on each device."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    queue_delay_us: int = 100
+    queue_delay_us: Annotated[int, at_least(0)] = 100
     """How long a request may wait for others."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if not _NAME.match(self.name):
             raise UserError(
                 f"--serve-name {self.name!r}: expected letters, digits, dots, dashes and "
                 "underscores, at most 100, such as my-model."
             )
-        for name in ("max_batch", "instances"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)}: it must be 1 or more.")
-        if self.queue_delay_us < 0:
-            raise UserError(f"queue_delay_us = {self.queue_delay_us}: it must be 0 or more.")
 
 
 def onnx_tensors(file: Path) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -32,6 +32,7 @@ HEAVY = TRAINING | {
 # On the way of `--help`.
 LIGHT = (
     "bench/__init__.py", "bench/errors.py", "bench/config.py", "bench/cli.py", "bench/apart.py",
+    "bench/ranges.py",
     "bench/bundle/__init__.py", "bench/bundle/bundle.py", "bench/bundle/atomic.py",
     "bench/bundle/manifest.py", "bench/bundle/archive.py", "bench/bundle/signature.py",
     "bench/verify/__init__.py", "bench/verify/check.py", "bench/verify/golden.py",
@@ -110,7 +111,8 @@ def test_a_package_imports_itself_relatively_and_others_by_their_full_name(packa
 # stands alone at the top of a package is a floor of its own.
 FLOORS = {
     "bench": [
-        {"errors", "stats"}, {"apart", "config", "onnx_file"}, {"bundle"}, {"data", "runtimes"},
+        {"errors", "stats"}, {"apart", "config", "onnx_file", "ranges"}, {"bundle"},
+        {"data", "runtimes"},
         {"device", "engine", "tasks", "timing", "verify"}, {"reports"}, {"gates"}, {"run"}, {"cli"},
     ],
     "compress": [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ..errors import UserError
+from ..ranges import above, at_least, between, check_ranges
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -28,14 +29,15 @@ class Settings:
     """Height and width, where the file leaves them open."""
     shapes: dict[str, Shapes] = field(default_factory=dict)
     """Least, usual and largest shape of inputs that are not images."""
-    workspace_mib: int | None = None
+    workspace_mib: Annotated[int | None, at_least(1)] = None
     """Most scratch memory of the GPU; None leaves it to TensorRT."""
-    optimisation_level: int | None = None
+    optimisation_level: Annotated[int | None, between(0, 5)] = None
     """0 builds fast, 5 searches longest; None is TensorRT's own, 3."""
-    timeout_s: float = 900.0
+    timeout_s: Annotated[float, above(0)] = 900.0
     """After so long the build is given up."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         low, usual, high = self.batch
         if not 1 <= low <= usual <= high:
             raise UserError(
@@ -57,14 +59,6 @@ class Settings:
                 raise UserError(
                     f"sm {number}: expected a compute capability without its dot, such as 89."
                 )
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise UserError(f"workspace_mib = {self.workspace_mib}: it must be 1 or more.")
-        if self.optimisation_level is not None and not 0 <= self.optimisation_level <= 5:
-            raise UserError(
-                f"optimisation_level = {self.optimisation_level}: it must be from 0 to 5."
-            )
-        if not self.timeout_s > 0:
-            raise UserError(f"timeout_s = {self.timeout_s}: it must be above 0.")
 
     def to_json(self) -> dict[str, Any]:
         """JSON's own types. What changes the engine; the time limit does not."""

@@ -21,7 +21,7 @@ class Config:
     """The exported file in float16 or bfloat16; a quantised network becomes int8 with float16."""
 
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-    """fp32 takes an earlier cast back."""
+    """Type of the numbers in the exported file; fp32 takes an earlier cast back."""
 
 
 def apply(model: nn.Module, config: Config, context: Context) -> Outcome:

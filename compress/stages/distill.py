@@ -6,9 +6,10 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vcompress.bench.errors import UserError, nearest
+from vcompress.bench.ranges import at_least, share
 
 from ..training.config import Context, TaughtConfig
 from .contract import Kind, Outcome, Role, Stage
@@ -35,33 +36,33 @@ class Config(TaughtConfig):
     """Options of `vcompress distill`."""
 
     method: Literal["kd", "dkd", "dist", "lskd", "fitnet", "at", "infonce", "srd", "self"] = "kd"
-    """On the outputs: Hinton's, decoupled, by correlation, standardised. On features: hints,
-    attention, contrast in the batch, projected embeddings. Without a teacher: self, the average of
-    the student's own weights."""
+    """Distillation loss. On the outputs: kd (Hinton's), dkd (decoupled), dist (correlation), lskd
+    (standardised). On features: fitnet (hints), at (attention), infonce (contrast in the batch),
+    srd (projected embeddings). Without a teacher: self, which learns from the average of the
+    student's own weights."""
     losses: tuple[str, ...] = ()
-    """Several with their weights instead, such as kd=1 at=50; in a recipe a table."""
+    """Several losses with their weights in place of --method, such as kd=1 at=50; in a recipe a
+    table."""
     features: tuple[str, ...] = ("auto",)
     """Modules whose outputs are compared, STUDENT=TEACHER; auto finds where the size changes."""
     ensemble: Literal["mean", "accuracy", "confidence"] = "mean"
-    """Of several teachers: each the same, by validation accuracy, or by certainty of each image."""
+    """Weights of several teachers. mean: equal; accuracy: by validation accuracy; confidence: by
+    certainty of each image."""
     cache_teacher: str = ""
-    """Folder that keeps what the teacher says, so that it runs once and not in every epoch."""
-    cache_views: int = 8
-    """Augmentations of every image in the cache, taken in turn; 0 is a new one in every epoch."""
+    """Folder that keeps the teacher's outputs, so that it runs once and not in every epoch."""
+    cache_views: Annotated[int, at_least(0)] = 8
+    """Number of augmentations of every image in the cache, taken in turn; 0 is a new one in every
+    epoch."""
     unlabelled: str = ""
     """Folder of images without labels, which only the teacher judges."""
-    self_decay: float = 0.99
-    """Of the student's average in the loss self."""
+    self_decay: Annotated[float, share(one=False)] = 0.99
+    """EMA decay for --method self, from 0 to below 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.losses and self.method != "kd":
             raise UserError(f"method = {self.method} and losses = {self.losses}: give one of them.")
         self.terms()
-        if self.cache_views < 0:
-            raise UserError(f"cache_views = {self.cache_views}: it must be 0 or more.")
-        if not 0 <= self.self_decay < 1:
-            raise UserError(f"self_decay = {self.self_decay}: it must be at least 0 and below 1.")
 
     def terms(self) -> dict[str, float]:
         """Each loss with its weight."""

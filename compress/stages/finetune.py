@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vcompress.bench.errors import UserError
+from vcompress.bench.ranges import at_least, share
 
 from ..training.config import Context, TrainConfig
 from .contract import Kind, Outcome, Role, Stage
@@ -19,43 +20,35 @@ if TYPE_CHECKING:
 class Config(TrainConfig):
     """Options of `vcompress finetune`."""
 
-    layer_decay: float = 1.0
-    """Each layer group learns with this share of the rate of the one behind it; 1 is off."""
-    unfreeze_every: int = 0
-    """Train the last layer group alone, and one more after each so many epochs; 0 trains all."""
+    layer_decay: Annotated[float, share(zero=False)] = 1.0
+    """Ratio of each layer group's learning rate to that of the group behind it, above 0, at most 1;
+    1 is off."""
+    unfreeze_every: Annotated[int, at_least(0)] = 0
+    """Number of epochs after which one more layer group learns, from the last group on; 0 trains
+    all from the start."""
     freeze_bn: bool = False
     """Keep the running averages of batch norms as they are."""
-    lora: int = 0
-    """Rank of adapters to train instead of the weights of a ViT, merged at the end; 0 is off."""
-    mixup: float = 0.0
-    """Parameter of the Beta distribution that images are mixed by (0.2 is usual); 0 is off."""
-    cutmix: float = 0.0
-    """Parameter of the Beta distribution of pasted rectangles (1 is usual); 0 is off."""
+    lora: Annotated[int, at_least(0)] = 0
+    """Rank of the adapters that are trained in place of a ViT's weights and merged at the end; 0 is
+    off."""
+    mixup: Annotated[float, at_least(0)] = 0.0
+    """Parameter of the Beta distribution that images are mixed by, 0 or more (0.2 is usual); 0 is
+    off."""
+    cutmix: Annotated[float, at_least(0)] = 0.0
+    """Parameter of the Beta distribution of pasted rectangles, 0 or more (1 is usual); 0 is off."""
     balanced: bool = False
     """Show each class equally often."""
-    focal: float = 0.0
-    """Gamma of the focal loss (2 is usual); 0 is cross entropy."""
+    focal: Annotated[float, at_least(0)] = 0.0
+    """Gamma of the focal loss, 0 or more (2 is usual); 0 is cross entropy."""
     adversarial: Literal["none", "fgsm", "pgd"] = "none"
-    """Train on images that an attack has changed."""
-    epsilon: float = 0.03
-    """Largest change of a pixel by the attack, on a scale of 0 to 1."""
-    attack_steps: int = 5
-    """Of pgd."""
+    """Attack that changes the training images."""
+    epsilon: Annotated[float, share(zero=False)] = 0.03
+    """Largest change of a pixel by the attack, on a scale of 0 to 1; above 0, at most 1."""
+    attack_steps: Annotated[int, at_least(1)] = 5
+    """Number of PGD steps, 1 or more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (
-            ("unfreeze_every", self.unfreeze_every), ("lora", self.lora), ("mixup", self.mixup),
-            ("cutmix", self.cutmix), ("focal", self.focal),
-        ):  # fmt: skip
-            if not value >= 0:
-                raise UserError(f"{name} = {value}: it must be 0 or more.")
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"layer_decay = {self.layer_decay}: it must be above 0, at most 1.")
-        if not 0 < self.epsilon <= 1:
-            raise UserError(f"epsilon = {self.epsilon}: it must be above 0, at most 1.")
-        if self.attack_steps < 1:
-            raise UserError(f"attack_steps = {self.attack_steps}: it must be 1 or more.")
         chosen = [
             name
             for name, given in (

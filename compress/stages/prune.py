@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vcompress.bench.errors import UserError
+from vcompress.bench.ranges import at_least, share
 
 from ..training.config import Context, TaughtConfig
 from .contract import Kind, Outcome, Role, Stage
@@ -41,7 +42,7 @@ class Config(TaughtConfig):
     not used."""
     latency_ms: float | None = None
     """The same, in milliseconds."""
-    threads: int | None = None
+    threads: Annotated[int | None, at_least(1)] = None
     """Threads that latency is measured with; by default the runtime's own choice."""
     latency_table: str = ""
     """File that keeps the latencies of layers for other runs; by default in the work folder."""
@@ -53,17 +54,17 @@ class Config(TaughtConfig):
     the recovery loss (distillation)."""
     scope: Literal["local", "kind", "global"] = "local"
     """Same share in every layer, ranked among layers of one kind, or ranked among all."""
-    round_to: int = 8
+    round_to: Annotated[int, at_least(1)] = 8
     """Widths are multiples of it."""
-    max_channel_ratio: float = 0.95
+    max_channel_ratio: Annotated[float, share(zero=False, one=False)] = 0.95
     """Largest share of a layer's channels that may go."""
     protect: tuple[str, ...] = ()
     """Layers that keep their width: paths (all inside is meant), or patterns such as 'layer4.*'."""
-    drop_blocks: int = 0
+    drop_blocks: Annotated[int, at_least(0)] = 0
     """Residual blocks or transformer layers that go whole before any channel does."""
-    steps: int = 1
+    steps: Annotated[int, at_least(1)] = 1
     """Prune in so many steps, each by the same factor, with training in between."""
-    step_epochs: int = 2
+    step_epochs: Annotated[int, at_least(0)] = 2
     """Passes over the images after each step but the last, which gets `epochs`."""
 
     def __post_init__(self) -> None:
@@ -79,8 +80,6 @@ class Config(TaughtConfig):
             )
             if value is not None
         }
-        if self.drop_blocks < 0:
-            raise UserError(f"drop_blocks = {self.drop_blocks}: it must be 0 or more.")
         if len(given) != 1 and not (self.drop_blocks and not given):
             got = ", ".join(given) or "none"
             raise UserError(f"Give exactly one of {_BUDGETS}; got {got}.")
@@ -91,20 +90,8 @@ class Config(TaughtConfig):
                 raise UserError(
                     f"{name} = {value}: expected the share that remains, between 0 and 1."
                 )
-        if self.round_to < 1:
-            raise UserError(f"round_to = {self.round_to}: expected 1 or more.")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"threads = {self.threads}: expected 1 or more.")
-        if not 0 < self.max_channel_ratio < 1:
-            raise UserError(
-                f"max_channel_ratio = {self.max_channel_ratio}: it must be between "
-                "0 and 1, or a layer would be left without channels."
-            )
         if self.steps > 1 and (self.latency is not None or self.latency_ms is not None):
             raise UserError(f"steps = {self.steps}: pruning to a latency takes one step.")
-        for name, least in (("steps", 1), ("step_epochs", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} = {getattr(self, name)}: it must be {least} or more.")
 
     def budget(self) -> tuple[str, float]:
         """What is limited and the share that remains; an empty name where only blocks go."""

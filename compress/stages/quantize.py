@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vcompress.bench.errors import UserError
+from vcompress.bench.ranges import above, at_least, between, share
 
 from ..options import TargetName
 from ..training.config import Context, TaughtConfig
@@ -27,40 +28,43 @@ class Config(TaughtConfig):
     """Options of `vcompress quantize`."""
 
     method: Literal["ptq", "qat"] = "qat"
-    """ptq: ranges from a few images, no training. qat: training with learned steps after that."""
+    """Method of quantisation. ptq: ranges from a few images, no training. qat: training with
+    learned steps after that."""
     target: TargetName = "onnxruntime"
-    """Where the network will run: decides where the quantisers sit."""
+    """Runtime where the network will run: it decides where the quantisers sit."""
     observer: Literal["mse", "minmax", "percentile", "entropy"] = "mse"
-    """How calibration chooses a range."""
-    calibration_images: int = 256
-    """Training images that set the ranges."""
+    """Rule by which calibration chooses a range."""
+    calibration_images: Annotated[int, at_least(1)] = 256
+    """Number of training images that set the ranges, 1 or more."""
     keep_float: tuple[str, ...] = ()
-    """What stays in floating point: modules (all inside is meant), or patterns such as layer4.*;
-    auto keeps the fewest of the most sensitive layers with which calibration alone loses at most
-    max_drop."""
-    max_drop: float = 0.5
-    """Points of accuracy that --keep-float auto (on validation images) and --verdict (on held-out
-    ones) allow: 0.5 is from 90 % to 89.5 %."""
+    """Layers that stay in floating point: modules (all inside is meant), or patterns such as
+    layer4.*; auto keeps the fewest of the most sensitive layers with which calibration alone loses
+    at most max_drop."""
+    max_drop: Annotated[float, at_least(0)] = 0.5
+    """Largest loss of accuracy, points, that --keep-float auto (on validation images) and --verdict
+    (on held-out ones) allow: 0.5 is from 90 % to 89.5 %."""
     verdict: bool = False
     """Measure the float file against the int8 one and say whether int8 is worth it here: at least
     1.1 times faster with 99 % confidence, and at most max_drop points lost."""
-    weight_bits: int = 8
-    """7 for x86 machines without VNNI, whose int8 products saturate; 4 to experiment."""
+    weight_bits: Annotated[int, between(2, 8)] = 8
+    """Bits of a weight, 2 to 8: 7 for x86 machines without VNNI, whose int8 products saturate; 4 to
+    experiment."""
     equalize: Literal["auto", "on", "off"] = "auto"
     """Cross-layer equalisation (arXiv:1906.04721): even out the channels of a tensor before it is
     rounded. auto keeps it where it raises the SQNR on validation images."""
     correct_bias: Literal["auto", "on", "off"] = "auto"
-    """Take the shift of each channel's mean away that rounding makes. auto: for ptq, where it
-    raises the SQNR on validation images."""
+    """Bias correction: the shift of each channel's mean that rounding makes is taken away. auto:
+    for ptq, where it raises the SQNR on validation images."""
     adaround: Literal["auto", "on", "off"] = "auto"
-    """Round each weight up or down for the layer's output (arXiv:2004.10568). auto: for ptq with at
-    most 6 bits; it takes minutes for large networks."""
-    temperature: float = 2.0
-    """Softens the outputs when the quantised network learns from the float one."""
-    alpha: float = 0.9
-    """Weight of the float network against the labels, 0 to 1; 0 trains on the labels alone."""
-    freeze_bn_epochs: int = 3
-    """Last epochs, in which the batch statistics no longer move."""
+    """AdaRound (arXiv:2004.10568): each weight is rounded up or down for the layer's output. auto:
+    for ptq with at most 6 bits; it takes minutes for large networks."""
+    temperature: Annotated[float, above(0)] = 2.0
+    """Temperature of the softmax of the quantised network and its teacher, above 0."""
+    alpha: Annotated[float, share()] = 0.9
+    """Weight of the distillation loss against the label loss, from 0 to 1; 0 trains on the labels
+    alone."""
+    freeze_bn_epochs: Annotated[int, at_least(0)] = 3
+    """Number of last epochs in which the batch statistics no longer move, 0 or more."""
     epochs: int = 8
     lr: float = 1e-4
     warmup_epochs: float = 0.5
@@ -68,16 +72,8 @@ class Config(TaughtConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 2 <= self.weight_bits <= 8:
-            raise UserError(f"weight_bits = {self.weight_bits}: it must be from 2 to 8.")
-        if self.calibration_images < 1:
-            raise UserError(f"calibration_images = {self.calibration_images}: at least 1.")
-        if not self.max_drop >= 0:
-            raise UserError(f"max_drop = {self.max_drop}: it must be 0 or more.")
         if self.verdict:
             _check_measurable(self.target)
-        if self.freeze_bn_epochs < 0:
-            raise UserError(f"freeze_bn_epochs = {self.freeze_bn_epochs}: it must be 0 or more.")
 
 
 def _check_measurable(name: TargetName) -> None:

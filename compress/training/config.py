@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from vcompress.bench.errors import UserError
+from vcompress.bench.ranges import above, at_least, check_ranges, share
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,84 +20,58 @@ if TYPE_CHECKING:
 class TrainConfig:
     """How to train. Stages that train inherit it and change the defaults."""
 
-    epochs: int = 20
-    """Passes over the training images."""
-    batch_size: int = 64
-    """Images in one step, over all processes together."""
-    lr: float = 1e-3
-    """Peak learning rate, reached after the warm-up."""
+    epochs: Annotated[int, at_least(0)] = 20
+    """Number of passes over the training images, 0 or more."""
+    batch_size: Annotated[int, at_least(1)] = 64
+    """Images in one step, over all processes together; 1 or more."""
+    lr: Annotated[float, at_least(0)] = 1e-3
+    """Peak learning rate, 0 or more, reached after the warm-up."""
     schedule: Literal["cosine", "onecycle"] = "cosine"
-    """Down to zero on a cosine, or one cycle: up over 30 % of the run, and down."""
+    """Schedule of the learning rate. cosine: decay to zero; onecycle: rise for 30 %, then decay."""
     part: tuple[float, float] = (0.0, 1.0)
-    """Which part of the schedule these epochs run through, where several stages share one."""
+    """Part of the schedule that these epochs run through, two shares from 0 to 1, where several
+    stages share one schedule."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: float = 0.02
-    """Applied to weights only, never to norms and biases."""
-    momentum: float = 0.9
-    """Of SGD, with Nesterov."""
-    warmup_epochs: float = 1.0
-    label_smoothing: float = 0.0
-    clip_norm: float = 5.0
-    """Largest gradient norm; 0 does not clip."""
-    accumulate: int = 1
-    """Steps whose gradients are added up before an update."""
+    """Optimiser: AdamW or stochastic gradient descent."""
+    weight_decay: Annotated[float, at_least(0)] = 0.02
+    """Weight decay, 0 or more, of weights only, never of norms and biases."""
+    momentum: Annotated[float, share(one=False)] = 0.9
+    """Nesterov momentum (SGD only), from 0 to below 1."""
+    warmup_epochs: Annotated[float, at_least(0)] = 1.0
+    """Length of the linear warm-up of the learning rate, epochs, 0 or more."""
+    label_smoothing: Annotated[float, share(one=False)] = 0.0
+    """Share of each label that is spread over all classes, from 0 to below 1."""
+    clip_norm: Annotated[float, at_least(0)] = 5.0
+    """Largest norm of the gradient, 0 or more; 0 does not clip."""
+    accumulate: Annotated[int, at_least(1)] = 1
+    """Number of steps whose gradients are added up before an update, 1 or more."""
     precision: Literal["no", "fp16", "bf16"] = "no"
-    """Mixed precision of the forward pass."""
-    ema_decay: float = 0.0
-    """Exponential moving average of the weights, used for evaluation and kept; 0 is off."""
-    patience: int = 0
-    """Stop after so many epochs without a better validation accuracy; 0 never stops early."""
+    """Mixed precision of the forward pass; no stays in float32."""
+    ema_decay: Annotated[float, share(one=False)] = 0.0
+    """Decay of the exponential moving average (EMA) of the weights, from 0 to below 1. The average
+    is what is evaluated and kept; 0 is off."""
+    patience: Annotated[int, at_least(0)] = 0
+    """Number of epochs without a better validation accuracy after which training stops; 0 never
+    stops early."""
     freeze: Literal["none", "backbone", "head"] = "none"
-    """Which part keeps its weights."""
-    workers: int = 0
-    """Processes that load images; 0 loads in the training process."""
+    """Part of the network that keeps its weights."""
+    workers: Annotated[int, at_least(0)] = 0
+    """Number of processes that load images; 0 loads in the training process."""
 
     def __post_init__(self) -> None:
-        from vcompress.bench.errors import UserError
-
-        for name, value, least in (
-            ("epochs", self.epochs, 0),
-            ("batch_size", self.batch_size, 1),
-            ("accumulate", self.accumulate, 1),
-            ("lr", self.lr, 0.0),
-            ("weight_decay", self.weight_decay, 0.0),
-            ("warmup_epochs", self.warmup_epochs, 0.0),
-            ("clip_norm", self.clip_norm, 0.0),
-            ("patience", self.patience, 0),
-            ("workers", self.workers, 0),
-        ):
-            if not value >= least:
-                raise UserError(f"{name} = {value}: it must be {least} or more.")
+        check_ranges(self)
         if not 0 <= self.part[0] < self.part[1] <= 1:
             raise UserError(f"part = {self.part}: two shares, the first below the second.")
-        for name, share in (
-            ("ema_decay", self.ema_decay),
-            ("label_smoothing", self.label_smoothing),
-            ("momentum", self.momentum),
-        ):
-            if not 0 <= share < 1:
-                raise UserError(f"{name} = {share}: it must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaughtConfig(TrainConfig):
     """How to train under a teacher."""
 
-    temperature: float = 4.0
-    """Softens the outputs of student and teacher."""
-    alpha: float = 0.7
-    """Weight of the teacher (the network as it came, unless one is named) against the labels."""
-
-    def __post_init__(self) -> None:
-        from vcompress.bench.errors import UserError
-
-        super().__post_init__()
-        if not self.temperature > 0:
-            raise UserError(
-                f"temperature = {self.temperature}: it must be above 0 (2 to 4 is usual)."
-            )
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"alpha = {self.alpha}: it must be from 0 to 1.")
+    temperature: Annotated[float, above(0)] = 4.0
+    """Temperature of the softmax of student and teacher, above 0; 2 to 4 is usual."""
+    alpha: Annotated[float, share()] = 0.7
+    """Weight of the distillation loss against the label loss, from 0 to 1."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def test_training_changes_steps_and_weights_and_leaves_the_float_model(trained: 
         ({"weight_bits": 9}, "2 to 8"),
         ({"alpha": 1.5}, "0 to 1"),
         ({"temperature": 0.0}, "above 0"),
-        ({"calibration_images": 0}, "at least 1"),
+        ({"calibration_images": 0}, "calibration_images = 0: it must be 1 or more"),
         ({"freeze_bn_epochs": -1}, "0 or more"),
     ],
 )
