@@ -21,7 +21,9 @@ from .state import State, load_state
 log = logging.getLogger(__name__)
 
 
-def _identity(model: nn.Module, config: TrainConfig, context: Context, name: str) -> dict[str, Any]:
+def identity_of(
+    model: nn.Module, config: TrainConfig, context: Context, name: str
+) -> dict[str, Any]:
     """What must be the same for a resume to end as the undisturbed run would."""
     teacher = context.teacher
     return {
@@ -46,7 +48,12 @@ def digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def _resumed(file: Path, identity: Mapping[str, Any], resume: bool) -> State | None:
+def resumed(file: Path, identity: Mapping[str, Any], resume: bool) -> State | None:
+    """With `resume`, the state that an earlier run left in `file`.
+
+    Raises:
+        UserError: that run had another identity.
+    """
     if not resume or not file.is_file():
         return None
     state = load_state(file)

@@ -1,4 +1,4 @@
-"""The only training loop. Flat; accelerate spreads it over devices, processes and machines.
+"""The only training loop; accelerate spreads it over devices, processes and machines.
 
 Every epoch seeds itself from (seed, epoch) and the learning rate is a function of the step, so the
 state after an epoch is only the weights, the averages and the optimiser's moments: a killed run
@@ -12,7 +12,8 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,12 +29,12 @@ from vcompress.bench.errors import EnvironmentLacks, UserError
 from ..models.modes import evaluating
 from ..pruning.sparsity import held_sparse
 from .config import Context, TrainConfig
-from .identity import _identity, _resumed
-from .optimizer import _freeze, optimizer_for
+from .identity import identity_of, resumed
+from .optimizer import freeze, optimizer_for
 from .processes import process_state
-from .progress import epoch_progress
+from .progress import EpochProgress, epoch_progress
 from .schedule import share_of_peak
-from .state import save_state
+from .state import State, save_state
 
 log = logging.getLogger(__name__)
 
@@ -74,31 +75,13 @@ def fit(
     Raises:
         UserError: a loss that is not finite, or a resume with other options than before.
     """
-    AcceleratorState._reset_state()  # the precision may differ from an earlier stage's
-    process_state()
-    if config.precision == "fp16" and not torch.accelerator.is_available():
-        raise EnvironmentLacks(
-            "precision fp16 needs a GPU, and there is none here. Give bf16, or no precision."
-        )
-    accelerator = Accelerator(
-        mixed_precision=config.precision,
-        log_with=_trackers(context.track),
-        project_dir=str(context.workdir.parent / "tracking"),
-    )
-    world, rank = accelerator.num_processes, accelerator.process_index
-    if config.batch_size % world:
-        raise UserError(f"batch_size {config.batch_size} does not divide by {world} processes.")
-    if len(context.data.dataset.splits["train"]) < world:
-        raise UserError(
-            f"{len(context.data.dataset.splits['train'])} training images do not reach for {world} "
-            f"processes. Start fewer."
-        )
-    file = context.workdir / name / "state.safetensors"
-    identity = _identity(model, config, context, name)
+    accelerator = _accelerator(config, context)
     taught: Any = loss if isinstance(loss, nn.Module) else None
+    file = context.workdir / name / "state.safetensors"
+    identity = identity_of(model, config, context, name)
     if taught is not None:
         identity["loss"] = json.loads(json.dumps(taught.identity))
-    state = _resumed(file, identity, context.resume)
+    state = resumed(file, identity, context.resume)
     if not context.resume and accelerator.is_main_process:
         shutil.rmtree(file.parent, ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -111,11 +94,104 @@ def fit(
         model.to(memory_format=torch.channels_last)
         model.load_state_dict(state.best)
         return _result(state.history, state.best_epoch, state.best_accuracy)
+
+    run = _prepare(model, config, context, loss, state, accelerator, name, extra_groups)
+    run.on_epoch, run.on_batch = on_epoch, on_batch
+    start = len(run.history)
+    # Zeros of 2:4 sparsity stay: in their own training, a later fine-tuning and QAT alike.
+    with held_sparse(model), epoch_progress(name, config.epochs, run.steps, start) as progress:
+        for epoch in range(start, config.epochs):
+            mean_loss, rate = _train_epoch(run, epoch, progress)
+            accuracy = _judge(run, epoch, mean_loss)
+            stopped = bool(config.patience and _without_gain(run.history) >= config.patience)
+            finished = stopped or epoch + 1 == config.epochs
+            if accelerator.is_main_process:
+                progress.epoch(epoch, mean_loss, accuracy, rate)
+                _save(run, file, identity, finished)
+                accelerator.log({"loss": mean_loss, "val_accuracy": accuracy}, step=epoch)
+            if finished:
+                break
+    _hand_back(run)
+    return _result(run.history, run.best_epoch, run.best_accuracy)
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """What one training holds, and what has come of it so far."""
+
+    name: str
+    config: TrainConfig
+    context: Context
+    accelerator: Accelerator
+    model: nn.Module
+    wrapped: nn.Module
+    """`model` as accelerate runs it: on several devices, in mixed precision."""
+    taught: Any
+    """The loss where it is a module, else None."""
+    own: list[nn.Parameter]
+    """Parameters of the loss itself."""
+    loss: Any
+    """As accelerate runs it; None is cross entropy."""
+    optimizer: Any
+    ema: AveragedModel | None
+    frozen: list[nn.Module]
+    """Kept in eval mode."""
+    learning: list[tuple[nn.Parameter, bool]]
+    """Which parameters learnt before this training froze some."""
+    own_attributes: set[str]
+    """Those of the model before accelerate added some."""
+    peaks: list[float]
+    """Peak learning rate of each optimiser group."""
+    steps: int
+    """In one epoch."""
+    history: list[dict[str, float]]
+    best: dict[str, Tensor]
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+    on_epoch: Callable[[int, nn.Module], None] | None = None
+    on_batch: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
+
+
+def _accelerator(config: TrainConfig, context: Context) -> Accelerator:
+    """A fresh one for this training's precision and trackers.
+
+    Raises:
+        UserError: a batch or data that cannot be divided by the processes.
+        EnvironmentLacks: fp16 without a GPU.
+    """
+    AcceleratorState._reset_state()  # the precision may differ from an earlier stage's
+    process_state()
+    if config.precision == "fp16" and not torch.accelerator.is_available():
+        raise EnvironmentLacks(
+            "precision fp16 needs a GPU, and there is none here. Give bf16, or no precision."
+        )
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with=_trackers(context.track),
+        project_dir=str(context.workdir.parent / "tracking"),
+    )
+    world, images = accelerator.num_processes, len(context.data.dataset.splits["train"])
+    if config.batch_size % world:
+        raise UserError(f"batch_size {config.batch_size} does not divide by {world} processes.")
+    if images < world:
+        raise UserError(
+            f"{images} training images do not reach for {world} processes. Start fewer."
+        )
+    return accelerator
+
+
+def _prepare(
+    model: nn.Module, config: TrainConfig, context: Context, loss: Loss | None,
+    state: State | None, accelerator: Accelerator, name: str,
+    extra_groups: list[dict[str, Any]] | None,
+) -> _Run:  # fmt: skip
+    """Everything on its device, with the weights, averages and moments of `state`."""
+    taught: Any = loss if isinstance(loss, nn.Module) else None
     learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    frozen = _freeze(model, config, len(context.data.classes))
+    frozen = freeze(model, config, len(context.data.classes))
     own = [] if taught is None else [p for p in taught.parameters() if p.requires_grad]
     projections = {"params": own, "weight_decay": config.weight_decay}
-    optimizer = optimizer_for(model, config, [*(extra_groups or []), projections])
+    optimizer: Any = optimizer_for(model, config, [*(extra_groups or []), projections])
     ema = None
     if config.ema_decay:
         average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
@@ -124,12 +200,10 @@ def fit(
     if state is not None:
         state.restore(model, ema, optimizer, accelerator.scaler, taught)
         best = state.best
-    history: list[dict[str, float]] = list(state.history) if state else []
-    best_accuracy, best_epoch = (state.best_accuracy, state.best_epoch) if state else (-1.0, 0)
 
     if context.track:
-        run = context.workdir.name.strip(".").removesuffix(".work")
-        accelerator.init_trackers(f"{run}-{name}", config=_flat(asdict(config)))
+        folder = context.workdir.name.strip(".").removesuffix(".work")
+        accelerator.init_trackers(f"{folder}-{name}", config=_flat(asdict(config)))
     model = model.to(memory_format=torch.channels_last)
     own_attributes = set(vars(model))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -140,96 +214,125 @@ def fit(
         ema.to(accelerator.device)
     if context.teacher is not None:
         context.teacher.to(accelerator.device)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    steps = len(context.data.loader("train", config.batch_size, train=True))
-    start = len(history)
+    run = _Run(
+        name=name, config=config, context=context, accelerator=accelerator, model=model,
+        wrapped=wrapped, taught=taught, own=own, loss=loss, optimizer=optimizer, ema=ema,
+        frozen=frozen, learning=learning, own_attributes=own_attributes,
+        peaks=[group["lr"] for group in optimizer.param_groups],
+        steps=len(context.data.loader("train", config.batch_size, train=True)),
+        history=[], best=best,
+    )  # fmt: skip
+    if state is not None:
+        run.history = list(state.history)
+        run.best_accuracy, run.best_epoch = state.best_accuracy, state.best_epoch
+    return run
 
-    # Zeros of 2:4 sparsity stay: in their own training, a later fine-tuning and QAT alike.
-    with held_sparse(model), epoch_progress(name, config.epochs, steps, start) as progress:
-        for epoch in range(start, config.epochs):
-            torch.manual_seed(context.seed * 1_000_003 + epoch)
-            loader = context.data.loader(
-                "train", config.batch_size, train=True, epoch=epoch, workers=config.workers,
-                rank=rank, world=world, samples=taught is not None,
-                view=None if taught is None else taught.view(epoch),
-            )  # fmt: skip
-            wrapped.train()
-            for module in frozen:
-                module.eval()
-            if on_epoch is not None:
-                on_epoch(epoch, model)
-            total = torch.zeros((), device=accelerator.device)
-            for step, (images, labels, *samples) in enumerate(loader):
-                share = share_of_peak(epoch * steps + step, steps, config)
-                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                    group["lr"] = peak * share
-                images = images.to(accelerator.device, memory_format=torch.channels_last)
-                labels = labels.to(accelerator.device)
-                if on_batch is not None:
-                    images = on_batch(model, images, labels)
-                with accelerator.autocast():
-                    logits = wrapped(images)
-                    value = (
-                        loss(logits, images, labels, *samples)
-                        if loss is not None
-                        else F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-                    )
-                number = float(value.detach())  # the host waits for the device here
-                if not math.isfinite(number):
-                    raise UserError(
-                        f"{name}: the loss is {number} at epoch {epoch + 1}, step {step + 1}, "
-                        f"learning rate {peaks[0] * share:.3g}. Lower --lr, raise --warmup-epochs, "
-                        f"or clip harder with --clip-norm."
-                    )
-                update = (step + 1) % config.accumulate == 0 or step + 1 == steps
-                size = min(config.accumulate, steps - step // config.accumulate * config.accumulate)
-                accelerator.backward(value / size)
-                if update:
-                    if config.clip_norm and accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(wrapped.parameters(), config.clip_norm)
-                        # Apart, so that they take nothing from the network's share; the gradients
-                        # of the whole optimiser are unscaled by now.
-                        nn.utils.clip_grad_norm_(own, config.clip_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    if ema is not None:
-                        ema.update_parameters(model)
-                total += number
-                progress.step(epoch, step, number)
-            mean_loss = float(accelerator.reduce(total, "mean")) / steps
-            shown = ema.module if ema is not None else model
-            accuracy = evaluate(shown, context, config, "val", accelerator)
-            history.append({"loss": mean_loss, "val_accuracy": accuracy})
-            if accuracy >= best_accuracy:  # of equals the later one has trained longer
-                best_accuracy, best_epoch = accuracy, epoch + 1
-                best = {k: v.detach().cpu().clone() for k, v in shown.state_dict().items()}
-            stopped = bool(config.patience and _without_gain(history) >= config.patience)
-            finished = stopped or epoch + 1 == config.epochs
-            if accelerator.is_main_process:
-                progress.epoch(epoch, mean_loss, accuracy, peaks[0] * share)
-                save_state(
-                    file, model, ema, optimizer, accelerator.scaler, taught,
-                    identity=identity, best=best, best_accuracy=best_accuracy,
-                    best_epoch=best_epoch, history=history, finished=finished,
-                )  # fmt: skip
-                accelerator.log({"loss": mean_loss, "val_accuracy": accuracy}, step=epoch)
-            if finished:
-                break
+
+def _train_epoch(run: _Run, epoch: int, progress: EpochProgress) -> tuple[float, float]:
+    """One pass over the training images; gives its mean loss and its last learning rate."""
+    config, context, accelerator, taught = run.config, run.context, run.accelerator, run.taught
+    torch.manual_seed(context.seed * 1_000_003 + epoch)
+    loader = context.data.loader(
+        "train", config.batch_size, train=True, epoch=epoch, workers=config.workers,
+        rank=accelerator.process_index, world=accelerator.num_processes,
+        samples=taught is not None, view=None if taught is None else taught.view(epoch),
+    )  # fmt: skip
+    run.wrapped.train()
+    for module in run.frozen:
+        module.eval()
+    if run.on_epoch is not None:
+        run.on_epoch(epoch, run.model)
+    total = torch.zeros((), device=accelerator.device)
+    for step, batch in enumerate(loader):
+        share = share_of_peak(epoch * run.steps + step, run.steps, config)
+        for group, peak in zip(run.optimizer.param_groups, run.peaks, strict=True):
+            group["lr"] = peak * share
+        number = _step(run, epoch, step, batch)
+        total += number
+        progress.step(epoch, step, number)
+    return float(accelerator.reduce(total, "mean")) / run.steps, run.peaks[0] * share
+
+
+def _step(run: _Run, epoch: int, step: int, batch: Sequence[Any]) -> float:
+    """Forward and backward pass of one batch, and the update where it is due; gives the loss."""
+    config, accelerator = run.config, run.accelerator
+    images, labels, *samples = batch
+    images = images.to(accelerator.device, memory_format=torch.channels_last)
+    labels = labels.to(accelerator.device)
+    if run.on_batch is not None:
+        images = run.on_batch(run.model, images, labels)
+    with accelerator.autocast():
+        logits = run.wrapped(images)
+        value = (
+            run.loss(logits, images, labels, *samples)
+            if run.loss is not None
+            else F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        )
+    number = float(value.detach())  # the host waits for the device here
+    if not math.isfinite(number):
+        raise UserError(
+            f"{run.name}: the loss is {number} at epoch {epoch + 1}, step {step + 1}, learning "
+            f"rate {run.optimizer.param_groups[0]['lr']:.3g}. Lower --lr, raise --warmup-epochs, "
+            f"or clip harder with --clip-norm."
+        )
+    # The last updates of an epoch may have fewer steps.
+    size = min(config.accumulate, run.steps - step // config.accumulate * config.accumulate)
+    accelerator.backward(value / size)
+    if (step + 1) % config.accumulate == 0 or step + 1 == run.steps:
+        _update(run)
+    return number
+
+
+def _update(run: _Run) -> None:
+    """Clip the gradients that were added up, and step the optimiser and the average."""
+    clip_norm, accelerator = run.config.clip_norm, run.accelerator
+    if clip_norm and accelerator.sync_gradients:
+        accelerator.clip_grad_norm_(run.wrapped.parameters(), clip_norm)
+        # Apart, so that they take nothing from the network's share; the gradients of the whole
+        # optimiser are unscaled by now.
+        nn.utils.clip_grad_norm_(run.own, clip_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    if run.ema is not None:
+        run.ema.update_parameters(run.model)
+
+
+def _judge(run: _Run, epoch: int, mean_loss: float) -> float:
+    """Validate the epoch's weights, or their average, and keep the best; gives the accuracy."""
+    shown = run.ema.module if run.ema is not None else run.model
+    accuracy = evaluate(shown, run.context, run.config, "val", run.accelerator)
+    run.history.append({"loss": mean_loss, "val_accuracy": accuracy})
+    if accuracy >= run.best_accuracy:  # on a tie keep the later epoch: it has trained longer
+        run.best_accuracy, run.best_epoch = accuracy, epoch + 1
+        run.best = {k: v.detach().cpu().clone() for k, v in shown.state_dict().items()}
+    return accuracy
+
+
+def _save(run: _Run, file: Path, identity: Mapping[str, Any], finished: bool) -> None:
+    save_state(
+        file, run.model, run.ema, run.optimizer, run.accelerator.scaler, run.taught,
+        identity=identity, best=run.best, best_accuracy=run.best_accuracy,
+        best_epoch=run.best_epoch, history=run.history, finished=finished,
+    )  # fmt: skip
+
+
+def _hand_back(run: _Run) -> None:
+    """The model as it came, on the CPU, with the best weights: accelerate's marks are taken off."""
+    accelerator, model = run.accelerator, run.model
     for tracker in accelerator.trackers:
         tracker.finish()  # not end_training: it dissolves the group that later stages need
     # Or autocast would stay in `forward`, and with it in what is exported.
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    if own:
-        accelerator.unwrap_model(loss, keep_fp32_wrapper=False)
-    for attribute in set(vars(model)) - own_attributes:
+    accelerator.unwrap_model(run.wrapped, keep_fp32_wrapper=False)
+    if run.own:
+        accelerator.unwrap_model(run.loss, keep_fp32_wrapper=False)
+    for attribute in set(vars(model)) - run.own_attributes:
         delattr(model, attribute)
     accelerator.free_memory()
     model.to("cpu")
-    model.load_state_dict(best)
-    for parameter, learns in learning:  # what was frozen is so for this training alone
+    model.load_state_dict(run.best)
+    for parameter, learns in run.learning:  # what was frozen is so for this training alone
         parameter.grad = None
         parameter.requires_grad_(learns)
-    return _result(history, best_epoch, best_accuracy)
 
 
 def evaluate(

@@ -37,7 +37,7 @@ def optimizer_for(
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def _freeze(model: nn.Module, config: TrainConfig, classes: int) -> list[nn.Module]:
+def freeze(model: nn.Module, config: TrainConfig, classes: int) -> list[nn.Module]:
     """Fix the parameters that `config.freeze` names; returns the modules to keep in eval mode."""
     if config.freeze == "none":
         return []
