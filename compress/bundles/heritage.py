@@ -1,4 +1,4 @@
-"""Who teaches: the network that was named, or the one that a bundle's history records."""
+"""Finds the teacher in a bundle's history."""
 
 from __future__ import annotations
 

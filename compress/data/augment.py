@@ -45,7 +45,7 @@ def image_transform(
 
     Args:
         size: of the network's input, (height, width).
-        erase: probability that a rectangle is blotted out (arXiv:1708.04896).
+        erase: probability that a rectangle is erased (arXiv:1708.04896).
         fill: its colour, 0 to 1 for each channel.
     """
     kind = resolve(kind, size)

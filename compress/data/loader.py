@@ -41,7 +41,7 @@ class Data:
     """Whether batches hold them; else they only have their part in the augmentation, which must
     not change when what a teacher says of them is read from a cache."""
     erase: float = 0.0
-    """Probability that a rectangle of a training image is blotted out."""
+    """Probability that a rectangle of a training image is erased."""
     mixup: float = 0.0
     cutmix: float = 0.0
     """Mix training images and their labels, which then are `[B, K] float32`; 0 is off."""

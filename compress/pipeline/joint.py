@@ -14,18 +14,21 @@ class Joint:
     and quantised under the same teacher. It is three stages, each of which can be resumed."""
 
     student: str
+    """Name of the network that is made small, or a bundle."""
     distill: dict[str, Any] = field(default_factory=dict)
-    """Further options of each of the three, as in [[stages]]."""
+    """Further options of the distillation, as in [[stages]]; those of the two others likewise."""
     prune: dict[str, Any] = field(default_factory=dict)
     quantize: dict[str, Any] = field(default_factory=dict)
     teacher: str | None = None
-    """The stage before, by default."""
+    """Name or bundle of the teacher. Default: the stage before."""
     epochs: int = 20
+    """Number of passes over the training images, of the three together, 1 or more."""
     lr: float = 1e-3
+    """Peak learning rate, 0 or more."""
     shares: tuple[float, float, float] = (0.5, 0.3, 0.2)
-    """Of the epochs: distillation, pruning, quantisation."""
+    """Shares of the epochs for distillation, pruning and quantisation; they add up to 1."""
     steps: int = 3
-    """Of the pruning."""
+    """Number of steps of the pruning, 1 or more."""
 
     def tables(self, teacher: str) -> list[dict[str, Any]]:
         """The three as [[stages]] have them.

@@ -31,7 +31,7 @@ class Config(TaughtConfig):
     """Method of quantisation. ptq: ranges from a few images, no training. qat: training with
     learned steps after that."""
     target: TargetName = "onnxruntime"
-    """Where the network will run: decides where the quantisers sit."""
+    """Runtime where the network will run: it decides where the quantisers sit."""
     observer: Literal["mse", "minmax", "percentile", "entropy"] = "mse"
     """Rule by which calibration chooses a range."""
     calibration_images: Annotated[int, at_least(1)] = 256
