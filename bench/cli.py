@@ -81,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--baseline", type=Path, metavar="JSON", help="a saved result to compare with")
     g.add_argument("--margin", type=float, default=0.01, help="what counts as the same speed")
     g.add_argument("--gate", type=Path, metavar="TOML", help="limits to hold; docs/vbench.md")
+    g.add_argument("--require", action="append", default=[], metavar="LIMIT",
+                   help="one limit without a file, such as 'latency_ms<=4' or 'top1>=0.97'; may be "
+                   "given several times")  # fmt: skip
 
     g = p.add_argument_group("output")
     g.add_argument("--json", type=Path, metavar="FILE", help="everything, the raw samples included")
@@ -118,6 +121,7 @@ def options(argv: Sequence[str]) -> Options:
     values = vars(parser().parse_args(argv))
     values["models"] = tuple(values["models"])
     values["shape"] = dict(values["shape"])
+    values["require"] = tuple(values["require"])
     return Options(**values, command=("vbench", *argv))
 
 

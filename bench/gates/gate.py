@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
 
 from ..config import from_mapping
 from ..errors import UserError
-from ..reports.result import Check, Result
+from ..reports.result import Check, ModelResult, Result
+from . import limits
+from .limits import CHANGES, METRICS, Budget
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-Outcome = Literal["pass", "fail", "inconclusive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +37,41 @@ class Gate:
     """Share of the images that were right and are wrong."""
     max_slowdown: float | None = None
     """Ratio of the medians against the first model or the baseline: 1.05 allows 5 % slower."""
+    limits: tuple[str, ...] = ()
+    """The same and more as texts, such as "latency_ms<=4"; `limits.parse` explains them."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and not value >= 0:
-                raise UserError(f"{field.name} = {value}: it must be 0 or more.")
-        for name in ("min_top1", "max_top1_drop", "max_negative_flips"):
-            value = getattr(self, name)
-            if value is not None and value > 1:
-                raise UserError(f"{name} = {value}: a share from 0 to 1, such as {value / 100:g}.")
+        for name, budget in self.budgets():
+            if budget.kind in ("macs", "params", "channels"):
+                raise UserError(
+                    f"{name}: vbench measures files and counts no {budget.kind}. Hold "
+                    "latency_ms, size_mb or memory_mb, or give it to vcompress prune --budget."
+                )
+
+    def budgets(self) -> Iterator[tuple[str, Budget]]:
+        """Every limit that is given, with the name to report it by."""
+        for key, kind in _KINDS.items():
+            value = getattr(self, key)
+            if value is not None:
+                try:
+                    yield key, Budget(kind, value, at_least=key.startswith("min_"))
+                except UserError as error:
+                    raise UserError(f"{key} = {value}: {error}") from None
+        for text in self.limits:
+            budget = limits.parse(text)
+            yield budget.text, budget
+
+
+_KINDS = {
+    "max_p50_ms": "latency_ms",
+    "max_p99_ms": "p99_ms",
+    "max_size_mb": "size_mb",
+    "max_memory_mb": "memory_mb",
+    "min_top1": "top1",
+    "max_top1_drop": "top1_drop",
+    "max_negative_flips": "negative_flips",
+    "max_slowdown": "slowdown",
+}
 
 
 def read(path: Path) -> Gate:
@@ -58,10 +83,17 @@ def read(path: Path) -> Gate:
     except (ValueError, RecursionError) as error:
         raise UserError(f"--gate {path}: no valid TOML ({error}).") from None
     gate = from_mapping(Gate, data, str(path))
-    if all(getattr(gate, f.name) is None for f in fields(gate)):
+    if not any(True for _ in gate.budgets()):
         known = ", ".join(f.name for f in fields(gate))
         raise UserError(f"--gate {path}: it asks for nothing. Give one of {known}.")
     return gate
+
+
+def asked(path: Path | None, more: tuple[str, ...]) -> Gate | None:
+    """A gate from a file, from further limits such as "latency_ms<=4", or from both."""
+    gate = read(path) if path else Gate()
+    gate = replace(gate, limits=(*gate.limits, *more))
+    return gate if path or more else None
 
 
 def check(gate: Gate, result: Result) -> tuple[Check, ...]:
@@ -70,88 +102,108 @@ def check(gate: Gate, result: Result) -> tuple[Check, ...]:
     Raises `UserError` where something asked for was not measured: a guard that was not evaluated
     must never pass.
     """
-    model = result.models[-1]
-    m, found = model.measurement, []
-    if gate.max_p50_ms is not None:
-        found.append(_most("max_p50_ms", gate.max_p50_ms, m.median_ms, *m.interval_ms, "ms"))
-    if gate.max_p99_ms is not None:
-        tail = m.latency(0.99)
-        if tail is None:
-            found.append(_withheld("max_p99_ms", gate.max_p99_ms, len(m.samples_ns)))
-        else:
-            found.append(
-                _most("max_p99_ms", gate.max_p99_ms, tail.value, tail.low, tail.high, "ms")
-            )
-    if gate.max_size_mb is not None:
-        size = model.artefact.size_bytes / 1e6
-        found.append(_most("max_size_mb", gate.max_size_mb, size, size, size, "MB"))
-    if gate.max_memory_mb is not None:
-        if model.cold_start is None:
-            raise UserError("The gate asks for max_memory_mb; leave --no-cold-start away.")
-        memory = model.cold_start.model_memory_bytes / 1e6
-        found.append(_most("max_memory_mb", gate.max_memory_mb, memory, memory, memory, "MB"))
-    if gate.min_top1 is not None:
-        scored = model.accuracy.values.get("top1") if model.accuracy else None
-        if scored is None:
-            raise UserError("The gate asks for min_top1 and no accuracy was measured: give --data.")
-        found.append(_least(gate.min_top1, scored.value, scored.low, scored.high))
-    found += _against(gate, result)
-    return tuple(found)
+    return tuple(_check(name, budget, result) for name, budget in gate.budgets())
 
 
-def _against(gate: Gate, result: Result) -> list[Check]:
-    found = []
-    if gate.max_top1_drop is not None or gate.max_negative_flips is not None:
-        change = result.change
-        if change is None:
-            raise UserError(
-                "The gate asks for a drop of accuracy: give two models or --baseline, and --data."
-            )
-        if gate.max_top1_drop is not None:
-            if change.metric != "top1":
-                raise UserError(f"The gate asks for max_top1_drop; measured was {change.metric}.")
-            low, high = change.difference_interval
-            found.append(
-                _most("max_top1_drop", gate.max_top1_drop, -change.difference, -high, -low, "")
-            )
-        if gate.max_negative_flips is not None:
-            flips = change.negative_flips, change.negative_flips_interval
-            if flips[0] is None or flips[1] is None:
-                raise UserError(
-                    f"The gate asks for max_negative_flips; {change.metric} has no right and wrong."
-                )
-            found.append(
-                _most("max_negative_flips", gate.max_negative_flips, flips[0], *flips[1], "")
-            )
-    if gate.max_slowdown is not None:
-        versus = result.comparison or result.against
-        if versus is None:
-            raise UserError("The gate asks for max_slowdown: give two models or --baseline.")
-        r = versus.ratio
-        found.append(_most("max_slowdown", gate.max_slowdown, r.value, r.low, r.high, "times"))
-    return found
-
-
-def _most(name: str, limit: float, value: float, low: float, high: float, unit: str) -> Check:
-    outcome: Outcome = "pass" if high <= limit else "fail" if low > limit else "inconclusive"
-    return Check(name, limit, value, high, outcome, _say(value, low, high, "at most", limit, unit))
-
-
-def _least(limit: float, value: float, low: float, high: float) -> Check:
-    outcome: Outcome = "pass" if low >= limit else "fail" if high < limit else "inconclusive"
+def _check(name: str, budget: Budget, result: Result) -> Check:
+    found = _measured(name, budget, result)
+    if found is None:
+        runs = len(result.models[-1].measurement.samples_ns)
+        return Check(
+            name, budget.value, float("nan"), float("nan"), "inconclusive",
+            f"{runs} runs do not carry a p99 (662 do); measure longer with --seconds",
+        )  # fmt: skip
+    value, low, high = found
     return Check(
-        "min_top1", limit, value, low, outcome, _say(value, low, high, "at least", limit, "")
-    )
-
-
-def _withheld(name: str, limit: float, n: int) -> Check:
-    return Check(
-        name, limit, float("nan"), float("nan"), "inconclusive",
-        f"{n} runs do not carry a p99 (662 do); measure longer with --seconds",
+        name, budget.value, value, budget.bound(low, high), budget.outcome(low, high),
+        _say(budget, value, low, high),
     )  # fmt: skip
 
 
-def _say(value: float, low: float, high: float, word: str, limit: float, unit: str) -> str:
-    unit = f" {unit}" if unit else ""
+_Found = tuple[float, float, float]
+"""An estimate and the two ends of its interval."""
+
+
+def _measured(name: str, budget: Budget, result: Result) -> _Found | None:
+    """The quantity of a limit, in the limit's unit; None where too few runs carry it."""
+    model, kind = result.models[-1], budget.kind
+    if kind in ("slowdown", "speedup") or (kind == "latency_ms" and budget.relative):
+        return _ratio(name, kind == "speedup", result)
+    if kind == "negative_flips" or kind in CHANGES:
+        return _change(name, kind, result)
+    if budget.relative:
+        return _share(name, budget, result)
+    if kind == "latency_ms":
+        m = model.measurement
+        return m.median_ms, *m.interval_ms
+    if kind == "p99_ms":
+        tail = model.measurement.latency(0.99)
+        return None if tail is None else (tail.value, tail.low, tail.high)
+    if kind in METRICS:
+        if model.accuracy is None:
+            raise UserError(f"The gate asks for {name} and no accuracy was measured: give --data.")
+        scored = model.accuracy.values.get(kind)
+        if scored is None:
+            raise UserError(
+                f"The gate asks for {name}; a {model.accuracy.task} has "
+                f"{', '.join(model.accuracy.values)}."
+            )
+        return scored.value, scored.low, scored.high
+    amount = _amount(name, kind, model)
+    return amount, amount, amount
+
+
+def _amount(name: str, kind: str, model: ModelResult) -> float:
+    """Size or memory, in 10^6 bytes; they have no interval."""
+    if kind == "size_mb":
+        return model.artefact.size_bytes / 1e6
+    if model.cold_start is None:
+        raise UserError(f"The gate asks for {name}; leave --no-cold-start away.")
+    return model.cold_start.model_memory_bytes / 1e6
+
+
+def _share(name: str, budget: Budget, result: Result) -> _Found:
+    """Of the first model's size or memory."""
+    if budget.kind == "p99_ms":
+        raise UserError(f"The gate asks for {name}: the tail is held in ms, such as p99_ms<=8.")
+    if len(result.models) < 2:
+        raise UserError(f"The gate asks for {name}, a share of another model's: give two models.")
+    first, last = (_amount(name, budget.kind, model) for model in result.models)
+    share = last / first
+    return share, share, share
+
+
+def _change(name: str, kind: str, result: Result) -> _Found:
+    change = result.change
+    if change is None:
+        raise UserError(
+            f"The gate asks for {name}, a change of the accuracy: give two models or --baseline, "
+            "and --data."
+        )
+    flips, interval = change.negative_flips, change.negative_flips_interval
+    if kind == "negative_flips":
+        if flips is None or interval is None:
+            raise UserError(f"The gate asks for {name}; {change.metric} has no right and wrong.")
+        return flips, *interval
+    if CHANGES[kind].name != change.metric:
+        raise UserError(f"The gate asks for {name}; what was compared is {change.metric}.")
+    low, high = change.difference_interval
+    if CHANGES[kind].higher_is_better:
+        return -change.difference, -high, -low
+    return change.difference, low, high
+
+
+def _ratio(name: str, inverse: bool, result: Result) -> _Found:
+    """Latency of the last model over the first one's or the baseline's, or the inverse."""
+    versus = result.comparison or result.against
+    if versus is None:
+        raise UserError(f"The gate asks for {name}: give two models or --baseline.")
+    r = versus.ratio
+    return (1 / r.value, 1 / r.high, 1 / r.low) if inverse else (r.value, r.low, r.high)
+
+
+def _say(budget: Budget, value: float, low: float, high: float) -> str:
+    unit = f" {budget.unit}" if budget.unit else ""
     span = "" if low == high else f" ({low:.4g} to {high:.4g})"
-    return f"{value:.4g}{unit}{span}, {word} {limit:g}{unit}"
+    word = "at least" if budget.at_least else "at most"
+    return f"{value:.4g}{unit}{span}, {word} {budget.value:g}{unit}"

@@ -56,7 +56,7 @@ def run(options: Options, tell: Tell = lambda text: None) -> Result:
     if len(options.models) == 2 and options.baseline:
         raise UserError("--baseline stands in for the first model: give one model, or leave it.")
     # Read before anything is measured: a mistake in them must not cost the measurement.
-    asked = gate.read(options.gate) if options.gate else None
+    asked = gate.asked(options.gate, options.require)
     saved = baseline.read(options.baseline) if options.baseline else None
     tell("looking at the machine")
     environment = preflight(gpu=_on_gpu(options))

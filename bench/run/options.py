@@ -40,6 +40,7 @@ class Options:
     margin: float = 0.01
     baseline: Path | None = None
     gate: Path | None = None
+    require: tuple[str, ...] = ()
     json: Path | None = None
     html: Path | None = None
     junit: Path | None = None

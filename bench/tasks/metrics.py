@@ -51,14 +51,10 @@ _KNOWN = (
     Metric("rmse", "RMSE", "", higher_is_better=False),
     Metric("r2", "R squared", ""),
 )
-_TABLE = {metric.name: metric for metric in _KNOWN}
+TABLE = {metric.name: metric for metric in _KNOWN}
+"""Every metric by its name."""
 
 
 def metric(name: str) -> Metric:
     """The metric of this name; one that is not known here is shown by its name, without a unit."""
-    return _TABLE.get(name) or Metric(name, name, "")
-
-
-def known(name: str) -> bool:
-    """Whether this version knows a metric of this name."""
-    return name in _TABLE
+    return TABLE.get(name) or Metric(name, name, "")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
+from vcompress.bench.gates.limits import Budget, none_given, to_cut
 
 from ..models.cost import count_macs, count_parameters
+from .budget import Export
 from .cost import side_shares
 from .importance import Importance, Loss
 from .latency_table import LatencyTable, LayerCall, layer_calls
@@ -221,19 +223,17 @@ def thinned(ladder: Ladder, rungs: int = 12) -> Ladder:
     return Ladder(ladder.group, ladder.counts[::-1][::stride][::-1])
 
 
-Export = Callable[[nn.Module, Path], object]
-
-
 def prune_to_latency(
     model: nn.Module,
     example: Tensor,
     table: LatencyTable,
     export: Export,
+    budget: Budget | str | None = None,
     *,
     latency: float | None = None,
     latency_ms: float | None = None,
-    importance: Importance = "l2",
-    round_to: int = 16,
+    importance: Importance = "bn",
+    round_to: int = 8,
     max_channel_ratio: float = 0.95,
     protect: tuple[str, ...] = (),
     batches: Iterable[tuple[Tensor, Tensor]] | None = None,
@@ -243,15 +243,19 @@ def prune_to_latency(
 ) -> LatencyReport:
     """Prune `model` in place to a share of its latency, or to so many ms, for one image.
 
+    `budget` is an object or a text such as "latency_ms<=4" or "latency<=0.5"; `latency=0.5` and
+    `latency_ms=4` are short for those.
     `export(model, path)` writes the ONNX file that is measured by `table.measure`, as the layers
     are; the pruned network is measured against the unpruned one. What the whole costs beyond the
     sum of its layers is measured on the unpruned network, then corrected by measuring the chosen
     one, twice at most. The other options are `prune`'s.
     """
-    if (latency is None) == (latency_ms is None):
-        raise UserError("Give exactly one of latency (a share) and latency_ms.")
-    check_options(latency if latency is not None else 0.5, "latency", "local", round_to,
-                  max_channel_ratio)  # fmt: skip
+    asked = to_cut(budget, latency=latency, latency_ms=latency_ms)
+    if asked is None:
+        raise none_given("latency", "latency_ms")
+    if asked.kind != "latency_ms":
+        raise UserError(f"{asked.text}: this prunes to a latency; call prune for {asked.kind}.")
+    check_options("local", round_to, max_channel_ratio)
     found = analyse(
         model, example, importance=importance, round_to=round_to,
         max_channel_ratio=max_channel_ratio, protect=protect, batches=batches, loss=loss,
@@ -259,12 +263,11 @@ def prune_to_latency(
     )  # fmt: skip
     gc.freeze()  # the loop collects before it starts, and networks hold many objects
     try:
-        timed = _meet(model, example, found, table, export, latency, latency_ms)
+        timed = _meet(model, example, found, table, export, asked)
     finally:
         gc.unfreeze()
         table.save()
     counts, before_ms, predicted_ms, measured_ms = timed
-    asked = {"latency_ms": latency_ms or 0.0} if latency is None else {"latency": latency}
     before = count_macs(model, example), count_parameters(model)
     report = carry_out(model, example, found, counts, asked, before)
     return LatencyReport(report, before_ms, predicted_ms, measured_ms)
@@ -276,8 +279,7 @@ def _meet(
     found: Analysis,
     table: LatencyTable,
     export: Export,
-    latency: float | None,
-    latency_ms: float | None,
+    asked: Budget,
 ) -> tuple[dict[str, int], float, float, float]:
     """Unit counts; ms before, predicted and measured."""
     ladders = [thinned(item) for item in found.ladders.values()]
@@ -287,9 +289,12 @@ def _meet(
     )  # fmt: skip
     lost = {item.group: losses(item, found.ranking[item.group]) for item in ladders}
     before_ms = _measured(model, table, export)
-    budget_ms = latency_ms if latency_ms is not None else before_ms * (latency or 1.0)
+    budget_ms = asked.value * before_ms if asked.relative else asked.value
     if budget_ms >= before_ms:
-        raise UserError(f"latency_ms = {budget_ms:.3g}: the network takes {before_ms:.3g} already.")
+        raise UserError(
+            f"{asked.text}: the network takes {before_ms:.3g} ms already, so there is nothing to "
+            "prune. Ask for less."
+        )
     full = {item.group: item.units for item in ladders}
     layers = replace(layers, factor=before_ms / max(layers.total_ms(full), 1e-9))
     for attempt in range(3):

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError, nearest
+from vcompress.bench.gates.limits import Budget, none_given, to_cut
 
 from ..models.cost import count_macs, count_parameters
 from ..models.patterns import check_patterns
-from .cost import CostModel, channel_cost, mac_cost, parameter_cost
+from .budget import Export, choose, meter_for
 from .importance import Importance, Loss, scores
 from .isolated import trace_within
 from .probe import probe
 from .remove import Kept, remove
 from .shadow import shadow
 from .structure import Group
-from .widths import BudgetTooLow, Ladder, fit_budget, ladder, ranked, uniform
+from .widths import Ladder, ladder, ranked, uniform
 
 Scope = Literal["local", "kind", "global"]
-_MOST_TRIALS = 10
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,17 @@ class LayerWidth:
 
 @dataclass(frozen=True)
 class PruneReport:
-    asked: dict[str, float]
-    """The one budget, as the share that remains."""
+    asked: Budget
     achieved: dict[str, float]
-    """Shares of macs, params and channels that remain."""
+    """Shares of macs, params and channels that remain; of the size where that was asked for."""
     macs: tuple[int, int]
     """Multiply-accumulates of one image before and after."""
     params: tuple[int, int]
     layers: tuple[LayerWidth, ...]
     left_alone: dict[str, str]
     """Layers that were not pruned, with the reason."""
+    size_mb: tuple[float, float] | None = None
+    """Of the ONNX file before and after, where it was measured."""
     kept: tuple[Kept, ...] = field(repr=False, default=())
     """What stays of each tensor, for `remap_optimizer`."""
     groups: tuple[Group, ...] = field(repr=False, default=())
@@ -55,7 +57,7 @@ class PruneReport:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "asked": self.asked,
+            "asked": {self.asked.name: self.asked.value},
             "achieved": {name: round(value, 4) for name, value in self.achieved.items()},
             "macs": list(self.macs),
             "params": list(self.params),
@@ -67,11 +69,12 @@ class PruneReport:
 def prune(
     model: nn.Module,
     example: Tensor,
+    budget: Budget | str | None = None,
     *,
     macs: float | None = None,
     params: float | None = None,
     channels: float | None = None,
-    importance: Importance = "l2",
+    importance: Importance = "bn",
     scope: Scope = "local",
     round_to: int = 8,
     max_channel_ratio: float = 0.95,
@@ -80,11 +83,14 @@ def prune(
     loss: Loss | None = None,
     seed: int = 0,
     limit_s: float = 120.0,
+    export: Export | None = None,
 ) -> PruneReport:
-    """Remove whole channels of `model`, in place, until a share of its cost remains.
+    """Remove whole channels of `model`, in place, until its cost is within a budget.
 
-    `macs=0.25` leaves a quarter of the multiply-accumulates of one image like `example`
-    [1, C, H, W]; `params` and `channels` likewise. `importance` ranks channels
+    `budget` is an object or a text such as "macs<=0.5", "params<=2e6" or "size_mb<=3" (of the
+    float32 ONNX file that `export` writes, measured on trial cuts). `macs=0.25` is short for a
+    quarter of the multiply-accumulates of one image like `example` [1, C, H, W]; `params` and
+    `channels` likewise. `importance` ranks channels
     (`importance.scores`, which also says what `batches` and `loss` are for). `scope` says how
     widths are shared out: `local` the same share everywhere, `kind` ranked among groups with the
     same sorts of layers, `global` ranked among all. Widths are multiples of `round_to`, no group
@@ -95,12 +101,12 @@ def prune(
     Keeps `requires_grad`, training mode and memory format. Raises UserError, with the network as
     it was, where the budget cannot be met.
     """
-    budgets = {"macs": macs, "params": params, "channels": channels}
-    asked = {name: value for name, value in budgets.items() if value is not None}
-    if len(asked) != 1:
-        raise UserError(f"Give exactly one of macs, params and channels; got {len(asked)}.")
-    what, share = next(iter(asked.items()))
-    check_options(share, what, scope, round_to, max_channel_ratio)
+    asked = to_cut(budget, macs=macs, params=params, channels=channels)
+    if asked is None:
+        raise none_given("macs", "params", "channels")
+    if asked.kind == "latency_ms":
+        raise UserError(f"{asked.text}: latency has to be measured; call prune_to_latency.")
+    check_options(scope, round_to, max_channel_ratio)
 
     found = analyse(
         model,
@@ -115,9 +121,26 @@ def prune(
         limit_s=limit_s,
     )
     before = count_macs(model, example), count_parameters(model)
-    cost, whole = _cost(what, model, example, found.groups, before)
-    counts = _choose(model, example, what, share * whole, whole, found, scope, cost)
-    return carry_out(model, example, found, counts, asked, before)
+    meter = meter_for(
+        asked.kind, model, example, found.groups, before, export or onnx_export(example)
+    )
+    chosen = choose(
+        meter,
+        asked,
+        found.groups,
+        list(found.ladders.values()),
+        _ideal(model, found, scope),
+        lambda counts: trial_cut(model, found.groups, counts, found.ranking),
+    )
+    macs_after = int(chosen.counted) if asked.kind == "macs" and chosen.counted else None
+    report = carry_out(model, example, found, chosen.counts, asked, before, macs_after)
+    if asked.kind != "size_mb" or chosen.counted is None:
+        return report
+    return replace(
+        report,
+        achieved={**report.achieved, "size": chosen.counted / meter.whole},
+        size_mb=(meter.whole / 1e6, chosen.counted / 1e6),
+    )
 
 
 @dataclass(frozen=True)
@@ -166,18 +189,22 @@ def carry_out(
     example: Tensor,
     found: Analysis,
     counts: Mapping[str, int],
-    asked: dict[str, float],
+    asked: Budget,
     before: tuple[int, int],
+    macs_after: int | None = None,
 ) -> PruneReport:
     """Cut `model` in place to `counts`, the units that each free group keeps.
 
-    `before` is its multiply-accumulates and parameters.
+    `before` is its multiply-accumulates and parameters; `macs_after` those of a trial cut to the
+    same widths, where one was counted.
     """
     groups = found.groups
     removed = _masks(groups, counts, found.ranking)
     widths = _widths(groups, counts)
     kept = remove(model, groups, removed)
-    after = count_macs(model, example), count_parameters(model)
+    if macs_after is None:
+        macs_after = count_macs(model, example)
+    after = macs_after, count_parameters(model)
     old, new = (sum(widths[g.name][i] for g in groups if g.tied_to is None) for i in (0, 1))
     return PruneReport(
         asked=asked,
@@ -196,11 +223,7 @@ def carry_out(
     )
 
 
-def check_options(
-    share: float, what: str, scope: str, round_to: int, max_channel_ratio: float
-) -> None:
-    if not 0.0 < share < 1.0:
-        raise UserError(f"{what} = {share}: expected the share that remains, between 0 and 1.")
+def check_options(scope: str, round_to: int, max_channel_ratio: float) -> None:
     if scope not in get_args(Scope):
         raise UserError(
             f"scope = {scope!r}: expected one of {', '.join(get_args(Scope))}."
@@ -216,96 +239,25 @@ def check_options(
         )
 
 
-def _cost(
-    what: str, model: nn.Module, example: Tensor, groups: Sequence[Group], before: tuple[int, int]
-) -> tuple[CostModel, float]:
-    if what == "macs":
-        return mac_cost(model, example, groups, before[0]), float(before[0])
-    if what == "params":
-        return parameter_cost(model, groups), float(before[1])
-    cost = channel_cost([group for group in groups if group.tied_to is None])
-    return cost, cost.at({})
-
-
-def _choose(
-    model: nn.Module,
-    example: Tensor,
-    what: str,
-    budget: float,
-    whole: float,
-    found: Analysis,
-    scope: Scope,
-    cost: CostModel,
-) -> dict[str, int]:
-    """Unit counts of the free groups; the prediction is corrected by what the cut costs."""
-    groups, ladders, ranking = found.groups, found.ladders, found.ranking
-    free = [group for group in groups if group.tied_to is None]
+def _ideal(model: nn.Module, found: Analysis, scope: Scope) -> Callable[[float], dict[str, float]]:
+    """The wished units of each free group, by the share that remains."""
     if scope == "local":
-        ideal = uniform(list(ladders.values()))
-    else:
-        modules = dict(model.named_modules())
-        pools: dict[tuple[str, ...], list[Group]] = {}
-        for group in free:
+        return uniform(list(found.ladders.values()))
+    modules = dict(model.named_modules())
+    pools: dict[tuple[str, ...], list[Group]] = {}
+    for group in found.groups:
+        if group.tied_to is None:
             key = group.kind(modules) if scope == "kind" else ()
             pools.setdefault(key, []).append(group)
-        ideal = ranked(list(pools.values()), ranking)
-
-    def price(kept: Mapping[str, float]) -> float:
-        return cost.at({**kept, **{g.name: kept[g.tied_to] for g in groups if g.tied_to}})
-
-    def cannot(least: float) -> UserError:
-        return UserError(
-            f"{what} = {budget / whole:.3g} cannot be met: with these options at least "
-            f"{least / whole:.3g} of the {what} remains. Ask for that or more, lower "
-            "round_to, raise max_channel_ratio or protect less."
-        )
-
-    aim, least_tried = budget, False
-    low, high = 0.0, whole  # what was aimed for when the cut was within the budget, or above it
-    best: tuple[float, dict[str, int]] | None = None
-    for _ in range(_MOST_TRIALS):
-        try:
-            counts = fit_budget(list(ladders.values()), ideal, price, aim)
-        except BudgetTooLow as error:
-            if what != "macs":
-                raise cannot(error.least) from error
-            if least_tried:
-                break
-            # The prediction may be too high (padded windows): look at what the least really costs.
-            aim, least_tried = error.least * (1 + 1e-9), True
-            continue
-        if what != "macs":
-            return counts
-        real = _real_macs(model, example, groups, counts, ranking)
-        predicted = price({name: n / ladders[name].units for name, n in counts.items()})
-        over = real / budget - 1.0
-        if over > 0.02 and least_tried and best is None:
-            raise cannot(real)
-        # at most the budget, and as near to it as possible; a little over beats far under
-        rank = -over if over <= 0 else 10.0 * over
-        if best is None or rank < best[0]:
-            best = (rank, counts)
-        if 0.0 <= -over <= 0.005:
-            break
-        low, high = (low, min(high, aim)) if over > 0 else (max(low, aim), high)
-        corrected = budget - (real - predicted)
-        # Where the correction leaves the bracket the prediction is far off: halve it instead.
-        following = corrected if low < corrected < high else (low + high) / 2
-        if abs(following - aim) <= 0.002 * budget:
-            break
-        aim = following
-    assert best is not None
-    return best[1]
+    return ranked(list(pools.values()), found.ranking)
 
 
-def _real_macs(
-    model: nn.Module,
-    example: Tensor,
-    groups: Sequence[Group],
-    counts: Mapping[str, int],
-    ranking: Mapping[str, Tensor],
-) -> int:
-    return count_macs(trial_cut(model, groups, counts, ranking), example)
+def onnx_export(example: Tensor, metadata: Mapping[str, str] = MappingProxyType({})) -> Export:
+    """Writes a network with inputs like `example` [1, C, H, W] as an ONNX file."""
+    from vcompress.export.to_onnx import export
+
+    shape = tuple(example.shape[1:])
+    return lambda model, path: export(model, path, ("input", shape), metadata=dict(metadata))
 
 
 def trial_cut(

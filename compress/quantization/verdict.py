@@ -17,6 +17,7 @@ from typing import Any, Literal
 from torch import nn
 
 from vcompress.bench.bundle import InputSpec
+from vcompress.bench.gates.limits import Budget
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.tasks.scoring import score_split
 from vcompress.bench.timing.compare import CompareBudget, compare
@@ -32,7 +33,7 @@ from .targets import Target
 log = logging.getLogger(__name__)
 
 
-FASTER = 1.1
+FASTER = Budget("speedup", 1.1, at_least=True)
 """The speed-up that the interval must lie above: less is not worth a second kind of file."""
 BUDGET = CompareBudget()
 IMAGES = 64
@@ -81,17 +82,19 @@ def decide(low: float, high: float, lost_points: float, max_drop: float) -> tupl
     """
     if lost_points > max_drop:
         return "do not quantise", f"it loses {lost_points:.2f} points, more than {max_drop:g}"
-    if low >= FASTER:
+    faster = FASTER.outcome(low, high)
+    if faster == "pass":
         return "quantise", (
             f"it is at least {low:.2f} times faster and loses {lost_points:.2f} of at most "
             f"{max_drop:g} points"
         )
-    if high < FASTER:
+    if faster == "fail":
         return "do not quantise", (
-            f"it is at most {high:.2f} times faster; {FASTER} is the least that pays"
+            f"it is at most {high:.2f} times faster; {FASTER.value} is the least that pays"
         )
     return "cannot tell", (
-        f"it is {low:.2f} to {high:.2f} times faster, and {FASTER} is the least that pays: measure "
+        f"it is {low:.2f} to {high:.2f} times faster, and {FASTER.value} is the least that pays: "
+        "measure "
         "on a quieter machine"
     )
 

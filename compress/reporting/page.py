@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from .budget import asked_and_reached
 from .engines import engine_section
 from .latency import across, measured_in, missed, remarks, title
 from .robustness import robustness_section
@@ -230,7 +231,8 @@ def _table(entries: Sequence[Entry]) -> str:
         smaller = f"{base['onnx_bytes'] / metrics['onnx_bytes']:.1f}× smaller" if number > 1 else ""
         cells = [
             f'<td class="left">{number}</td>',
-            f'<td class="left">{escape(entry["stage"])}<small>{escape(entry["model"])}</small>',
+            f'<td class="left">{escape(entry["stage"])}<small>{escape(entry["model"])}</small>'
+            f"{_asked_cell(entry)}</td>",
             _accuracy_cell(metrics["test"]),
             f"<td>{metrics['parameters'] / 1e6:.2f} M</td><td>{metrics['macs'] / 1e6:.1f} M</td>",
             f"<td>{metrics['onnx_bytes'] / 1e6:.2f} MB<small>{smaller}</small></td>",
@@ -245,6 +247,12 @@ def _table(entries: Sequence[Entry]) -> str:
         )
     )  # fmt: skip
     return f'<div class="wide"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
+
+
+def _asked_cell(entry: Entry) -> str:
+    """What a stage was asked to cut a network to, and what it reached."""
+    found = asked_and_reached(entry)
+    return f"<small>{escape(found)}</small>" if found else ""
 
 
 def _latency_cell(latency: Mapping[str, Any] | None) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vcompress.bench.bundle import Bundle
 
+from .budget import budget_lines
 from .latency import latency_text
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def print_history(bundle: Bundle) -> None:
         table.add_column(column, justify="right")
     for row in rows(bundle.history):
         table.add_row(*(Text(printable(cell)) for cell in row))
+    asked = budget_lines(bundle.history)
+    if asked:
+        table.caption, table.caption_justify = Text("\n".join(map(printable, asked))), "left"
     # A pipe or a log has no width of its own; a narrow default would cut the numbers.
     console = Console()
     Console(width=None if console.is_terminal else 120).print(table)

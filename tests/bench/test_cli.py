@@ -90,6 +90,17 @@ def test_a_gate_that_fails_gives_status_one(
     assert "FAIL" in out
 
 
+def test_a_limit_needs_no_file(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = models / "classifier.onnx"
+    status, out, _ = run(
+        capsys, model, *QUICK, "--require", "latency_ms<=0.000001", "--require", "size_mb<=1"
+    )
+    assert status == 1
+    assert "latency_ms<=1e-06" in out and "size_mb<=1" in out
+    status, _, error = run(capsys, model, *QUICK, "--require", "latency<4")
+    assert status == 2 and "expected a kind, <= or >=" in error
+
+
 def test_a_saved_result_is_the_baseline_of_the_next_run(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,7 +64,7 @@ def share_of_macs(base: nn.Module, wanted: float, seconds: float) -> float:
     share = wanted
     for _ in range(6):
         model = copy.deepcopy(base)
-        prune(model, EXAMPLE, macs=share)
+        prune(model, EXAMPLE, macs=share, importance="l2")
         found = ratio(base, model, seconds)
         print(f"  macs={share:.3f} takes {found:.3f} of the latency", flush=True)
         if abs(found / wanted - 1) < 0.015:
@@ -106,13 +106,13 @@ def main() -> None:
                 vbench_ratio(args.seconds, "cpu", 1),
             )  # fmt: skip
             report = prune_to_latency(
-                narrow, EXAMPLE, table, write, latency=args.latency, round_to=8, seed=seed
+                narrow, EXAMPLE, table, write, latency=args.latency, importance="l2", seed=seed
             )
             predicted = report.predicted_ms / report.before_ms
             if not share:
                 share = share_of_macs(base, ratio(base, narrow, args.seconds), args.seconds)
             thin = copy.deepcopy(base)
-            prune(thin, EXAMPLE, macs=share)
+            prune(thin, EXAMPLE, macs=share, importance="l2")
             for way, model in (("latency", narrow), ("macs", thin)):
                 measured[way].append(ratio(base, model, args.seconds))
                 macs[way].append(count_macs(model, EXAMPLE) / count_macs(base, EXAMPLE))

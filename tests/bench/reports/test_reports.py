@@ -17,6 +17,7 @@ from rich.console import Console
 import vcompress.bench
 from vcompress.bench.errors import UserError
 from vcompress.bench.gates import baseline, gate
+from vcompress.bench.gates.limits import parse
 from vcompress.bench.reports import ci as report_ci
 from vcompress.bench.reports import html as report_html
 from vcompress.bench.reports import json as report_json
@@ -126,6 +127,58 @@ def test_a_gate_is_decided_on_the_intervals_bound(
     assert check.name in limits
 
 
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("latency_ms<=0.9", "pass"),
+        ("latency_ms<=0.5", "fail"),
+        ("latency_ms<=0.7994", "inconclusive"),
+        ("p99_ms<=1", "pass"),
+        ("size_mb<=0.000001", "fail"),
+        ("size<=0.0001", "fail"),
+        ("memory_mb<=20", "pass"),
+        ("memory<=99%", "fail"),
+        ("top1>=0.94", "inconclusive"),
+        ("top1_drop<=0.04", "inconclusive"),
+        ("negative_flips<=0.001", "fail"),
+        ("latency<=0.9", "pass"),
+        ("latency<=0.5", "fail"),
+        ("slowdown<=1", "pass"),
+        ("speedup>=1.2", "pass"),
+        ("speedup>=1.3", "fail"),
+    ],
+)
+def test_a_limit_as_text_is_decided_as_its_key_is(result: Result, text: str, outcome: str) -> None:
+    (check,) = gate.check(gate.Gate(limits=(text,)), result)
+    assert check.outcome == outcome
+    assert check.name == parse(text).text
+
+
+def test_a_limit_and_its_key_give_the_same_check(result: Result) -> None:
+    key, text = gate.check(gate.Gate(max_p50_ms=0.7994, limits=("latency_ms<=0.7994",)), result)
+    assert replace(text, name=key.name) == key
+
+
+def test_limits_of_the_file_and_of_the_command_line_are_all_held(
+    result: Result, tmp_path: Path
+) -> None:
+    file = tmp_path / "gate.toml"
+    file.write_text('max_size_mb = 1\nlimits = ["latency_ms<=4", "top1>=0.5"]\n')
+    asked = gate.asked(file, ("p99_ms<=9",))
+    assert asked is not None
+    names = [check.name for check in gate.check(asked, result)]
+    assert names == ["max_size_mb", "latency_ms<=4", "top1>=0.5", "p99_ms<=9"]
+    assert gate.asked(None, ()) is None
+
+
+@pytest.mark.parametrize("text", ["slowdown<=1", "size<=50%", "top1>=0.5", "memory_mb<=9"])
+def test_a_text_that_was_not_measured_never_passes(result: Result, text: str) -> None:
+    bare = alone(result)
+    bare = replace(bare, models=(replace(bare.models[0], accuracy=None, cold_start=None),))
+    with pytest.raises(UserError, match=f"The gate asks for {parse(text).text}"):
+        gate.check(gate.Gate(limits=(text,)), bare)
+
+
 @pytest.mark.parametrize("name", ["max_slowdown", "max_top1_drop", "min_top1", "max_memory_mb"])
 def test_a_guard_that_was_not_measured_never_passes(result: Result, name: str) -> None:
     bare = alone(result)
@@ -146,7 +199,11 @@ def test_a_withheld_percentile_is_inconclusive(result: Result) -> None:
     ("text", "message"),
     [("max_p50 = 1", "Did you mean 'max_p50_ms'"), ("", "asks for nothing"),
      ("max_p50_ms = ", "no valid TOML"), ("min_top1 = 76.1", "a share from 0 to 1"),
-     ("max_p50_ms = 'fast'", "expected")],
+     ("max_p50_ms = 'fast'", "expected"), ("max_p99_ms = -1", "max_p99_ms = -1.*0 or more"),
+     ("limits = ['latncy_ms<=4']", "Did you mean 'latency_ms'"),
+     ("limits = []", "asks for nothing"),
+     ("limits = ['macs<=0.5']", "macs<=0.5: vbench measures files"),
+     ("limits = 'latency_ms<=4'", "expected a list")],
 )  # fmt: skip
 def test_a_gate_file_with_a_mistake_says_which(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "gate.toml").write_text(text)

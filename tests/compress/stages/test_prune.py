@@ -191,6 +191,48 @@ def test_pruning_to_a_latency_measures_and_keeps_its_table(
     assert [call["name"] for call in fits] == ["prune-1of1"]
 
 
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [({"macs": 0.25}, "macs<=0.25"), ({"params": 0.4}, "params<=40%"),
+     ({"channels": 0.5}, "channels<=0.5")],
+)  # fmt: skip
+def test_a_flag_and_a_budget_prune_alike(fits: Any, flag: dict[str, Any], text: str) -> None:
+    found = [
+        apply(network(), Config(steps=2, round_to=2, **given), FakeContext()).details  # type: ignore[arg-type]
+        for given in (flag, {"budget": text})
+    ]
+    assert found[0]["layers"] == found[1]["layers"]
+    assert found[0]["asked"] == found[1]["asked"] == flag
+    assert found[0]["achieved"] == found[1]["achieved"]
+
+
+def test_an_absolute_budget_is_taken_in_steps_too(fits: Any) -> None:
+    whole = apply(network(), Config(macs=0.9, round_to=1), FakeContext()).details["before"]["macs"]  # type: ignore[arg-type]
+    details = apply(
+        network(), Config(budget=f"macs<={whole // 4}", steps=2, round_to=2), FakeContext()
+    ).details  # type: ignore[arg-type]
+    assert details["asked"] == {"macs": whole // 4}
+    assert 0.23 * whole <= details["after"]["macs"] <= whole // 4
+    assert details["steps"][0]["remains"] == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(UserError, match=r"the network has .* macs already"):
+        apply(network(), Config(budget=f"macs<={whole}"), FakeContext())  # type: ignore[arg-type]
+
+
+def test_a_size_is_met_by_the_exported_file_with_its_metadata(fits: Any) -> None:
+    from vcompress.bench.bundle import Preprocess
+
+    class Sized(FakeContext):
+        class data(FakeData):
+            preprocess = Preprocess(size=(8, 8))
+
+        data = data()  # type: ignore[assignment]
+
+    details = apply(network(), Config(budget="size_mb<=0.03", round_to=1), Sized()).details  # type: ignore[arg-type]
+    assert details["asked"] == {"size_mb": 0.03}
+    assert 0.0275 < details["size_measured_mb"] <= 0.028  # 2 kB are left for the provenance
+    assert details["achieved"]["size"] < 0.7
+
+
 def test_batches_of_one_image_do_not_take_the_statistics_away(fits: Any) -> None:
     sizes: list[int] = []
 
@@ -218,7 +260,7 @@ def test_running_the_same_steps_again_gives_the_same_weights(fits: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "exactly one of macs, params, channels, latency and latency_ms; got none"),
+        ({}, "exactly one of macs, params, channels, latency, latency_ms and budget; got none"),
         ({"macs": 0.5, "channels": 0.5}, "got macs, channels"),
         ({"macs": 1.0}, "macs = 1.0: expected the share that remains"),
         ({"params": -0.5}, "params = -0.5: expected the share that remains"),
@@ -236,6 +278,11 @@ def test_running_the_same_steps_again_gives_the_same_weights(fits: Any) -> None:
         ),
         ({"macs": 0.5, "round_to": 0}, "round_to = 0"),
         ({"macs": 0.5, "lr": -1.0}, "lr = -1.0"),
+        ({"macs": 0.5, "budget": "params<=0.5"}, "got macs, budget"),
+        ({"budget": "top1>=0.97"}, r"top1 is a result .* vbench --require 'top1>=0.97'"),
+        ({"budget": "memory_mb<=9"}, "memory_mb is a result"),
+        ({"budget": "latency_ms<=0"}, "nothing would remain"),
+        ({"budget": "latency_ms<=4", "steps": 2}, "latency takes one step"),
     ],
 )
 def test_bad_options_are_refused_before_any_work(options: dict[str, Any], message: str) -> None:
