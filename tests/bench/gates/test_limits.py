@@ -48,8 +48,12 @@ def test_a_tasks_metric_is_known_by_its_name_and_its_direction() -> None:
     assert parse("mae<=2.5", metrics) == Budget("mae", 2.5)
     with pytest.raises(UserError, match="mae is better lower; write mae<=2"):
         parse("mae>=2", metrics)
-    with pytest.raises(UserError, match="unknown kind 'mae'"):
-        parse("mae<=2")
+    assert parse("mae<=2") == Budget("mae", 2.0)
+    assert parse("mAP>=60%") == Budget("mAP", 0.6, at_least=True)
+    assert parse("mAP_drop<=0.01").kind == "mAP_drop"
+    assert parse("mae_rise<=2.5").outcome(2.6, 2.7) == "fail"
+    with pytest.raises(UserError, match="unknown kind 'wer'"):
+        parse("wer<=2")
 
 
 @pytest.mark.parametrize(

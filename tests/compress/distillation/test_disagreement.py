@@ -16,6 +16,7 @@ from torch import nn
 
 from vcompress.compress.cli import main
 from vcompress.compress.data.loader import Data
+from vcompress.compress.tasks.classification import Classification
 from vcompress.compress.distillation import disagreement
 from vcompress.compress.distillation.disagreement import (
     Viewer,
@@ -90,7 +91,7 @@ def test_images_of_disagreement_are_shown_with_what_each_said(
         one[5].bias.copy_(torch.tensor([9.0, 0, 0]))
         two[9].bias.copy_(torch.tensor([0, 0, 9.0]))
     section = disagreements_section(
-        Viewer("teacher", one, data.preprocess), Viewer("<i>", two, data.preprocess), data
+        Classification(), Viewer("teacher", one, data.preprocess), Viewer("<i>", two, data.preprocess), data
     )
     found = pictures(section)
     assert len(found) == 18  # six images, three pictures each
@@ -107,7 +108,7 @@ def test_of_many_validation_images_some_are_asked_about(
     monkeypatch.setattr(disagreement, "_MOST_ASKED", 4)
     data = tiny_data()
     viewer = Viewer("one", tiny_nets.group(), data.preprocess)
-    section = disagreements_section(viewer, viewer, data)
+    section = disagreements_section(Classification(), viewer, viewer, data)
     assert "On all 4 validation images, spread over 6, one and one agree" in section
 
 
@@ -122,7 +123,7 @@ def test_a_teacher_with_another_order_of_classes_is_asked_for_its_own(
         two[5].weight.copy_(one[5].weight.flip(0))
         two[5].bias.copy_(one[5].bias.flip(0))
     viewers = Viewer("a", one, data.preprocess), Viewer("b", two, data.preprocess, (2, 1, 0))
-    assert "On all 6 validation images a and b agree" in disagreements_section(*viewers, data)
+    assert "On all 6 validation images a and b agree" in disagreements_section(Classification(), *viewers, data)
 
 
 def test_the_report_of_a_distillation_says_where_both_look(

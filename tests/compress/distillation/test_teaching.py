@@ -15,6 +15,7 @@ from vcompress.bench.bundle import Preprocess
 from vcompress.bench.errors import UserError
 from vcompress.compress.data.loader import Samples
 from vcompress.compress.distillation import losses
+from vcompress.compress.tasks.classification import Classification
 from vcompress.compress.distillation.features import captured, find_pairs
 from vcompress.compress.distillation.teaching import (
     ON_FEATURES,
@@ -26,6 +27,8 @@ from vcompress.compress.distillation.teaching import (
     order_of,
 )
 from vcompress.compress.stages.distill import WEIGHTS
+
+TASK = Classification()
 
 SIZE = Preprocess((16, 16))
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -51,7 +54,7 @@ def taught(terms: dict[str, float], **options: Any) -> tuple[TaughtLoss, nn.Modu
     teachers = [Teacher(teacher, SIZE)]
     ask = live(teachers, [theirs], [pairs], ())
     options = {"alpha": 0.5, "temperature": 2.0, **options}
-    return TaughtLoss(terms, ask, teachers, [pairs], student, ours, **options), student, teacher
+    return TaughtLoss(TASK, terms, ask, teachers, [pairs], student, ours, **options), student, teacher
 
 
 def logits_of(*probabilities: list[float]) -> Tensor:
@@ -60,40 +63,40 @@ def logits_of(*probabilities: list[float]) -> Tensor:
 
 def test_the_mean_of_several_is_the_mean_of_their_softened_distributions() -> None:
     two = torch.cat([logits_of([0.8, 0.2]), logits_of([0.4, 0.6])])
-    found = F.softmax(ensemble(two, "mean", [1, 1], 1.0), dim=1)
+    found = F.softmax(ensemble(TASK, two, "mean", [1, 1], 1.0), dim=1)
     assert torch.allclose(found, torch.tensor([[0.6, 0.4]]))
     soft = [math.sqrt(p) for p in (0.8, 0.2, 0.4, 0.6)]  # at T = 2
     top = (soft[0] / (soft[0] + soft[1]) + soft[2] / (soft[2] + soft[3])) / 2
-    found = F.softmax(ensemble(two, "mean", [1, 1], 2.0) / 2.0, dim=1)
+    found = F.softmax(ensemble(TASK, two, "mean", [1, 1], 2.0) / 2.0, dim=1)
     assert float(found[0, 0]) == pytest.approx(top, rel=1e-5)
 
 
 def test_accuracies_weigh_the_teachers() -> None:
     two = torch.cat([logits_of([0.8, 0.2]), logits_of([0.4, 0.6])])
-    found = F.softmax(ensemble(two, "accuracy", [0.9, 0.6], 1.0), dim=1)
+    found = F.softmax(ensemble(TASK, two, "accuracy", [0.9, 0.6], 1.0), dim=1)
     assert float(found[0, 0]) == pytest.approx((0.9 * 0.8 + 0.6 * 0.4) / 1.5, rel=1e-5)
 
 
 def test_confidence_weighs_them_for_each_sample() -> None:
     sure, unsure = [0.9, 0.1], [0.5, 0.5]
     two = torch.cat([logits_of(sure, unsure), logits_of(unsure, [0.2, 0.8])])
-    found = F.softmax(ensemble(two, "confidence", [1, 1], 1.0), dim=1)
+    found = F.softmax(ensemble(TASK, two, "confidence", [1, 1], 1.0), dim=1)
     # A uniform distribution says nothing, so it has no weight.
     assert torch.allclose(found, torch.tensor([[0.9, 0.1], [0.2, 0.8]]), atol=1e-3)
     certain = [
         1 - (-(p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(2)) for p in (0.9, 0.7)
     ]
     two = torch.cat([logits_of([0.9, 0.1]), logits_of([0.3, 0.7])])
-    found = F.softmax(ensemble(two, "confidence", [1, 1], 1.0), dim=1)
+    found = F.softmax(ensemble(TASK, two, "confidence", [1, 1], 1.0), dim=1)
     expected = (certain[0] * 0.9 + certain[1] * 0.3) / sum(certain)
     assert float(found[0, 0]) == pytest.approx(expected, rel=1e-4)
     both = torch.cat([logits_of(unsure), logits_of(unsure)])
-    assert torch.allclose(F.softmax(ensemble(both, "confidence", [1, 1], 1.0), 1), both[0].exp())
+    assert torch.allclose(F.softmax(ensemble(TASK, both, "confidence", [1, 1], 1.0), 1), both[0].exp())
 
 
 def test_one_teacher_is_left_as_it_is() -> None:
     one = torch.randn(1, 4, 3)
-    assert torch.equal(ensemble(one, "confidence", [0.3], 4.0), one[0])
+    assert torch.equal(ensemble(TASK, one, "confidence", [0.3], 4.0), one[0])
 
 
 def test_losses_are_added_by_their_weights_beside_the_labels() -> None:
@@ -181,7 +184,7 @@ def test_a_cnn_learns_the_tokens_of_a_vit_and_the_other_way_round(turned: bool) 
     ours = HOOKS.enter_context(captured(student, [p.student.name for p in pairs]))
     teachers = [Teacher(teacher, SIZE)]
     loss = TaughtLoss(
-        dict.fromkeys(ON_FEATURES, 1.0), live(teachers, [theirs], [pairs], ()), teachers, [pairs],
+        TASK, dict.fromkeys(ON_FEATURES, 1.0), live(teachers, [theirs], [pairs], ()), teachers, [pairs],
         student, ours, alpha=1.0, temperature=1.0,
     )  # fmt: skip
     optimizer = torch.optim.Adam([*student.parameters(), *loss.parameters()], lr=0.01)
@@ -201,7 +204,7 @@ def test_a_student_with_its_teachers_features_has_no_attention_loss() -> None:
     seen = HOOKS.enter_context(captured(teacher, [p.teacher.name for p in pairs]))
     ask = live([Teacher(teacher, SIZE)], [seen], [pairs], ())
     loss = TaughtLoss(
-        {"at": 1.0}, ask, [Teacher(teacher, SIZE)], [pairs], teacher, seen, alpha=1.0,
+        TASK, {"at": 1.0}, ask, [Teacher(teacher, SIZE)], [pairs], teacher, seen, alpha=1.0,
         temperature=1.0,
     )  # fmt: skip
     found = loss(teacher(IMAGES), IMAGES, LABELS, SAMPLES)
@@ -218,7 +221,7 @@ def test_the_projections_are_the_same_for_a_seed_and_no_random_number_is_used_up
     assert not any(torch.equal(first[k], other[k]) for k in first)
     student = net(4)
     torch.manual_seed(5)
-    TaughtLoss({"self": 1.0}, None, [], [], student, {}, alpha=1.0, temperature=1.0)
+    TaughtLoss(TASK, {"self": 1.0}, None, [], [], student, {}, alpha=1.0, temperature=1.0)
     assert torch.equal(torch.rand(1), after)
 
 
@@ -236,7 +239,7 @@ def test_the_average_of_the_student_teaches_it_and_follows_it() -> None:
     with torch.no_grad():
         start = student[0].weight.clone()  # type: ignore[union-attr]
         loss = TaughtLoss(
-            {"self": 1.0}, None, [], [], student, {}, alpha=1.0, temperature=2.0, self_decay=0.5
+            TASK, {"self": 1.0}, None, [], [], student, {}, alpha=1.0, temperature=2.0, self_decay=0.5
         )
         student[0].weight.add_(1.0)  # type: ignore[union-attr]
         found = loss(student(IMAGES), IMAGES, LABELS, SAMPLES)

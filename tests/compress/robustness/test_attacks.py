@@ -31,7 +31,9 @@ def test_an_attack_stays_in_reach_on_valid_pixels_and_raises_the_loss(
     clean = torch.rand(8, 3, 16, 16)
     clean[0, :, :8], clean[1, :, :8] = 0.0, 1.0
     images, labels = normal(clean), torch.arange(8) % 3
-    found = attacked(model, images, labels, kind=kind, epsilon=0.03, steps=5, mean=MEAN, std=STD)
+    found = attacked(model, images, labels, kind=kind, epsilon=0.03, steps=5, mean=MEAN, std=STD,
+        loss=F.cross_entropy,
+    )
     change = (pixels(found) - clean).abs()
     assert float(change.max()) == pytest.approx(0.03, abs=1e-5)
     # The same reach in each channel, though each has a scale of its own.
@@ -64,7 +66,9 @@ def test_the_network_is_left_as_it_was(tiny_nets: Any) -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     images = torch.randn(4, 3, 16, 16)
     soft = torch.full((4, 3), 1 / 3)
-    attacked(model, images, soft, kind="pgd", epsilon=0.1, steps=2, mean=MEAN, std=STD)
+    attacked(model, images, soft, kind="pgd", epsilon=0.1, steps=2, mean=MEAN, std=STD,
+        loss=F.cross_entropy,
+    )
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [m.training for m in model.children()] == [n != 1 for n in range(10)]
     assert all(p.grad is None for p in model.parameters())
@@ -81,7 +85,7 @@ def test_pgd_finds_what_fgsm_does_not() -> None:
     images = torch.full((1, 1, 2, 2), 0.5)
     options: dict[str, Any] = {"epsilon": 0.1, "steps": 20, "mean": (0.0,), "std": (1.0,)}
     label = torch.tensor([1])
-    one = attacked(Net(), images, label, kind="fgsm", **options)
-    many = attacked(Net(), images, label, kind="pgd", **options)
+    one = attacked(Net(), images, label, kind="fgsm", loss=F.cross_entropy, **options)
+    many = attacked(Net(), images, label, kind="pgd", loss=F.cross_entropy, **options)
     assert float(one.mean()) == pytest.approx(0.6)
     assert float(many.mean()) == pytest.approx(0.54, abs=0.013)

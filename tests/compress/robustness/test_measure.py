@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from vcompress.bench.bundle import Bundle, Preprocess
+from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
 from vcompress.compress.cli import main
+from vcompress.compress.data.loader import Data
 from vcompress.compress.reporting.page import render
 from vcompress.compress.robustness.corruptions import CORRUPTIONS
 from vcompress.compress.robustness.measure import Attack, under_attack
@@ -34,8 +37,14 @@ def test_an_image_falls_just_when_its_distance_is_in_reach() -> None:
     distances = (0.01, 0.05, 0.1, 0.2)
     pixels = [np.full((8, 8, 3), round(255 * (0.5 + d)), np.uint8) for d in distances]
     labels = np.ones(4, np.int64)
+    splits = {name: np.arange(4) for name in ("train", "val", "test")}
+    dataset = Dataset(
+        "memory", ("dark", "red"), labels, splits, "", lambda i: Image.fromarray(pixels[i]),
+        preprocess,
+    )  # fmt: skip
+    data = Data(dataset, preprocess)
     for epsilon, right in ((0.005, 4), (0.03, 3), (0.08, 2), (0.15, 1), (0.3, 0)):
-        found = under_attack(ByRed(), pixels, labels, preprocess, Attack(epsilon, 20))
+        found = under_attack(ByRed(), pixels, labels, data, Attack(epsilon, 20))
         assert found == right / 4, epsilon
 
 
@@ -55,7 +64,7 @@ def test_an_attack_goes_through_quantisers(tiny_data: Any, tiny_nets: Any) -> No
     test = data.dataset.splits["test"]
     pixels = [np.asarray(data.dataset.image(int(i))) for i in test]
     found = [
-        under_attack(net, pixels, data.dataset.targets[test], data.preprocess, Attack(0.2, 5))
+        under_attack(net, pixels, data.dataset.targets[test], data, Attack(0.2, 5))
         for net in (model, prepared)
     ]
     assert found[0] < 0.7 and abs(found[1] - found[0]) < 0.2, found

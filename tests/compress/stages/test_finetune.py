@@ -26,7 +26,7 @@ def test_it_trains_the_network_and_tells_what_it_reached(
     outcome = finetune.apply(model, config, context)
     assert outcome.model is model
     assert outcome.details["epochs"] == 5
-    assert evaluate(model, context, config, "val") == outcome.details["val_accuracy"] > 0.8
+    assert evaluate(model, context, config, "val") == outcome.details["val_score"] > 0.8
     assert (tmp_path / "finetune" / "state.safetensors").is_file()
 
 

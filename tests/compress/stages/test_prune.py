@@ -2,9 +2,11 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +18,9 @@ class FakeData:
     """Images whose class is their brightest channel, so that little training is enough."""
 
     classes = ("red", "green", "blue")
+    dataset = SimpleNamespace(
+        task="classification", targets=np.zeros(1, np.int64), splits={"train": [0]}
+    )
     example = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
     def batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -78,7 +78,7 @@ def test_channels_of_a_sparse_network_are_not_cut(sparse: Any) -> None:
 
 
 def test_training_that_fills_the_zeros_is_a_fault(
-    tiny_nets: Any, monkeypatch: pytest.MonkeyPatch
+    tiny_data: Callable[..., Data], tiny_nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fit(model: Any, config: Any, context: Any, loss: Any, *, name: str) -> Any:
         with torch.no_grad():
@@ -86,7 +86,7 @@ def test_training_that_fills_the_zeros_is_a_fault(
 
     monkeypatch.setattr("vcompress.compress.training.loop.fit", fit)
     with pytest.raises(RuntimeError, match="filled the zeros of 3"):
-        apply(tiny_nets.batch(), Config(), Context(None, Path()))  # type: ignore[arg-type]
+        apply(tiny_nets.batch(), Config(), Context(tiny_data(), Path()))
 
 
 def test_bad_options_are_refused() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -178,7 +179,7 @@ def test_training_on_attacked_images_makes_the_network_harder_to_fool(
         for images, labels in data.loader("test", 24):
             found = attacked(
                 model, images, labels, kind="pgd", epsilon=0.12, steps=10,
-                mean=data.preprocess.mean, std=data.preprocess.std,
+                mean=data.preprocess.mean, std=data.preprocess.std, loss=F.cross_entropy,
             )  # fmt: skip
             right += int((model(found).argmax(1) == labels).sum())
             total += len(labels)

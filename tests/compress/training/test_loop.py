@@ -61,7 +61,7 @@ def test_the_loss_falls_and_the_classes_are_learnt(
     assert found["epochs"] == 6
     assert len(found["loss"]) == 6
     assert found["loss"][-1] < 0.5 * found["loss"][0]
-    assert found["val_accuracy"] == 1.0
+    assert found["val_score"] == 1.0
     assert evaluate(model, context, config, "test") == 1.0
     assert next(model.parameters()).device.type == "cpu"
     assert all(p.grad is None for p in model.parameters())
@@ -82,7 +82,7 @@ def test_the_best_epoch_is_what_is_left_in_the_model(context: Context, tiny_nets
         found = fit(model, replace(QUICK, epochs=3), context, name="t")
     finally:
         training.evaluate = original
-    assert (found["best_epoch"], found["val_accuracy"]) == (2, 0.9)
+    assert (found["best_epoch"], found["val_score"]) == (2, 0.9)
     assert same(model.state_dict(), seen[1])
 
 
@@ -228,7 +228,7 @@ def test_early_stopping_counts_epochs_without_a_better_accuracy(
         monkeypatch.setattr(training, "evaluate", lambda *_, values=values: next(values))
         found = fit(tiny_nets.group(), replace(QUICK, epochs=8, patience=2), context, name="t")
         assert found["epochs"] == ran
-        assert found["val_accuracy"] == max(accuracies[:ran])
+        assert found["val_score"] == max(accuracies[:ran])
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rate(
@@ -276,7 +276,7 @@ def test_no_epochs_leave_the_model_as_it_is(context: Context, tiny_nets: Any) ->
     before = copy(model)
     found = fit(model, replace(QUICK, epochs=0), context, name="t")
     assert same(model.state_dict(), before)
-    assert found == {"epochs": 0, "best_epoch": 0, "val_accuracy": None, "loss": []}
+    assert found == {"epochs": 0, "best_epoch": 0, "val_metric": "top1", "val_score": None, "loss": []}
 
 
 def test_bf16_is_used_in_training_and_gone_afterwards(context: Context, tiny_nets: Any) -> None:
@@ -328,7 +328,7 @@ def test_tensorboard_gets_its_events_and_they_outlive_the_work_folder(
         events = EventAccumulator(str(file))
         events.Reload()
         tags |= set(events.Tags()["scalars"])
-    assert {"loss", "val_accuracy"} <= tags
+    assert {"loss", "val_top1"} <= tags
 
 
 def test_a_tracker_that_is_not_installed_is_named(context: Context, tiny_nets: Any) -> None:
@@ -388,7 +388,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path) -> Non
     together = json.loads((out / "found.json").read_text())
     assert together["processes"] == 2
     assert together["loss"] == pytest.approx(alone["loss"], abs=1e-4)
-    assert together["val_accuracy"] == alone["val_accuracy"]
+    assert together["val_score"] == alone["val_score"]
     found = load_file(out / "weights.safetensors")
     for name, value in weights.items():
         assert torch.allclose(found[name], value, atol=1e-4), name
