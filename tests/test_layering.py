@@ -33,9 +33,10 @@ HEAVY = TRAINING | {
 LIGHT = (
     "bench/__init__.py", "bench/errors.py", "bench/config.py", "bench/cli.py", "bench/apart.py",
     "bench/bundle/__init__.py", "bench/bundle/bundle.py", "bench/bundle/atomic.py",
-    "bench/bundle/manifest.py", "bench/bundle/archive.py", "bench/bundle/signature.py",
+    "bench/bundle/manifest.py", "bench/bundle/history.py", "bench/bundle/archive.py",
+    "bench/bundle/signature.py",
     "bench/verify/__init__.py", "bench/verify/check.py", "bench/verify/golden.py",
-    "bench/tasks/__init__.py",
+    "bench/tasks/__init__.py", "bench/tasks/metrics.py",
     "compress/__init__.py", "compress/cli.py", "compress/options.py",
     "compress/training/__init__.py", "compress/training/config.py", "compress/training/progress.py",
     "compress/pipeline/__init__.py", "compress/pipeline/recipe.py",

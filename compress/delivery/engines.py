@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vcompress.bench.bundle import MODEL, Bundle
+from vcompress.bench.bundle.history import TestScore, to_json
 from vcompress.bench.engine import BuildReport, Settings, build_engine
 from vcompress.bench.engine.settings import Flavour
 from vcompress.bench.errors import UserError
@@ -126,7 +127,7 @@ def _source(
         {
             "parity": proof.message,
             "cast": exported.cast,
-            "test": score(file, data) if data is not None and runs else None,
+            "test": to_json(score(file, data)) if data is not None and runs else None,
         }
     )
     return Source(file, f"{FOLDER}/{file.name}", facts)
@@ -164,7 +165,9 @@ def _float8(bundle: Bundle, work: Path) -> Source:
             scored = classification.score(
                 session, batches(dataset, "test", bundle.preprocess, 64), classes=bundle.labels
             )
-        test = {"n": scored.n, "correct": scored.correct, "top1": scored.top1}
+        test = to_json(
+            TestScore("top1", scored.top1, scored.top1_interval, scored.n, correct=scored.correct)
+        )
     facts = {
         "parity": f"against the int8 file in ONNX Runtime, optimisations off: top-1 "
         f"{found.top1_agreement:.2%}, SQNR {found.sqnr_db:.1f} dB",

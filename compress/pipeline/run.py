@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -107,19 +107,20 @@ def run_stage(
     context = Context(
         data, work, options.seed, options.resume, teacher, options.track, teacher_name, teachers
     )
-    entry = record_entry(method, source.spec, asdict(config), options)
-    entry["inputs"] = {r: _input_record(given[r], opened.get(r)) for r in given}
-    entry["licences"] = licences.record(
-        options, data.dataset, opened.get(primary), list(opened.values())
+    entry = replace(
+        record_entry(method, source.spec, asdict(config), options),
+        inputs={r: _input_record(given[r], opened.get(r)) for r in given},
+        licences=licences.record(options, data.dataset, opened.get(primary), list(opened.values())),
     )
-    clock = time.monotonic()
-    torch.manual_seed(options.seed)
-    outcome = stage.apply(source.model, config, context)
-    entry["seconds"] = round(time.monotonic() - clock, 1)
-    entry["details"] = plain(outcome.details)
     # An optional teacher helped, but the network did not come from it.
     ways = [role for role, kind in roles.items() if role in opened and kind != "optional"]
     history = tuple(stage_entry for role in ways for stage_entry in opened[role].history)
+    clock = time.monotonic()
+    torch.manual_seed(options.seed)
+    outcome = stage.apply(source.model, config, context)
+    entry = replace(
+        entry, seconds=round(time.monotonic() - clock, 1), details=plain(outcome.details)
+    )
     # Quantisers hide what was pruned before them; in the float network, which they leave as it
     # was, it can still be seen.
     changes = source.noted() if quantization.is_quantized(outcome.model) else None
@@ -157,12 +158,13 @@ def _finished(
     if not options.resume or not is_bundle(target):
         return None
     bundle = Bundle.open(target)
-    last = bundle.history[-1] if bundle.history else {}
-    inputs = last.get("inputs", {})
+    last = bundle.history[-1] if bundle.history else None
+    inputs = last.inputs if last is not None else {}
     same = (
-        last.get("stage") == method
-        and last.get("config") == plain(asdict(config))
-        and _of_result(last.get("options", {})) == _of_result(plain(asdict(options)))
+        last is not None
+        and last.stage == method
+        and last.config == plain(asdict(config))
+        and _of_result(last.options) == _of_result(plain(asdict(options)))
         and inputs.keys() == given.keys()
     )
     for role, value in given.items():

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from vcompress.bench.bundle.history import Entry, measured
+
 
 def sentences(verdict: Mapping[str, Any]) -> list[str]:
     """A verdict, as a bundle's history keeps it, in words."""
@@ -28,9 +30,11 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def verdict_section(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+def verdict_section(history: Sequence[Entry]) -> list[str]:
     """HTML of the last verdict in the history; nothing where there is none."""
-    found = [e["details"]["verdict"] for e in entries if (e.get("details") or {}).get("verdict")]
+    found = [
+        entry.details["verdict"] for entry, _ in measured(history) if entry.details.get("verdict")
+    ]
     if not found:
         return []
     verdict = found[-1]

@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from vcompress.bench.bundle import Preprocess
+from vcompress.bench.bundle.history import Robustness
 from vcompress.bench.data.preprocess import apply, crop, to_mode
 from vcompress.bench.errors import UserError
 from vcompress.bench.runtimes import open_session
@@ -46,7 +46,7 @@ class Attack:
 def measure(
     model: nn.Module, file: Path, data: Data, count: int, attack: Attack | None = None,
     runtime: str = "onnxruntime",
-) -> dict[str, Any]:  # fmt: skip
+) -> Robustness:  # fmt: skip
     """Accuracy on up to `count` test images, spread evenly: as they are, under PGD against `model`
     in torch (the gradient goes straight through quantisers), and under corruptions of the pixels
     that `file` is shown in `runtime`.
@@ -67,23 +67,23 @@ def measure(
             return right / len(images)
 
         corrupted = {
-            kind: [
+            kind: tuple(
                 score([corrupt(x, kind, severity, s) for x, s in zip(pixels, seeds, strict=True)])
                 for severity in SEVERITIES
-            ]
+            )
             for kind in CORRUPTIONS
         }
         clean = score(pixels)
-    return {
-        "n": len(pixels),
-        "runtime": runtime,
-        "clean": clean,
-        "pgd": under_attack(model, pixels, labels, data.preprocess, attack),
-        "epsilon": attack.epsilon,
-        "steps": attack.steps,
-        "corruptions": corrupted,
-        "mean_corrupted": float(np.mean(list(corrupted.values()))),
-    }
+    return Robustness(
+        n=len(pixels),
+        clean=clean,
+        pgd=under_attack(model, pixels, labels, data.preprocess, attack),
+        epsilon=attack.epsilon,
+        steps=attack.steps,
+        corruptions=corrupted,
+        mean_corrupted=float(np.mean(list(corrupted.values()))),
+        runtime=runtime,
+    )
 
 
 def under_attack(
