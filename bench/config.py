@@ -1,16 +1,17 @@
 """Dataclasses from data: a recipe's table, a manifest, a gate file.
 
-Data is only data: an unknown key is an error that names the nearest known one.
+Data is only data: an unknown key is an error that names the nearest known one. A dataclass takes
+unknown keys all the same where it has a field for them, of the metadata `{"rest": True}`, and
+records of an older form where it has a static method `from_older` that gives today's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import dacite
 
 from .errors import UserError, nearest
 
@@ -20,69 +21,113 @@ T = TypeVar("T")
 def from_mapping(cls: type[T], data: Any, where: str) -> T:
     """Make the dataclass `cls` from `data`; `where` names the source in an error.
 
+    Lists become tuples where `cls` says so, and whole numbers become floats: JSON and TOML write
+    1 for 1.0. A text is no list of letters, and true is no 1.
+
     Raises:
         UserError: an unknown or missing key, a value of another type, or a value that `cls`
             itself refuses.
     """
-    _check(cls, data, where, "")
     try:
-        return dacite.from_dict(
-            cls,
-            data,
-            dacite.Config(cast=[tuple], type_hooks={float: _int_to_float}, check_types=True),
-        )
-    except dacite.MissingValueError as error:
-        raise UserError(f"{where}: the key {error.field_path!r} is missing.") from None
-    except dacite.WrongTypeError as error:
-        raise UserError(
-            f"{where}: {error.field_path} = {_short(error.value)}, "
-            f"expected {_name(error.field_type)}."
-        ) from None
-    except (dacite.DaciteError, TypeError, ValueError, OverflowError) as error:
+        made: T = _table(cls, data, where, "")
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: {error}") from None
+    return made
 
 
-def _check(kind: Any, value: Any, where: str, path: str) -> None:
-    """What dacite lets pass: unknown keys further down, a text for a list (it would become a tuple
-    of letters), true for 1."""
-    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    if value is None and NoneType in options:
-        return
-    wanted = [option for option in options if option is not NoneType]
-    if len(wanted) != 1:
-        return
-    kind = wanted[0]
-    origin, arguments = get_origin(kind) or kind, get_args(kind)
+def _made(kind: Any, value: Any, where: str, path: str) -> Any:
+    """`value` as a value of the type `kind`."""
+    if kind is Any:
+        return value
+    origin, arguments = _parts(kind)
+    if origin in (Union, UnionType):
+        return _either(arguments, value, where, path)
     if dataclasses.is_dataclass(kind):
+        return _table(kind, value, where, path)
+    if origin in (tuple, list):
+        return origin(_items(origin, arguments, value, where, path))
+    if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise _refused(where, path, value, "a table of named values")
-        hints = get_type_hints(kind)
-        known = {f.name for f in dataclasses.fields(kind) if f.init}
-        for key, inner in value.items():
-            if key not in known:
-                hint = nearest(str(key), known) or f" Known: {', '.join(sorted(known))}."
-                raise UserError(f"{where}: unknown key {_join(path, key)!r}.{hint}")
-            _check(hints[key], inner, where, _join(path, key))
-    elif origin in (tuple, list):
-        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-            raise _refused(where, path, value, "a list")
-        fixed = origin is tuple and arguments and arguments[-1] is not Ellipsis
-        if fixed and len(value) != len(arguments):
-            raise _refused(where, path, value, f"{len(arguments)} values")
-        for number, inner in enumerate(value):
-            inner_kind = (arguments[number] if fixed else arguments[0]) if arguments else Any
-            _check(inner_kind, inner, where, f"{path}[{number}]")
-    elif origin is dict and isinstance(value, Mapping) and arguments:
-        for key, inner in value.items():
-            _check(arguments[1], inner, where, _join(path, key))
-    elif origin is Literal and value not in arguments:
-        hint = nearest(str(value), [a for a in arguments if isinstance(a, str)])
-        choices = "one of " + ", ".join(map(str, arguments))
-        raise UserError(f"{_refused(where, path, value, choices)}{hint}")
-    elif (kind in (str, bool) and not isinstance(value, kind)) or (
-        kind in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, kind)))
-    ):
+        of = arguments[1] if arguments else Any
+        return {key: _made(of, inner, where, _join(path, key)) for key, inner in value.items()}
+    if origin is Literal:
+        if value not in arguments:
+            hint = nearest(str(value), [a for a in arguments if isinstance(a, str)])
+            choices = "one of " + ", ".join(map(str, arguments))
+            raise UserError(f"{_refused(where, path, value, choices)}{hint}")
+        return value
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if kind is float and whole:
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and not whole):
         raise _refused(where, path, value, _name(kind))
+    return value
+
+
+def _either(options: Sequence[Any], value: Any, where: str, path: str) -> Any:
+    wanted = [option for option in options if option is not NoneType]
+    if value is None and len(wanted) < len(options):
+        return None
+    for option in wanted[:-1]:
+        try:
+            return _made(option, value, where, path)
+        except UserError:
+            continue
+    return _made(wanted[-1], value, where, path)
+
+
+def _items(
+    origin: Any, arguments: Sequence[Any], value: Any, where: str, path: str
+) -> Sequence[Any]:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise _refused(where, path, value, "a list")
+    kinds: Sequence[Any] = [arguments[0] if arguments else Any] * len(value)
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        kinds = arguments
+        if len(value) != len(kinds):
+            raise _refused(where, path, value, f"{len(kinds)} values")
+    return [
+        _made(kind, inner, where, f"{path}[{number}]")
+        for number, (kind, inner) in enumerate(zip(kinds, value, strict=True))
+    ]
+
+
+def _table(kind: Any, value: Any, where: str, path: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise _refused(where, path, value, "a table of named values")
+    if hasattr(kind, "from_older"):
+        value = kind.from_older(value)
+    known, rest, needed = _fields(kind)
+    found: dict[str, Any] = {}
+    left: dict[str, Any] = {}
+    for key, inner in value.items():
+        if key in known:
+            found[key] = _made(known[key], inner, where, _join(path, key))
+        elif rest is not None:
+            left[key] = inner
+        else:
+            hint = nearest(str(key), known) or f" Known: {', '.join(sorted(known))}."
+            raise UserError(f"{where}: unknown key {_join(path, key)!r}.{hint}")
+    for name in needed:
+        if name not in found:
+            raise UserError(f"{where}: the key {_join(path, name)!r} is missing.")
+    return kind(**found) if rest is None else kind(**found, **{rest: left})
+
+
+@cache
+def _fields(kind: Any) -> tuple[dict[str, Any], str | None, tuple[str, ...]]:
+    """The types of its fields by name, the field for unknown keys, and those without default."""
+    hints = get_type_hints(kind)
+    given = [f for f in dataclasses.fields(kind) if f.init]
+    rest = next((f.name for f in given if f.metadata.get("rest")), None)
+    needed = [f.name for f in given if f.default is f.default_factory is dataclasses.MISSING]
+    return {f.name: hints[f.name] for f in given if f.name != rest}, rest, tuple(needed)
+
+
+@cache
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(kind) or kind, get_args(kind)
 
 
 def _refused(where: str, path: str, value: Any, expected: str) -> UserError:
@@ -98,11 +143,6 @@ def _join(path: str, key: Any) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _int_to_float(value: Any) -> Any:
-    """TOML and JSON write 1 for 1.0."""
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _name(kind: Any) -> str:

@@ -40,6 +40,7 @@ def test_a_backbone_becomes_a_small_int8_bundle_with_its_proofs(
     import onnx
 
     from vcompress.bench.bundle import Bundle
+    from vcompress.bench.bundle.history import measured
     from vcompress.bench.cli import main as vbench
     from vcompress.compress.cli import main as vcompress
     from vcompress.compress.pipeline import measure
@@ -78,25 +79,26 @@ def test_a_backbone_becomes_a_small_int8_bundle_with_its_proofs(
     for bundle in (teacher, student, pruned, int8):
         bundle.verify()
         assert bundle.preprocess.size == (16, 16)
-    stages = [entry["stage"] for entry in int8.history]
+    stages = [entry.stage for entry in int8.history]
     assert stages == ["finetune", "distill", "prune", "quantize"]
     assert int8.history[:3] == pruned.history
-    assert [entry["model"] for entry in int8.history] == ["end_nets:teacher"] + [
+    assert [entry.model for entry in int8.history] == ["end_nets:teacher"] + [
         "end_nets:student"
     ] * 3
-    metrics = [entry["metrics"] for entry in int8.history]
+    metrics = [found for _, found in measured(int8.history)]
+    assert len(metrics) == 4
     for found in metrics:
-        assert found["parity"]["ok"] is True
-        assert found["test"]["n"] == 24
-        assert found["test"]["top1"] >= 0.9
-        low, high = found["test"]["interval"]
-        assert low < found["test"]["top1"] <= high
+        assert found.parity["ok"] is True
+        assert (found.test.metric, found.test.n) == ("top1", 24)
+        assert found.test.value >= 0.9
+        low, high = found.test.interval
+        assert low < found.test.value <= high
 
     # Pruned to half, in fact and in the file; int8 weights are stored as int8.
-    assert 0.3 < metrics[2]["macs"] / metrics[1]["macs"] <= 0.5
-    achieved = pruned.history[-1]["details"]["achieved"]["macs"]
-    assert achieved == pytest.approx(metrics[2]["macs"] / metrics[1]["macs"])
-    weights = [m["parameters"] for m in metrics]
+    assert 0.3 < metrics[2].macs / metrics[1].macs <= 0.5
+    achieved = pruned.history[-1].details["achieved"]["macs"]
+    assert achieved == pytest.approx(metrics[2].macs / metrics[1].macs)
+    weights = [m.parameters for m in metrics]
     assert weights[0] > weights[1] > weights[2]
     graph = onnx.load("runs/int8/model.onnx").graph
     stored = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
@@ -104,9 +106,7 @@ def test_a_backbone_becomes_a_small_int8_bundle_with_its_proofs(
     assert share > 0.9
     floats = [t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
     assert max((len(t.raw_data) // 4 for t in floats), default=0) < 1000
-    assert (
-        metrics[3]["onnx_bytes"] < 0.6 * metrics[2]["onnx_bytes"] < 0.6 * metrics[0]["onnx_bytes"]
-    )
+    assert metrics[3].onnx_bytes < 0.6 * metrics[2].onnx_bytes < 0.6 * metrics[0].onnx_bytes
 
     # What the commands printed, the page, and inspect.
     for name in ("runs/teacher", "runs/student", "runs/pruned", "runs/int8"):
@@ -128,5 +128,5 @@ def test_a_backbone_becomes_a_small_int8_bundle_with_its_proofs(
     assert "int8" in said.out
     written = json.dumps(json.loads(Path("both.json").read_text()))
     for number in (0, 3):
-        assert f'"correct": {metrics[number]["test"]["correct"]}' in written
+        assert f'"correct": {metrics[number].test.correct}' in written
     sys.modules.pop("end_nets", None)

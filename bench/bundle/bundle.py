@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
 from . import manifest as manifests
 from .atomic import recover, staged_folder
 from .manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from .history import Entry
 
 FORMAT = "vcompress-bundle"
 SCHEMA_VERSION = 1
@@ -108,8 +112,6 @@ class Bundle:
     task: str = "classification"
     data: Mapping[str, Any] | None = None
     """Where the held-out images come from: source, root, seed, fingerprint, sizes of the splits."""
-    history: tuple[Mapping[str, Any], ...] = ()
-    """One entry a stage: its name, config, details, metrics, seed, package versions."""
     manifest: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -122,13 +124,22 @@ class Bundle:
         path = Path(path)
         return from_manifest(path, *read_manifest(path))
 
+    @cached_property
+    def history(self) -> tuple[Entry, ...]:
+        """One entry a stage. It is read when it is asked for: a prediction does not need it.
+
+        Raises:
+            UserError: a value that is missing or of another type.
+        """
+        from .history import read
+
+        return read(self.manifest.get("history", ()), str(self.path / MANIFEST))
+
     @property
     def ships_in(self) -> str | None:
         """The runtime that the network was quantised for, as its last stage records; else None."""
-        found: Any = self.history[-1] if self.history else None
-        for key in ("metrics", "latency", "ships_in"):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found if isinstance(found, str) else None
+        metrics = self.history[-1].metrics if self.history else None
+        return metrics.latency.ships_in if metrics and metrics.latency else None
 
     def file(self, name: str) -> Path:
         """The path of the file `name`, after its size and SHA-256 were checked."""
@@ -178,7 +189,7 @@ class _DataRecord:
 
 @dataclass(frozen=True)
 class _Body:
-    """The manifest as it stands in the file, for the checks."""
+    """The manifest as it stands in the file, for the checks; `Bundle.history` checks the rest."""
 
     input: InputSpec
     preprocess: Preprocess
@@ -220,16 +231,9 @@ def from_manifest(path: Path, content: bytes, seal: bytes | None) -> Bundle:
     }
     bundle = from_mapping(_Body, body, where)
     manifests.check_files(bundle.files, where)
-    for number, entry in enumerate(bundle.history):
-        if not (isinstance(entry.get("stage"), str) and isinstance(entry.get("model"), str)):
-            raise UserError(f"{where}: history[{number}] names no stage and model.")
-    history = tuple(
-        {key: value for key, value in entry.items() if key != manifests.SEALED_BY}
-        for entry in bundle.history
-    )
     return Bundle(
         path, bundle.input, bundle.preprocess, bundle.labels, bundle.files,
-        bundle.task, manifest.get("data"), history, manifest,
+        bundle.task, manifest.get("data"), manifest,
     )  # fmt: skip
 
 
@@ -270,17 +274,20 @@ def create(
     preprocess: Preprocess,
     labels: tuple[str, ...],
     data: Mapping[str, Any] | None,
-    history: tuple[Mapping[str, Any], ...],
+    history: Sequence[Entry],
     task: str = "classification",
 ) -> Iterator[Path]:
     """Yield an empty directory to fill; at the end it becomes the bundle at `path`, whole.
 
     The directory is a sibling of `path`; every file is hashed and synced before one rename puts it
     in place. If the body raises, nothing is left behind and an older bundle at `path` is untouched.
+    `history` is read at the end: a list may still change while the directory is filled.
 
     Raises:
         UserError: `path` is something else than a bundle or an empty directory.
     """
+    from .history import to_json
+
     path = Path(path)
     check_target(path)
     with staged_folder(path) as staging:
@@ -301,7 +308,7 @@ def create(
                 "preprocess": asdict(preprocess),
                 "labels": list(labels),
                 "data": data,
-                "history": list(history),
+                "history": [to_json(entry) for entry in history],
                 "files": files,
             },
         )

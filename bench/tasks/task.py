@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.history import MetricValue, TestScore
 from ..errors import UserError
 from ..stats import Interval
 from .metrics import Metric, metric
@@ -86,24 +87,15 @@ class Score:
         said = self.evidence["predictions"]
         return bool((said == said[:1]).all())
 
-    def record(self) -> dict[str, Any]:
-        """What a bundle's history keeps: the first metric with its interval, the others by name.
-
-        `top1` and `correct` stand there for readers of schema 1.
-        """
+    def record(self, runtime: str = "onnxruntime") -> TestScore:
+        """What a bundle's history keeps: the first metric with its interval, the others by name."""
         first, *others = self.values
-        low, high = self.interval
-        found: dict[str, Any] = {
-            "metric": first, "value": self.value, "interval": [low, high], "n": self.n,
-            "values": {
-                name: {"value": x.value, "low": x.low, "high": x.high}
-                for name in others
-                for x in (self.values[name],)
-            },
-        }  # fmt: skip
-        if "correct" in self.facts:
-            found |= {"top1": self.value, "correct": self.facts["correct"]}
-        return found
+        further = {name: self.values[name] for name in others}
+        return TestScore(
+            first, self.value, self.interval, self.n,
+            {name: MetricValue(x.value, x.low, x.high) for name, x in further.items()},
+            self.facts.get("correct"), runtime,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,11 @@ def _as_folder(path: Path, key: Path | None) -> Iterator[Path]:
 def _open(folder: Path) -> tuple[Bundle, bytes, bool]:
     content, seal = read_manifest(folder)
     try:
-        return from_manifest(folder, content, seal), content, seal is not None
+        bundle = from_manifest(folder, content, seal)
+        bundle.history  # noqa: B018  it is read, and so checked
     except UserError as error:
         raise DoesNotVerify(str(error)) from None
+    return bundle, content, seal is not None
 
 
 def _inconsistent(bundle: Bundle) -> list[str]:

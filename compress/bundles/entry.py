@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 from importlib import metadata
 from typing import Any
 
+from vcompress.bench.bundle.history import Entry
+
 from ..models.catalogue import ModelSpec
 from ..options import Options
 
@@ -25,17 +27,17 @@ _PACKAGES = ("vision-compress", "torch", "torchvision", "onnx", "onnxruntime", "
 
 def record_entry(
     method: str, spec: ModelSpec, config: Mapping[str, Any], options: Options
-) -> dict[str, Any]:
-    """The part of a history entry that every command shares."""
-    return {
-        "stage": method,
-        "model": spec.name,
-        "config": plain(config),
-        "options": plain(asdict(options)),
-        "seed": options.seed,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": _versions(),
-    }
+) -> Entry:
+    """An entry that begins now, with what every command says of itself."""
+    return Entry(
+        stage=method,
+        model=spec.name,
+        config=plain(config),
+        options=plain(asdict(options)),
+        seed=options.seed,
+        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions=_versions(),
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -41,12 +41,12 @@ def original_teacher(bundle: Bundle) -> Bundle | None:
     log says why a recorded teacher is not used.
     """
     for entry in reversed(bundle.history):
-        record = entry.get("inputs", {}).get("teacher")
-        if not isinstance(record, Mapping) or "path" not in record:
+        record = entry.inputs.get("teacher")
+        if record is None or "path" not in record:
             continue
         found = _same_weights(bundle, record)
         if found is None:
-            log.info("the teacher %s of %s is gone or has changed", record["path"], entry["stage"])
+            log.info("the teacher %s of %s is gone or has changed", record["path"], entry.stage)
         elif found.labels != bundle.labels or found.preprocess != bundle.preprocess:
             log.info("the teacher %s knows other classes or takes other images", found.path)
         else:

@@ -7,31 +7,25 @@ earlier stage is not lost. They are texts, SPDX identifiers where possible.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vcompress.bench.bundle import Bundle
+from vcompress.bench.bundle.history import Licences
 
 if TYPE_CHECKING:
     from vcompress.bench.data.dataset import Dataset
 
     from ..options import Options
 
-UNKNOWN = "unknown"
+UNKNOWN = Licences().data
 # "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
 _OF_DATA = {"digits": "CC-BY-4.0"}
-
-
-@dataclass(frozen=True)
-class Licences:
-    data: str = UNKNOWN
-    weights: str = UNKNOWN
 
 
 def record(
     options: Options, dataset: Dataset | None, changed: Bundle | None = None,
     opened: Sequence[Bundle] = (),
-) -> dict[str, str]:  # fmt: skip
+) -> Licences:  # fmt: skip
     """What the history entry of a stage keeps.
 
     Args:
@@ -48,19 +42,10 @@ def record(
     known = _OF_DATA.get(dataset.source, UNKNOWN) if dataset is not None else UNKNOWN
     inherited = next((licence for licence in same if licence != UNKNOWN), known)
     weights = recorded(changed).weights if changed is not None else UNKNOWN
-    return {
-        "data": options.data_licence or inherited,
-        "weights": options.weights_licence or weights,
-    }
+    return Licences(options.data_licence or inherited, options.weights_licence or weights)
 
 
 def recorded(bundle: Bundle) -> Licences:
     """Of the bundle's last stage; unknown where nothing is recorded."""
-    last = bundle.history[-1] if bundle.history else {}
-    found = last.get("licences")
-    if not isinstance(found, dict):
-        return Licences()
-    data, weights = found.get("data"), found.get("weights")
-    return Licences(
-        data if isinstance(data, str) else UNKNOWN, weights if isinstance(weights, str) else UNKNOWN
-    )
+    last = bundle.history[-1].licences if bundle.history else None
+    return last or Licences()

@@ -1,26 +1,28 @@
-"""A bundle written again, whole, with other files or another history."""
+"""A bundle written again, whole, with other files or another history.
+
+What a report says of the last stage alone, such as where a student and its teacher disagree, is
+HTML in a file of its own: the report is drawn again with new numbers, and that part is not.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from vcompress.bench.bundle import Bundle, bundle
+from vcompress.bench.bundle.history import Entry
 
-from ..reporting.page import section_of
-
-REPORT = "report.html"
+REPORT, SECTION = "report.html", "section.html"
 
 
 @contextmanager
 def rewritten(
-    found: Bundle, names: Iterable[str], history: tuple[Mapping[str, Any], ...]
+    found: Bundle, names: Iterable[str], history: Sequence[Entry]
 ) -> Iterator[tuple[Path, str]]:
     """A folder with the files `names` of `found`, which takes its place when the block ends; with
-    it the part of its report that is of its last stage alone."""
+    it the part of its report that is of its last stage alone, which is kept."""
     with bundle.create(
         found.path, input=found.input, preprocess=found.preprocess, labels=found.labels,
         data=found.data, history=history, task=found.task,
@@ -29,11 +31,18 @@ def rewritten(
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(found.file(name), target)
-        yield folder, report_section(found)
+        section = report_section(found)
+        if section:
+            (folder / SECTION).write_text(section, encoding="utf-8")
+        yield folder, section
 
 
 def report_section(found: Bundle) -> str:
-    """HTML of the last stage alone, from the bundle's report."""
+    """HTML of the last stage alone; empty where it has none."""
+    if SECTION in found.files:
+        return found.file(SECTION).read_text(encoding="utf-8")
     if REPORT not in found.files:
         return ""
-    return section_of(found.file(REPORT).read_text(encoding="utf-8"))
+    # Older bundles hold it in their report only, between two comments.
+    page = found.file(REPORT).read_text(encoding="utf-8")
+    return page.partition("<!-- of the last stage alone -->")[2].partition("<!-- up to here -->")[0]

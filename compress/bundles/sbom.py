@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -47,11 +47,11 @@ def bill_of_materials(bundle: Bundle) -> str:
     try:
         model, data = _model(bundle), list(_data(bundle))
         packages = list(_packages(bundle))
-        made = datetime.fromisoformat(str(bundle.history[-1]["started"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        made = datetime.fromisoformat(str(bundle.history[-1].started))
+    except ValueError as error:
         raise UserError(
-            f"{bundle.path}: its history is not one that vcompress writes ({type(error).__name__}: "
-            f"{error}). Make the bundle again."
+            f"{bundle.path}: its history is not one that vcompress writes ({error}). Make the "
+            f"bundle again."
         ) from None
     bom = Bom(
         components=[*data, *packages],
@@ -72,17 +72,17 @@ def _model(bundle: Bundle) -> Component:
 
     last = bundle.history[-1]
     stages = [
-        Property(name=f"vcompress:stage:{number}", value=_text(f"{e['stage']} {e['model']}"))
+        Property(name=f"vcompress:stage:{number}", value=_text(f"{e.stage} {e.model}"))
         for number, e in enumerate(bundle.history, 1)
     ]
     unknown = [
         Property(name=f"vcompress:licence:{name}", value=licences.UNKNOWN)
-        for name, value in vars(licences.recorded(bundle)).items()
-        if value == licences.UNKNOWN
+        for name in ("data", "weights")
+        if getattr(licences.recorded(bundle), name) == licences.UNKNOWN
     ]
     return Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,
-        name=_text(last["model"]),
+        name=_text(last.model),
         version=sha256(bundle.path / MANIFEST)[:16],
         bom_ref="model",
         description=_text(f"{bundle.task}, {len(bundle.labels)} classes, made by vcompress"),
@@ -133,11 +133,10 @@ def _packages(bundle: Bundle) -> Iterator[Component]:
 
     found: set[tuple[str, str]] = set()
     for entry in bundle.history:
-        versions: Mapping[str, Any] = entry.get("versions", {})
-        for name, version in versions.items():
-            if not (_PLAIN.fullmatch(name) and _PLAIN.fullmatch(str(version))):
+        for name, version in entry.versions.items():
+            if not (_PLAIN.fullmatch(name) and _PLAIN.fullmatch(version)):
                 raise ValueError(f"{name!r:.80} {version!r:.80} is no package and version")
-            found.add((name, str(version)))
+            found.add((name, version))
     for name, version in sorted(found):
         python = name == "python"
         yield Component(

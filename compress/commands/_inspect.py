@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from vcompress.bench.bundle import Bundle
-from vcompress.bench.errors import UserError
+from vcompress.bench.bundle.history import Entry
 
 from ..bundles import licences
 from ..reporting.terminal import print_history, printable
@@ -19,19 +18,12 @@ def inspect(path: Path) -> None:
     """Print the bundle; every file's hash is checked.
 
     Raises:
-        UserError: no bundle, a file that was changed, or a history that vcompress did not write.
+        UserError: no bundle, a file that was changed, or a malformed history.
     """
     bundle = Bundle.open(path)
     bundle.verify()
-    try:
-        print_history(bundle)
-        lines = list(_lines(bundle))
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path}: its history is not one that vcompress writes ({type(error).__name__}: "
-            f"{error}). Make the bundle again."
-        ) from None
-    for line in lines:
+    print_history(bundle)
+    for line in _lines(bundle):
         print(printable(line))
 
 
@@ -61,20 +53,19 @@ def _lines(bundle: Bundle) -> Iterator[str]:
         yield f"  {name:22} {file.bytes:>12,} bytes  {file.sha256[:16]}"
 
 
-def _entry_lines(number: int, entry: Mapping[str, Any]) -> Iterator[str]:
+def _entry_lines(number: int, entry: Entry) -> Iterator[str]:
     yield (
-        f"  {number}. {entry['stage']} {entry['model']}, {entry.get('started', '')}, "
-        f"{entry.get('seconds', 0):.0f} s, seed {entry.get('seed')}"
+        f"  {number}. {entry.stage} {entry.model}, {entry.started or ''}, "
+        f"{entry.seconds or 0:.0f} s, seed {entry.seed}"
     )
-    for role, source in entry.get("inputs", {}).items():
+    for role, source in entry.inputs.items():
         yield f"     {role}: {source.get('path') or source.get('name')}"
-    config = entry.get("config", {}).items()
+    config = entry.config.items()
     yield "     " + ", ".join(f"{k} {v}" for k, v in config if v not in (None, []))
-    for key, value in entry.get("details", {}).items():
+    for key, value in entry.details.items():
         text = str(value)
         yield f"     {key}: {text[:_SHOWN_DETAILS]}{' ...' if len(text) > _SHOWN_DETAILS else ''}"
-    versions = entry.get("versions", {}).items()
-    yield f"     {', '.join(f'{name} {version}' for name, version in versions)}"
+    yield f"     {', '.join(f'{name} {version}' for name, version in entry.versions.items())}"
 
 
 def _some(labels: tuple[str, ...]) -> str:

@@ -31,6 +31,7 @@ class Command:
     """Your own module:factory that a bundle may run."""
 
     def run(self) -> None:
+        from vcompress.bench.bundle.history import to_json
         from vcompress.bench.errors import UserError
 
         from ..delivery.robustness import measure_bundles
@@ -49,5 +50,5 @@ class Command:
         found = dict(measure_bundles(self.bundles, self.images, attack, self.trust))
         print_robustness(found)
         if self.json is not None:
-            text = json.dumps({str(path): measured for path, measured in found.items()}, indent=1)
+            text = json.dumps({str(path): to_json(each) for path, each in found.items()}, indent=1)
             self.json.write_text(text + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vcompress.bench.bundle import MODEL, Bundle
+from vcompress.bench.bundle.history import to_json
 from vcompress.bench.engine import BuildReport, Settings, build_engine
 from vcompress.bench.engine.settings import Flavour
 from vcompress.bench.errors import UserError
@@ -126,7 +127,7 @@ def _source(
         {
             "parity": proof.message,
             "cast": exported.cast,
-            "test": score(file, data) if data is not None and runs else None,
+            "test": to_json(score(file, data)) if data is not None and runs else None,
         }
     )
     return Source(file, f"{FOLDER}/{file.name}", facts)
@@ -160,7 +161,8 @@ def _float8(bundle: Bundle, work: Path) -> Source:
     test = None
     if dataset is not None:
         with open_session(file, optimize=False) as session:
-            test = score_split(session, dataset, "test", bundle.preprocess, bundle.labels).record()
+            scored = score_split(session, dataset, "test", bundle.preprocess, bundle.labels)
+            test = to_json(scored.record())
     facts = {
         "parity": f"against the int8 file in ONNX Runtime, optimisations off: top-1 "
         f"{found.top1_agreement:.2%}, SQNR {found.sqnr_db:.1f} dB",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from vcompress.bench.bundle import IMAGENET, Bundle, is_bundle
@@ -61,13 +62,13 @@ def import_checkpoint(
         )  # fmt: skip
     network.model.eval()
     check_forward(network.model, noise(1, preprocess), classes)
-    entry = record_entry("import", spec, {"weights": weights.name}, options)
-    entry |= {
-        "inputs": {"weights": {"path": str(weights), "sha256": bundles.sha256(weights)}},
-        "seconds": round(time.monotonic() - clock, 1),
-        "details": plain(vars(loaded)),
-    }
-    entry["licences"] = licences.record(options, dataset)
+    entry = replace(
+        record_entry("import", spec, {"weights": weights.name}, options),
+        inputs={"weights": {"path": str(weights), "sha256": bundles.sha256(weights)}},
+        licences=licences.record(options, dataset),
+        seconds=round(time.monotonic() - clock, 1),
+        details=plain(vars(loaded)),
+    )
     if dataset is not None:
         _reorder_check(labels, dataset)
     return finish(

@@ -29,9 +29,9 @@ def export_bundle(path: Path, opset: int | None, trusted_factory: str | None) ->
     """
     bundle = Bundle.open(path)
     network = load_network(bundle, trusted_factory)
-    *before, last = (dict(entry) for entry in bundle.history)
+    *before, last = bundle.history
     return finish(
-        network, path, last, tuple(before), labels=bundle.labels, preprocess=bundle.preprocess,
+        network, path, last, before, labels=bundle.labels, preprocess=bundle.preprocess,
         dataset=open_recorded(bundle), task=bundle.task, opset=opset,
         section=report_section(bundle),
     )  # fmt: skip

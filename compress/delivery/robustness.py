@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vcompress.bench.bundle import MODEL, Bundle
+from vcompress.bench.bundle.history import Robustness
 from vcompress.bench.errors import UserError
 
 from ..data.loader import Data
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def measure_bundles(
     paths: tuple[Path, ...], count: int, attack: Attack, trusted_factory: str | None
-) -> Iterator[tuple[Path, dict[str, Any]]]:
+) -> Iterator[tuple[Path, Robustness]]:
     """Measure each bundle on its own data, and write what was found into it and its report.
 
     Raises:
@@ -30,7 +31,7 @@ def measure_bundles(
 
     opened = [Bundle.open(path) for path in paths]
     for found in opened:
-        if not found.history or not found.history[-1].get("metrics"):
+        if not found.history or found.history[-1].metrics is None:
             raise UserError(f"{found.path}: its history has no metrics to stand beside.")
         if found.data is None:
             raise UserError(f"{found.path}: the bundle records no data to measure on.")
@@ -46,15 +47,15 @@ def measure_bundles(
         yield found.path, measured
 
 
-def _store(found: Bundle, measured: dict[str, Any]) -> None:
+def _store(found: Bundle, measured: Robustness) -> None:
     """The bundle again, whole, with the numbers in its last stage and in the report."""
     from ..bundles.engine_records import read_engines
     from ..bundles.rewrite import REPORT, rewritten
     from ..reporting.page import write_report
 
-    *before, last = (dict(entry) for entry in found.history)
-    last["metrics"] = {**last["metrics"], "robustness": measured}
-    history = (*before, last)
+    *before, last = found.history
+    assert last.metrics is not None
+    history = [*before, replace(last, metrics=replace(last.metrics, robustness=measured))]
     engines = read_engines(found)
     with rewritten(found, found.files, history) as (folder, section):
         write_report(folder / REPORT, history, found.data, engines=engines, section=section)

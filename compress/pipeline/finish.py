@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from vcompress.bench.bundle import MODEL, Bundle, InputSpec, Preprocess, bundle
+from vcompress.bench.bundle.history import Entry, Metrics
 from vcompress.bench.data.dataset import Dataset
 from vcompress.export import parity
 
 from ..bundles.entry import plain
 from ..bundles.recorded import parity_images
-from ..bundles.rewrite import REPORT
+from ..bundles.rewrite import REPORT, SECTION
 from ..bundles.store import Network, save_network
 from ..data.loader import Data
 from ..models.cost import count_macs, count_parameters
@@ -34,8 +36,8 @@ GOLDEN_COUNT = 8
 def finish(
     network: Network,
     out: Path,
-    entry: dict[str, Any],
-    history: tuple[Any, ...],
+    entry: Entry,
+    history: Sequence[Entry],
     *,
     labels: tuple[str, ...],
     preprocess: Preprocess,
@@ -45,7 +47,7 @@ def finish(
     robustness: int = 0,
     section: str = "",
 ) -> Bundle:
-    """Write `network` as a bundle to `out`; `entry` gains `metrics` and ends the history.
+    """Write `network` as a bundle to `out`; `entry`, with its metrics, ends the history.
 
     Without a `dataset` the exported file is proved on noise and its accuracy is not measured.
     Robustness is measured on that many test images; `section` is HTML for this report alone.
@@ -57,7 +59,7 @@ def finish(
     data = None if dataset is None else Data(dataset, preprocess)
     images = parity_images(dataset, preprocess)
     record = dataset.record() if dataset is not None else None
-    everything = (*history, entry)
+    everything = [*history, entry]
     with bundle.create(
         out,
         input=InputSpec.of(preprocess),
@@ -83,29 +85,28 @@ def finish(
                 "ONNX Runtime has no %s on this CPU: accuracy and latency are not measured",
                 precision_of(network.model),
             )
-        # The manifest is written when this block ends, so the entry may still grow here.
-        entry["metrics"] = plain(
-            {
-                "test": score(file, data, runtime) if data and runs else None,
-                "parameters": count_parameters(model),
-                "macs": count_macs(model, images[:1]),
-                "onnx_bytes": file.stat().st_size,
-                "latency": latency(file, images, runtime) if runs else None,
-                "parity": asdict(proof),
-                "parity_openvino": openvino_parity(network.model, file, images, runtime, task),
-                "export": asdict(exported),
-                "sparsity": sparsity_of(network.model, file),
-            }
+        metrics = Metrics(
+            test=score(file, data, runtime) if data and runs else None,
+            parameters=count_parameters(model),
+            macs=count_macs(model, images[:1]),
+            onnx_bytes=file.stat().st_size,
+            latency=latency(file, images, runtime) if runs else None,
+            parity=plain(asdict(proof)),
+            parity_openvino=plain(openvino_parity(network.model, file, images, runtime, task)),
+            export=plain(asdict(exported)),
+            sparsity=sparsity_of(network.model, file),
         )
         if robustness and data and runs:
             log.info("measuring robustness on up to %d test images", robustness)
-            entry["metrics"]["robustness"] = measure_robustness(
-                model, file, data, robustness, runtime=runtime.name
-            )
+            measured = measure_robustness(model, file, data, robustness, runtime=runtime.name)
+            metrics = replace(metrics, robustness=measured)
         held_out = data.images("test", GOLDEN_COUNT) if data else images[:GOLDEN_COUNT]
         _write_golden(folder, held_out.numpy(), runs)
         if dataset is not None and dataset.bad_images:
-            entry["bad_images"] = _bad_images(dataset)
+            entry = replace(entry, bad_images=_bad_images(dataset))
+        everything[-1] = replace(entry, metrics=metrics)
+        if section:
+            (folder / SECTION).write_text(section, encoding="utf-8")
         write_report(folder / REPORT, everything, record, section=section)
     return Bundle.open(out)
 

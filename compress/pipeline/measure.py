@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from vcompress.bench.bundle import GOLDEN, MODEL
+from vcompress.bench.bundle.history import Latency, TestScore
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.tasks.scoring import score_split
@@ -64,31 +65,31 @@ def runtime_of(model: nn.Module, file: Path) -> Runtime:
     return Runtime(ONNX_RUNTIME.name, ONNX_RUNTIME.device, target.runtime)
 
 
-def score(file: Path, data: Data, runtime: Runtime = ONNX_RUNTIME) -> dict[str, Any]:
+def score(file: Path, data: Data, runtime: Runtime = ONNX_RUNTIME) -> TestScore:
     """Accuracy of the file on the held-out split."""
     with open_session(file, runtime=runtime.name, device=runtime.device) as session:
         found = score_split(session, data.dataset, "test", data.preprocess)
-    return {**found.record(), "runtime": runtime.name}
+    return found.record(runtime.name)
 
 
-def latency(file: Path, images: Tensor, runtime: Runtime = ONNX_RUNTIME) -> dict[str, Any]:
+def latency(file: Path, images: Tensor, runtime: Runtime = ONNX_RUNTIME) -> Latency:
     """Median latency of one image, end to end, one thread; `images` `[N, C, H, W]` take turns."""
     with open_session(file, runtime=runtime.name, device=runtime.device, threads=1) as session:
         feed = from_images(session.inputs[0], images.numpy(), 1, "held-out images")
         found = measure.measure(session, feed, measure.Budget.quick(LATENCY_SECONDS))
     low, high = found.interval_ms
-    return {
-        "median_ms": found.median_ms,
-        "low_ms": low,
-        "high_ms": high,
-        "batch": 1,
-        "threads": 1,
-        "steady": found.steady,
-        "provider": found.facts.provider,
-        "runtime": runtime.name,
-        "ships_in": runtime.ships_in,
-        "cpu": preflight().cpu_model,
-    }
+    return Latency(
+        median_ms=found.median_ms,
+        low_ms=low,
+        high_ms=high,
+        batch=1,
+        threads=1,
+        steady=found.steady,
+        provider=found.facts.provider,
+        cpu=preflight().cpu_model,
+        runtime=runtime.name,
+        ships_in=runtime.ships_in,
+    )
 
 
 def _write_golden(folder: Path, inputs: Any, runs: bool) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from vcompress.bench.bundle import InputSpec, Preprocess
+from vcompress.bench.bundle.history import Entry
 from vcompress.bench.errors import UserError
 from vcompress.bench.timing import saturation
 from vcompress.export import parity, to_onnx
@@ -33,7 +33,7 @@ def export_checked(
     task: str,
     opset: int | None = None,
     precision: Precision | None = None,
-    history: Sequence[Mapping[str, Any]] = (),
+    history: Sequence[Entry] = (),
 ) -> tuple[to_onnx.ExportReport, parity.Parity]:
     """Export, and hold the file against the network on `images` `[N, C, H, W]`; `task` says what
     its outputs decide.

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 
 from vcompress.bench.bundle import Bundle, is_bundle
 from vcompress.bench.bundle import bundle as bundles
+from vcompress.bench.bundle.history import Entry
 from vcompress.bench.errors import UserError
 
 from .. import quantization, stages
@@ -87,19 +88,20 @@ def run_stage(
     )  # fmt: skip
     check_forward(source.model, data.example, len(data.classes))
 
-    entry = record_entry(stage.name, source.spec, asdict(config), options)
-    entry["inputs"] = {name: _input_record(given[name], opened.get(name)) for name in given}
-    entry["licences"] = licences.record(
-        options, data.dataset, opened.get(changed), list(opened.values())
+    entry = replace(
+        record_entry(stage.name, source.spec, asdict(config), options),
+        inputs={name: _input_record(given[name], opened.get(name)) for name in given},
+        licences=licences.record(options, data.dataset, opened.get(changed), list(opened.values())),
     )
-    clock = time.monotonic()
-    torch.manual_seed(options.seed)
-    outcome = stage.apply(source.model, config, context)
-    entry["seconds"] = round(time.monotonic() - clock, 1)
-    entry["details"] = plain(outcome.details)
     # An optional teacher helped, but the network did not come from it.
     ways = [name for name, role in roles.items() if role.kind is not Kind.OPTIONAL]
     history = tuple(e for name in ways if name in opened for e in opened[name].history)
+    clock = time.monotonic()
+    torch.manual_seed(options.seed)
+    outcome = stage.apply(source.model, config, context)
+    entry = replace(
+        entry, seconds=round(time.monotonic() - clock, 1), details=plain(outcome.details)
+    )
     _write(source, outcome, target, entry, history, context, options)
     return Bundle.open(target)
 
@@ -140,8 +142,8 @@ def _trained_first(value: str, role: str, options: Options, data: Data) -> Bundl
 
 
 def _write(
-    source: Network, outcome: Outcome, target: Path, entry: dict[str, Any],
-    history: tuple[Mapping[str, Any], ...], context: Context, options: Options,
+    source: Network, outcome: Outcome, target: Path, entry: Entry,
+    history: tuple[Entry, ...], context: Context, options: Options,
 ) -> None:  # fmt: skip
     """The first process writes the bundle; the others wait for it."""
     # Quantisers hide what was pruned before them; in the float network, which they leave as it
@@ -178,12 +180,13 @@ def _finished(
     if not options.resume or not is_bundle(target):
         return None
     bundle = Bundle.open(target)
-    last = bundle.history[-1] if bundle.history else {}
+    last = bundle.history[-1] if bundle.history else None
     same = (
-        last.get("stage") == method
-        and is_recorded(config, last.get("config", {}))
-        and is_recorded(options, last.get("options", {}), but=_NOT_OF_THE_RESULT)
-        and _same_inputs(given, opened, last.get("inputs", {}))
+        last is not None
+        and last.stage == method
+        and is_recorded(config, last.config)
+        and is_recorded(options, last.options, but=_NOT_OF_THE_RESULT)
+        and _same_inputs(given, opened, last.inputs)
     )
     if not same:
         raise UserError(

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from vcompress.bench.bundle import MODEL, Bundle
+from vcompress.bench.bundle.history import measured
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.timing.compare import compare
 from vcompress.bench.timing.inputs import from_images
@@ -28,7 +29,8 @@ def write_side_by_side(first: Bundle, last: Bundle, report: Path) -> None:
         files = first.file(MODEL), last.file(MODEL)
         dataset = open_recorded(last)
         # Both in the runtime of the last one: the float file runs there too.
-        runtime = (last.history[-1]["metrics"]["latency"] or {}).get("runtime", "onnxruntime")
+        _, metrics = measured(last.history)[-1]
+        runtime = metrics.latency.runtime if metrics.latency is not None else "onnxruntime"
         with (
             open_session(files[0], runtime=runtime, threads=1) as a,
             open_session(files[1], runtime=runtime, threads=1) as b,
@@ -40,7 +42,7 @@ def write_side_by_side(first: Bundle, last: Bundle, report: Path) -> None:
             ]
             found = compare(a, feeds[0], b, feeds[1], again)
         comparison = {
-            "stage": sum(1 for entry in first.history if entry.get("metrics")),
+            "stage": len(measured(first.history)),
             "first": str(files[0]),
             "last": str(files[1]),
             "runtime": runtime,
@@ -53,4 +55,4 @@ def write_side_by_side(first: Bundle, last: Bundle, report: Path) -> None:
         text = json.dumps(comparison, indent=1) + "\n"
         report.with_name("side_by_side.json").write_text(text, encoding="utf-8")
     write_report(report, last.history, last.data, comparison)
-    log.info(summary([e for e in last.history if e.get("metrics")], comparison))
+    log.info(summary(last.history, comparison))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from vcompress.bench.bundle.history import Latency
 
-Latency = Mapping[str, Any]
 _TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
 
 
@@ -15,32 +13,32 @@ def title(runtime: str) -> str:
 
 
 def measured_in(latency: Latency) -> str:
-    """Title of the runtime. Older records name none: all were measured in ONNX Runtime."""
-    return title(latency.get("runtime", "onnxruntime"))
+    """Title of the runtime."""
+    return title(latency.runtime)
 
 
 def missed(latency: Latency) -> str | None:
     """Title of the runtime that the network was quantised for, where it was not measured there."""
-    ships_in = latency.get("ships_in")
+    ships_in = latency.ships_in
     return title(ships_in) if ships_in and title(ships_in) != measured_in(latency) else None
 
 
 def remarks(latency: Latency) -> list[str]:
     """What must be known with the number; nothing for a steady one in ONNX Runtime."""
-    found = [] if latency["steady"] else ["unsteady"]
+    found = [] if latency.steady else ["unsteady"]
     if other := missed(latency):
         found.append(f"in {measured_in(latency)}, not in {other}")
-    elif latency.get("runtime", "onnxruntime") != "onnxruntime":
+    elif latency.runtime != "onnxruntime":
         found.append(f"in {measured_in(latency)}")
     return found
 
 
 def latency_text(latency: Latency | None) -> str:
     """The median with its remarks."""
-    if not latency:
+    if latency is None:
         return "not measured"
     said = ", ".join(remarks(latency))
-    return f"{latency['median_ms']:.3g} ms" + (f" ({said})" if said else "")
+    return f"{latency.median_ms:.3g} ms" + (f" ({said})" if said else "")
 
 
 def across(base: Latency, latency: Latency) -> str:

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from vcompress.bench.bundle.history import Entry, Latency, Metrics, TestScore, measured, to_json
+from vcompress.bench.tasks.metrics import Metric, metric
 
 from .budget import asked_and_reached
 from .engines import engine_section
 from .latency import across, measured_in, missed, remarks, title
 from .robustness import robustness_section
+from .terminal import score_title
 from .verdict import verdict_section
 
 WIDTH, HEIGHT = 460, 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 18, 46
-Entry = Mapping[str, Any]
-# By these a page that is drawn again, with new numbers of the same network, finds the part anew.
-_SECTION, _SECTION_END = "<!-- of the last stage alone -->", "<!-- up to here -->"
+_Measured = tuple[Entry, Metrics]
 
 _STYLE = """
 :root { --ink:#1c2430; --soft:#5d6878; --line:#dfe4ea; --page:#fff; --mark:#1f6feb; --last:#1a7f37;
@@ -70,11 +73,11 @@ def render(
     section: str = "",
 ) -> str:
     """The page as text."""
-    entries = [e for e in history if e.get("metrics")]
+    entries = measured(history)
     title = _title(entries)
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="lead">{escape(summary(entries, comparison))}</p>',
+        f'<p class="lead">{escape(summary(history, comparison))}</p>',
         _figures(entries),
         "<h2>Stages</h2>",
         _table(entries),
@@ -82,11 +85,11 @@ def render(
     ]
     if comparison is not None:
         body.append(_comparison(comparison))
-    body += verdict_section(entries)
-    body += robustness_section(entries)
+    body += verdict_section(history)
+    body += robustness_section(history)
     body += engine_section(engines)
     if section:
-        body.append(f"{_SECTION}{section}{_SECTION_END}")
+        body.append(section)
     body += ["<h2>How each stage was made</h2>", *map(_details, entries)]
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
@@ -97,78 +100,109 @@ def render(
     )
 
 
-def section_of(page: str) -> str:
-    """The `section` that `page` was drawn with; empty where there was none."""
-    return page.partition(_SECTION)[2].partition(_SECTION_END)[0]
-
-
-def _title(entries: Sequence[Entry]) -> str:
+def _title(entries: Sequence[_Measured]) -> str:
     """Each stage, with the network where it changes."""
     parts, before = [], None
-    for entry in entries:
-        parts.append(entry["stage"] if entry["model"] == before else
-                     f"{entry['stage']} {entry['model']}")  # fmt: skip
-        before = entry["model"]
+    for entry, _ in entries:
+        parts.append(entry.stage if entry.model == before else f"{entry.stage} {entry.model}")
+        before = entry.model
     return " → ".join(parts)
 
 
-def summary(entries: Sequence[Entry], comparison: Mapping[str, Any] | None = None) -> str:
+def summary(history: Sequence[Entry], comparison: Mapping[str, Any] | None = None) -> str:
     """The last stage against the first one, or the one it was measured beside, in a sentence."""
+    entries = measured(history)
     stage = comparison.get("stage", 1) if comparison is not None else 1
-    first, last = entries[stage - 1]["metrics"], entries[-1]["metrics"]
+    (_, first), (entry, last) = entries[stage - 1], entries[-1]
     if len(entries) == 1:
-        return f"{entries[0]['model']}, one stage so far: {entries[0]['stage']}."
-    size = first["onnx_bytes"] / last["onnx_bytes"]
+        return f"{entry.model}, one stage so far: {entry.stage}."
+    size = first.onnx_bytes / last.onnx_bytes
     text = f"{_times(size, 'smaller', 'larger')} than stage {stage}"
-    if first["latency"] and last["latency"]:
-        speed = first["latency"]["median_ms"] / last["latency"]["median_ms"]
-        runtimes = across(first["latency"], last["latency"])
+    if first.latency and last.latency:
+        speed = first.latency.median_ms / last.latency.median_ms
+        runtimes = across(first.latency, last.latency)
         if comparison is not None:
             speed, runtimes = 1 / comparison["ratio"], ""
         faster = _times(speed, "lower median latency", "higher median latency")
         text = f"{faster}{f' ({runtimes})' if runtimes else ''} and {text}"
-    if first["test"] and last["test"]:
-        points = 100 * (last["test"]["top1"] - first["test"]["top1"])
-        text += f", with {points:+.2f} points of top-1 accuracy"
+    if first.test and last.test and first.test.metric == last.test.metric:
+        kind = metric(last.test.metric)
+        text += f", with {kind.change(last.test.value - first.test.value)} of {_in_words(kind)}"
     return text + "."
+
+
+def _in_words(kind: Metric) -> str:
+    return f"{kind.title} accuracy" if kind.title.startswith("top-") else kind.title
 
 
 def _times(ratio: float, better: str, worse: str) -> str:
     return f"{ratio:.1f} times {better}" if ratio >= 1 else f"{1 / ratio:.1f} times {worse}"
 
 
-def _figures(entries: Sequence[Entry]) -> str:
-    figures = scatter_figures(entries)
-    if not figures:
+def _figures(entries: Sequence[_Measured]) -> str:
+    drawn = _drawn(entries)
+    if drawn is None:
         return '<p class="soft">No data were given, so there is no accuracy to draw.</p>'
-    note = "Numbers are stages; bars are 95 % intervals of the accuracy. Up and left is better."
-    return (
-        "".join(f"<figure>{figure}</figure>" for figure in figures)
-        + f'<p class="soft"><small>{note}</small></p>'
+    kind, points = drawn
+    figures = "".join(f"<figure>{figure}</figure>" for figure in _scatters(kind, points))
+    what = "accuracy" if _in_words(kind).endswith("accuracy") else kind.title
+    note = (
+        f"Numbers are stages; bars are 95 % intervals of the {what}. "
+        f"{'Up' if kind.higher_is_better else 'Down'} and left is better."
     )
+    return f'{figures}<p class="soft"><small>{escape(note)}</small></p>'
 
 
-def scatter_figures(entries: Sequence[Entry]) -> list[str]:
-    """Accuracy against latency, and against size, as SVG; empty where no accuracy was measured."""
-    measured = [e["metrics"] for e in entries if e.get("metrics")]
-    scored = [e for e in entries if e.get("metrics") and e["metrics"]["test"]]
-    if not scored or not all(m["latency"] for m in measured):
-        return []
+def scatter_figures(history: Sequence[Entry]) -> list[str]:
+    """The task's metric against latency, and against size, as SVG; empty where it was not
+    measured."""
+    drawn = _drawn(measured(history))
+    return [] if drawn is None else _scatters(*drawn)
+
+
+_Point = tuple[TestScore, Latency, int]
+"""Score, latency and bytes of a stage."""
+
+
+def _drawn(entries: Sequence[_Measured]) -> tuple[Metric, list[_Point]] | None:
+    """The metric of the last stage that has one, and the stages that have the same."""
+    if any(found.latency is None for _, found in entries):
+        return None
+    scored = [
+        (found.test, found.latency, found.onnx_bytes)
+        for _, found in entries
+        if found.test is not None and found.latency is not None
+    ]
+    if not scored:
+        return None
+    name = scored[-1][0].metric
+    return metric(name), [point for point in scored if point[0].metric == name]
+
+
+def _scatters(kind: Metric, points: Sequence[_Point]) -> list[str]:
+    scores = [test for test, _, _ in points]
+    times = [latency.median_ms for _, latency, _ in points]
+    sizes = [size / 1e6 for _, _, size in points]
     return [
-        _scatter(scored, lambda m: float(m["latency"]["median_ms"]), "median latency, ms (log)"),
-        _scatter(scored, lambda m: m["onnx_bytes"] / 1e6, "model.onnx, MB (log)"),
+        _scatter(kind, scores, times, "median latency, ms (log)"),
+        _scatter(kind, scores, sizes, "model.onnx, MB (log)"),
     ]
 
 
-def _scatter(entries: Sequence[Entry], value: Callable[[Any], float], axis: str) -> str:
-    """Top-1 in per cent against a logarithmic axis, as SVG."""
-    xs = [value(e["metrics"]) for e in entries]
-    tops = [100 * e["metrics"]["test"]["top1"] for e in entries]
-    lows = [100 * e["metrics"]["test"]["interval"][0] for e in entries]
-    highs = [100 * e["metrics"]["test"]["interval"][1] for e in entries]
+def _scatter(kind: Metric, scores: Sequence[TestScore], xs: Sequence[float], axis: str) -> str:
+    """The metric, a share in per cent, against a logarithmic axis, as SVG."""
+    scale = 100 if kind.unit == "%" else 1
+    ys = [scale * score.value for score in scores]
+    lows = [scale * score.interval[0] for score in scores]
+    highs = [scale * score.interval[1] for score in scores]
     x_low, x_high = math.log10(min(xs)) - 0.15, math.log10(max(xs)) + 0.15
-    y_low: float = max(0.0, min(lows) - 0.5)
-    y_high: float = min(100.5, max(highs) + 0.5)
+    y_low, y_high = min(lows), max(highs)
+    if kind.unit == "%":
+        y_low = min(max(0.0, y_low - 0.5), 100.0)
+        y_high = max(min(100.5, y_high + 0.5), y_low + 0.5)
+    else:
+        margin = 0.05 * (y_high - y_low) or 0.05 * abs(y_high) or 1.0
+        y_low, y_high = y_low - margin, y_high + margin
 
     def x_at(x: float) -> float:
         return LEFT + (math.log10(x) - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
@@ -177,7 +211,7 @@ def _scatter(entries: Sequence[Entry], value: Callable[[Any], float], axis: str)
         return TOP + (y_high - y) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">']
-    parts.append(f"<title>top-1 against {escape(axis)}</title>")
+    parts.append(f"<title>{escape(kind.title)} against {escape(axis)}</title>")
     for tick in _linear_ticks(y_low, y_high):
         y = y_at(tick)
         parts.append(
@@ -191,21 +225,22 @@ def _scatter(entries: Sequence[Entry], value: Callable[[Any], float], axis: str)
             f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{base}"/>'
             f'<text class="soft" x="{x:.1f}" y="{base + 17}" text-anchor="middle">{tick:g}</text>'
         )
+    named = kind.title + (f", {kind.unit}" if kind.unit else "")
     parts.append(
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
         f"{escape(axis)}</text>"
         f'<text x="14" y="{(TOP + base) / 2}" text-anchor="middle" '
-        f'transform="rotate(-90 14 {(TOP + base) / 2})">top-1, %</text>'
+        f'transform="rotate(-90 14 {(TOP + base) / 2})">{escape(named)}</text>'
     )
-    points = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in zip(xs, tops, strict=True))
+    points = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in zip(xs, ys, strict=True))
     parts.append(f'<polyline class="way" points="{points}"/>')
-    for number, (x, y, low, high) in enumerate(zip(xs, tops, lows, highs, strict=True), 1):
-        kind = "dot last" if number == len(xs) else "dot"
+    for number, (x, y, low, high) in enumerate(zip(xs, ys, lows, highs, strict=True), 1):
+        dot = "dot last" if number == len(xs) else "dot"
         at = f"{x_at(x):.1f}"
         parts.append(
             f'<line class="whisker" x1="{at}" x2="{at}" y1="{y_at(low):.1f}" '
-            f'y2="{y_at(high):.1f}"/><circle class="{kind}" cx="{at}" cy="{y_at(y):.1f}" r="10">'
-            f"<title>{number}: {y:.2f} %, {x:.4g}</title></circle>"
+            f'y2="{y_at(high):.1f}"/><circle class="{dot}" cx="{at}" cy="{y_at(y):.1f}" r="10">'
+            f"<title>{number}: {kind.text(y / scale)}, {x:.4g}</title></circle>"
             f'<text class="number" x="{at}" y="{y_at(y) + 4:.1f}">{number}</text>'
         )
     parts.append("</svg>")
@@ -213,7 +248,12 @@ def _scatter(entries: Sequence[Entry], value: Callable[[Any], float], axis: str)
 
 
 def _linear_ticks(low: float, high: float) -> list[float]:
-    step = next(s for s in (0.25, 0.5, 1, 2, 5, 10, 20, 50) if (high - low) / s <= 7 or s == 50)
+    """At most eight round values."""
+    span = high - low
+    if not 0 < span < math.inf:
+        return []
+    scale = 1.0 if 1 <= span <= 350 else 100.0 ** math.floor(math.log(span, 100))
+    step = next(s * scale for s in (0.25, 0.5, 1, 2, 5, 10, 20, 50) if span / s / scale <= 7)
     return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
@@ -224,26 +264,27 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [v for v in values if low <= math.log10(v) <= high]
 
 
-def _table(entries: Sequence[Entry]) -> str:
+def _table(entries: Sequence[_Measured]) -> str:
     rows = []
-    for number, entry in enumerate(entries, 1):
-        metrics, base = entry["metrics"], entries[0]["metrics"]
-        smaller = f"{base['onnx_bytes'] / metrics['onnx_bytes']:.1f}× smaller" if number > 1 else ""
+    _, base = entries[0]
+    for number, (entry, found) in enumerate(entries, 1):
+        smaller = f"{base.onnx_bytes / found.onnx_bytes:.1f}× smaller" if number > 1 else ""
         cells = [
             f'<td class="left">{number}</td>',
-            f'<td class="left">{escape(entry["stage"])}<small>{escape(entry["model"])}</small>'
+            f'<td class="left">{escape(entry.stage)}<small>{escape(entry.model)}</small>'
             f"{_asked_cell(entry)}</td>",
-            _accuracy_cell(metrics["test"]),
-            f"<td>{metrics['parameters'] / 1e6:.2f} M</td><td>{metrics['macs'] / 1e6:.1f} M</td>",
-            f"<td>{metrics['onnx_bytes'] / 1e6:.2f} MB<small>{smaller}</small></td>",
-            _latency_cell(metrics["latency"]),
-            _faster_cell(base["latency"], metrics["latency"]) if number > 1 else "<td></td>",
+            _score_cell(found.test),
+            f"<td>{found.parameters / 1e6:.2f} M</td><td>{found.macs / 1e6:.1f} M</td>",
+            f"<td>{found.onnx_bytes / 1e6:.2f} MB<small>{smaller}</small></td>",
+            _latency_cell(found.latency),
+            _faster_cell(base.latency, found.latency) if number > 1 else "<td></td>",
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     heads = "".join(
-        f'<th class="left">{h}</th>' if h in ("", "stage") else f"<th>{h}</th>"
+        f'<th class="left">{h}</th>' if h in ("", "stage") else f"<th>{escape(h)}</th>"
         for h in (
-            "", "stage", "top-1", "parameters", "MACs", "model.onnx", "median latency", "faster",
+            "", "stage", score_title(entries), "parameters", "MACs", "model.onnx",
+            "median latency", "faster",
         )
     )  # fmt: skip
     return f'<div class="wide"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
@@ -255,48 +296,49 @@ def _asked_cell(entry: Entry) -> str:
     return f"<small>{escape(found)}</small>" if found else ""
 
 
-def _latency_cell(latency: Mapping[str, Any] | None) -> str:
-    if not latency:
+def _latency_cell(latency: Latency | None) -> str:
+    if latency is None:
         return "<td>not measured</td>"
-    spread = f"{latency['low_ms']:.3g} to {latency['high_ms']:.3g}"
+    spread = f"{latency.low_ms:.3g} to {latency.high_ms:.3g}"
     spread = ", ".join([spread, *remarks(latency)])
-    return f"<td>{latency['median_ms']:.3g} ms<small>{escape(spread)}</small></td>"
+    return f"<td>{latency.median_ms:.3g} ms<small>{escape(spread)}</small></td>"
 
 
-def _faster_cell(base: Mapping[str, Any] | None, latency: Mapping[str, Any] | None) -> str:
-    if not base or not latency:
+def _faster_cell(base: Latency | None, latency: Latency | None) -> str:
+    if base is None or latency is None:
         return "<td></td>"
     runtimes = across(base, latency)
     note = f"<small>{escape(runtimes)}</small>" if runtimes else ""
-    return f"<td>{base['median_ms'] / latency['median_ms']:.1f}×{note}</td>"
+    return f"<td>{base.median_ms / latency.median_ms:.1f}×{note}</td>"
 
 
-def _accuracy_cell(test: Mapping[str, Any] | None) -> str:
-    if not test:
+def _score_cell(test: TestScore | None) -> str:
+    if test is None:
         return "<td>not measured</td>"
-    low, high = test["interval"]
-    return (
-        f"<td>{100 * test['top1']:.2f} %<small>{100 * low:.1f} to {100 * high:.1f} % "
-        f"({test['correct']}/{test['n']})</small></td>"
-    )
+    kind = metric(test.metric)
+    images = f"{test.n} images" if test.correct is None else f"{test.correct}/{test.n}"
+    return f"<td>{kind.text(test.value)}<small>{kind.span(*test.interval)} ({images})</small></td>"
 
 
-def _conditions(entries: Sequence[Entry], data: Mapping[str, Any] | None) -> str:
-    latency = entries[-1]["metrics"]["latency"]
+def _conditions(entries: Sequence[_Measured], data: Mapping[str, Any] | None) -> str:
+    _, last = entries[-1]
     text = "The last file does not run in ONNX Runtime on the CPU: nothing was measured there. "
-    if latency:
+    if last.latency is not None:
         text = (
-            f"Latency: one image, end to end, {latency['threads']} thread, "
-            f"{measured_in(latency)} ({latency['provider']}), {latency['cpu']}. "
+            f"Latency: one image, end to end, {last.latency.threads} thread, "
+            f"{measured_in(last.latency)} ({last.latency.provider}), {last.latency.cpu}. "
         )
-        if other := missed(latency):
+        if other := missed(last.latency):
             text += (
                 f"The last network is quantised for {other}, and this is not its latency there. "
             )
-    if data is not None and latency:
+    if data is not None and last.latency is not None:
+        what, how = "Accuracy", "Wilson"
+        if last.test is not None and last.test.correct is None:
+            what, how = metric(last.test.metric).title, "95 %"
         text += (
-            f"Accuracy: the held-out {data['splits']['test']:,} images of {data['source']} in the "
-            f"same runtime and file; Wilson intervals."
+            f"{what}: the held-out {data['splits']['test']:,} images of {data['source']} in the "
+            f"same runtime and file; {how} intervals."
         )
     return f'<p class="soft"><small>{escape(text)}</small></p>'
 
@@ -313,11 +355,11 @@ def _comparison(comparison: Mapping[str, Any]) -> str:
     return f"<h2>Side by side</h2><p>{escape(text)}</p>"
 
 
-def _details(entry: Entry) -> str:
-    shown = {k: v for k, v in entry.items() if k != "metrics"}
-    parity = entry["metrics"].get("parity")
+def _details(each: _Measured) -> str:
+    entry, found = each
+    shown = to_json(replace(entry, metrics=None))
     return (
-        f"<details><summary>{escape(entry['stage'])} of {escape(entry['model'])}, "
-        f"{entry.get('seconds', 0):.0f} s</summary>"
-        f"<pre>{escape(json.dumps({**shown, 'parity': parity}, indent=1))}</pre></details>"
+        f"<details><summary>{escape(entry.stage)} of {escape(entry.model)}, "
+        f"{entry.seconds or 0:.0f} s</summary>"
+        f"<pre>{escape(json.dumps({**shown, 'parity': found.parity}, indent=1))}</pre></details>"
     )

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
+
+from vcompress.bench.bundle.history import Entry, Robustness, measured
+from vcompress.bench.tasks.metrics import Metric, metric
 
 from .latency import title
 
 
-def robustness_section(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+def robustness_section(history: Sequence[Entry]) -> list[str]:
     """A row for each stage whose robustness was measured; nothing where none was."""
     found = [
-        (number, entry, measured)
-        for number, entry in enumerate(entries, 1)
-        if (measured := entry["metrics"].get("robustness"))
+        (number, entry, metrics.robustness)
+        for number, (entry, metrics) in enumerate(measured(history), 1)
+        if metrics.robustness is not None
     ]
     if not found:
         return []
-    kinds = tuple(found[-1][2]["corruptions"])
+    kinds = tuple(found[-1][2].corruptions)
     heads = "".join(
         f'<th class="left">{h}</th>' if h in ("", "stage") else f"<th>{h}</th>"
         for h in ("", "stage", "clean", "PGD", *kinds, "mean")
     )
     rows = "".join(
-        f'<tr><td class="left">{number}</td><td class="left">{escape(entry["stage"])}'
-        f"<small>{escape(entry['model'])}</small></td>{_cells(measured)}</tr>"
-        for number, entry, measured in found
+        f'<tr><td class="left">{number}</td><td class="left">{escape(entry.stage)}'
+        f"<small>{escape(entry.model)}</small></td>{_cells(robustness)}</tr>"
+        for number, entry, robustness in found
     )
     _, _, last = found[-1]
     note = (
-        f"Top-1 on {last['n']} test images. PGD: {last['steps']} steps within {last['epsilon']:g} "
+        f"{metric(last.metric).title} on {last.n} test images. PGD: {last.steps} steps within {last.epsilon:g} "
         f"of a pixel (0 to 1), in torch. Corruptions: mean of five severities, and below from the "
-        f"mildest to the worst (arXiv:1903.12261), in {title(last.get('runtime', 'onnxruntime'))}."
+        f"mildest to the worst (arXiv:1903.12261), in {title(last.runtime)}."
     )
     return [
         "<h2>Robustness</h2>",
@@ -41,11 +43,17 @@ def robustness_section(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _cells(measured: Mapping[str, Any]) -> str:
-    cells = [f"<td>{100 * measured[key]:.1f} %</td>" for key in ("clean", "pgd")]
-    for each_severity in measured["corruptions"].values():
-        shares = [100 * x for x in each_severity]
-        each = " ".join(f"{x:.0f}" for x in shares)
-        cells.append(f"<td>{sum(shares) / len(shares):.1f} %<small>{each}</small></td>")
-    cells.append(f"<td>{100 * measured['mean_corrupted']:.1f} %</td>")
+def _cells(robustness: Robustness) -> str:
+    shown = metric(robustness.metric)
+    cells = [f"<td>{_short(shown, value)}</td>" for value in (robustness.clean, robustness.pgd)]
+    for values in robustness.corruptions.values():
+        each = " ".join(f"{100 * x:.0f}" if shown.unit else f"{x:.3g}" for x in values)
+        mean = _short(shown, sum(values) / len(values))
+        cells.append(f"<td>{mean}<small>{each}</small></td>")
+    cells.append(f"<td>{_short(shown, robustness.mean_corrupted)}</td>")
     return "".join(cells)
+
+
+def _short(shown: Metric, value: float) -> str:
+    """With one digit: there are many in a row."""
+    return f"{100 * value:.1f} %" if shown.unit else f"{value:.3g}"

@@ -7,6 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vcompress.bench.bundle import Bundle
+from vcompress.bench.bundle.history import (
+    Entry,
+    Metrics,
+    Robustness,
+    TestScore,
+    measured,
+)
+from vcompress.bench.tasks.metrics import metric
 
 from .budget import budget_lines
 from .latency import latency_text
@@ -27,7 +35,8 @@ def print_history(bundle: Bundle) -> None:
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in ("stage", "model"):
         table.add_column(column)
-    for column in ("top-1 (95 % interval)", "parameters", "MACs", "model.onnx", "median latency"):
+    score = f"{score_title(measured(bundle.history))} (95 % interval)"
+    for column in (score, "parameters", "MACs", "model.onnx", "median latency"):
         table.add_column(column, justify="right")
     for row in rows(bundle.history):
         table.add_row(*(Text(printable(cell)) for cell in row))
@@ -44,23 +53,24 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def rows(history: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def rows(history: Iterable[Entry]) -> list[tuple[str, ...]]:
     """The cells of `print_history`, as text."""
-    found: list[tuple[str, ...]] = []
-    for entry in history:
-        metrics = entry.get("metrics")
-        if not metrics:
-            continue
-        latency = metrics["latency"]
-        found.append(
-            (
-                entry["stage"], entry["model"], accuracy_text(metrics["test"]),
-                f"{metrics['parameters'] / 1e6:.2f} M", f"{metrics['macs'] / 1e6:.1f} M",
-                f"{metrics['onnx_bytes'] / 1e6:.2f} MB",
-                latency_text(latency),
-            )
-        )  # fmt: skip
-    return found
+    return [
+        (
+            entry.stage, entry.model, score_text(found.test), f"{found.parameters / 1e6:.2f} M",
+            f"{found.macs / 1e6:.1f} M", f"{found.onnx_bytes / 1e6:.2f} MB",
+            latency_text(found.latency),
+        )
+        for entry, found in measured(history)
+    ]  # fmt: skip
+
+
+def score_title(entries: Iterable[tuple[Entry, Metrics]]) -> str:
+    """What heads a column of the stages' scores: their metric, where it is the same for all."""
+    names = {found.test.metric for _, found in entries if found.test is not None}
+    if len(names) > 1:
+        return "score"
+    return metric(names.pop() if names else "top1").title
 
 
 def print_engines(records: Iterable[Mapping[str, Any]]) -> None:
@@ -73,26 +83,28 @@ def print_engines(records: Iterable[Mapping[str, Any]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
 
 
-def accuracy_text(test: Mapping[str, Any] | None) -> str:
-    if not test:
+def score_text(test: TestScore | None) -> str:
+    if test is None:
         return "not measured"
-    low, high = (100 * x for x in test["interval"])
-    return f"{100 * test['top1']:.2f} % ({low:.1f} to {high:.1f})"
+    kind = metric(test.metric)
+    span = kind.span(*test.interval).removesuffix(f" {kind.unit}")
+    return f"{kind.text(test.value)} ({span})"
 
 
-def print_robustness(found: Mapping[Path, Mapping[str, Any]]) -> None:
-    """A row for each bundle: top-1 as they are, under PGD, and the mean of five severities."""
-    kinds = tuple(next(iter(found.values()))["corruptions"])
+def print_robustness(found: Mapping[Path, Robustness]) -> None:
+    """A row for each bundle: its metric as they are, under PGD, and the mean of five severities."""
+    shown = metric(next(iter(found.values())).metric)
+    scale, digits, head = (100, 1, f"{shown.title}, %") if shown.unit else (1, 3, shown.title)
+    kinds = tuple(next(iter(found.values())).corruptions)
     heads = ("clean", "PGD", *kinds, "mean")
     width = max(len(printable(str(path))) for path in found)
-    print(f"{'top-1, %':{width}}" + "".join(f"{head:>12}" for head in heads))
-    for path, measured in found.items():
-        each = measured["corruptions"]
+    print(f"{head:{width}}" + "".join(f"{head:>12}" for head in heads))
+    for path, robust in found.items():
+        each = robust.corruptions
         means = [sum(each[kind]) / len(each[kind]) for kind in kinds]
-        shares = (measured["clean"], measured["pgd"], *means, measured["mean_corrupted"])
-        print(
-            f"{printable(str(path)):{width}}" + "".join(f"{100 * share:12.1f}" for share in shares)
-        )
+        shares = (robust.clean, robust.pgd, *means, robust.mean_corrupted)
+        cells = "".join(f"{scale * share:12.{digits}f}" for share in shares)
+        print(f"{printable(str(path)):{width}}{cells}")
 
 
 def print_sweep(found: Sweep) -> None:

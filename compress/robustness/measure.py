@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vcompress.bench.bundle import Preprocess
+from vcompress.bench.bundle.history import Robustness
 from vcompress.bench.data.preprocess import apply, crop, to_mode
 from vcompress.bench.errors import UserError
 from vcompress.bench.runtimes import open_session
@@ -48,7 +49,7 @@ class Attack:
 def measure(
     model: nn.Module, file: Path, data: Data, count: int, attack: Attack | None = None,
     runtime: str = "onnxruntime",
-) -> dict[str, Any]:  # fmt: skip
+) -> Robustness:  # fmt: skip
     """The task's metric on up to `count` test images, spread evenly: as they are, under PGD against
     `model` in torch (the gradient goes straight through quantisers), and under corruptions of the
     pixels that `file` is shown in `runtime`.
@@ -68,24 +69,24 @@ def measure(
             return score(task, session, batches, names=data.classes).value
 
         corrupted = {
-            kind: [
+            kind: tuple(
                 value([corrupt(x, kind, severity, s) for x, s in zip(pixels, seeds, strict=True)])
                 for severity in SEVERITIES
-            ]
+            )
             for kind in CORRUPTIONS
         }
         clean = value(pixels)
-    return {
-        "n": len(pixels),
-        "runtime": runtime,
-        "metric": task.metrics[0].name,
-        "clean": clean,
-        "pgd": under_attack(model, pixels, targets, data, attack),
-        "epsilon": attack.epsilon,
-        "steps": attack.steps,
-        "corruptions": corrupted,
-        "mean_corrupted": float(np.mean(list(corrupted.values()))),
-    }
+    return Robustness(
+        n=len(pixels),
+        clean=clean,
+        pgd=under_attack(model, pixels, targets, data, attack),
+        epsilon=attack.epsilon,
+        steps=attack.steps,
+        corruptions=corrupted,
+        mean_corrupted=float(np.mean(list(corrupted.values()))),
+        metric=task.metrics[0].name,
+        runtime=runtime,
+    )
 
 
 def under_attack(

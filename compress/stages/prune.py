@@ -56,12 +56,12 @@ class Config(TaughtConfig):
     importance: Literal["l1", "l2", "bn", "lamp", "taylor", "hessian", "distillation", "random"] = (
         "bn"
     )
-    """Criterion that ranks channels: the scale of their batch norm (bn; their weights where there is none),
-    the size of their weights (l1, l2, lamp), or their effect on the loss (taylor, hessian) or on
-    the recovery loss (distillation)."""
+    """Criterion that ranks channels: the scale of their batch norm (bn; their weights where there
+    is none), the size of their weights (l1, l2, lamp), or their effect on the loss (taylor,
+    hessian) or on the recovery loss (distillation)."""
     scope: Literal["local", "kind", "global"] = "local"
-    """Layers among which channels are ranked. local: the same share goes in every layer; kind: among
-    layers of one kind; global: among all."""
+    """Layers among which channels are ranked. local: the same share goes in every layer; kind:
+    among layers of one kind; global: among all."""
     round_to: Annotated[int, at_least(1)] = 8
     """Number whose multiples the widths are, 1 or more."""
     max_channel_ratio: Annotated[float, share(zero=False, one=False)] = 0.95

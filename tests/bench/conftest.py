@@ -121,6 +121,7 @@ def whole_bundle(models: Path) -> Callable[..., Any]:
     import shutil
 
     from vcompress.bench.bundle import Bundle, InputSpec, Preprocess, create
+    from vcompress.bench.bundle.history import Entry
     from vcompress.bench.runtimes import open_session
 
     def make(path: Path, model: str = "classifier", seed: int = 0) -> Bundle:
@@ -128,7 +129,7 @@ def whole_bundle(models: Path) -> Callable[..., Any]:
         with create(
             path, input=InputSpec("x", (3, 32, 32)), preprocess=Preprocess((32, 32)),
             labels=tuple("abcdefghij"), data=None,
-            history=({"stage": "import", "model": "tiny", "started": "2026-01-01T00:00:00"},),
+            history=(Entry("import", "tiny", started="2026-01-01T00:00:00"),),
         ) as folder:  # fmt: skip
             shutil.copyfile(models / f"{model}.onnx", folder / "model.onnx")
             with open_session(folder / "model.onnx") as session:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from vcompress.bench.bundle import Bundle
+from vcompress.bench.bundle.history import measured
 from vcompress.compress.reporting.page import scatter_figures, summary
 from vcompress.compress.reporting.terminal import rows
 
@@ -27,10 +28,11 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows(history):
         print(f"| {' | '.join(row)} |")
-    latency = history[-1]["metrics"]["latency"]
+    (*_, (_, last)) = measured(history)
+    assert last.latency is not None
     print(f"\n{summary(history, comparison)}")
-    print(f"Machine: {latency['cpu']}, {latency['threads']} thread, {latency['provider']}.")
-    print(f"Training: {sum(entry['seconds'] for entry in history):.0f} s over all stages.")
+    print(f"Machine: {last.latency.cpu}, {last.latency.threads} thread, {last.latency.provider}.")
+    print(f"Training: {sum(entry.seconds or 0 for entry in history):.0f} s over all stages.")
     picture.write_text(_side_by_side(scatter_figures(history)), encoding="utf-8")
 
 

@@ -20,6 +20,7 @@ from time import perf_counter
 
 from vcompress.bench.bundle import InputSpec, Preprocess, create
 from vcompress.bench.bundle.archive import pack
+from vcompress.bench.bundle.history import Entry
 from vcompress.bench.timing.environment import preflight
 from vcompress.bench.verify.check import verify
 
@@ -33,7 +34,7 @@ def make(path: Path, megabytes: int) -> None:
     rng = random.Random(0)
     with create(
         path, input=InputSpec("x", (3, 8, 8)), preprocess=Preprocess((8, 8)), labels=("a", "b"),
-        data=None, history=({"stage": "s", "model": "m"},),
+        data=None, history=(Entry("s", "m"),),
     ) as folder:  # fmt: skip
         for name, size in (
             ("model.onnx", megabytes * 500_000), ("weights.safetensors", megabytes * 500_000),

@@ -176,9 +176,9 @@ def test_a_checkpoint_from_elsewhere_becomes_a_measured_bundle(
     made, imported = Bundle.open("runs/net"), Bundle.open("runs/mine")
     assert imported.files["weights.safetensors"] == made.files["weights.safetensors"]
     (entry,) = imported.history
-    assert entry["stage"] == "import"
-    assert entry["metrics"]["test"]["top1"] == made.history[0]["metrics"]["test"]["top1"]
-    assert entry["details"]["prefix"] == "module."
+    assert entry.stage == "import"
+    assert entry.metrics.test.value == made.history[0].metrics.test.value
+    assert entry.details["prefix"] == "module."
     assert "import" in capsys.readouterr().out
 
     for labels, message in (

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from vcompress.bench.bundle import Preprocess
+from vcompress.bench.bundle.history import Entry, Licences, Metrics
 from vcompress.bench.data.preprocess import apply, crop
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.export.onnx_options import (
@@ -301,10 +302,12 @@ def test_a_missing_onnxslim_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_properties_tell_labels_preprocessing_licences_and_what_was_done() -> None:
     history = [
-        {"stage": "finetune", "model": "r18", "seed": 1, "metrics": {"x": 1}, "config": {"lr": 1}},
-        {"stage": "quantize", "model": "r18", "seed": 2, "versions": {"torch": "2"},
-         "licences": {"data": "CC0-1.0", "weights": "Apache-2.0"},
-         "inputs": {"model": {"weights_sha256": "ab"}, "odd": {"name": "r18"}}},
+        Entry("finetune", "r18", seed=1, metrics=Metrics(None, 1, 1, 1, None), config={"lr": 1}),
+        Entry(
+            "quantize", "r18", seed=2, versions={"torch": "2"},
+            licences=Licences("CC0-1.0", "Apache-2.0"),
+            inputs={"model": {"weights_sha256": "ab"}, "odd": {"name": "r18"}},
+        ),
     ]  # fmt: skip
     found = properties("r18", ("a", "b\n"), PREPROCESS, history)
     assert json.loads(found["vcompress.labels"]) == ["a", "b\n"]

@@ -21,12 +21,13 @@ from itertools import count
 from pathlib import Path
 from vcompress.bench.bundle.archive import pack, unpack
 from vcompress.bench.bundle import InputSpec, Preprocess, create
+from vcompress.bench.bundle.history import Entry
 folder = Path(sys.argv[1])
 
 def write(path, seed):
     with create(path, input=InputSpec("x", (3, 8, 8)), preprocess=Preprocess((8, 8)),
                 labels=("a", "b"), data=None,
-                history=({"stage": "s", "model": f"seed {seed}"},)) as staging:
+                history=(Entry("s", f"seed {seed}"),)) as staging:
         (staging / "engines").mkdir()
         for name in ("model.onnx", "weights.safetensors", "engines/a.engine"):
             (staging / name).write_bytes(bytes([seed]) * 500_000)
@@ -71,7 +72,7 @@ def assert_whole(path: Path) -> None:
     checked = verify(path, golden=False)
     assert checked.ok and checked.protected, checked.problems
     (entry,) = Bundle.open(path).history
-    byte = int(entry["model"].removeprefix("seed "))
+    byte = int(entry.model.removeprefix("seed "))
     assert (path / "engines" / "a.engine").read_bytes() == bytes([byte]) * 500_000
 
 

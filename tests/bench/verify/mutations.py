@@ -140,7 +140,7 @@ def manifest_of(folder: Path) -> Any:
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths to every value that the schema fixes; the history's inside is free."""
+    """Paths to every value that the schema fixes, outside the history."""
     yield path
     if path and path[0] in ("history", "data"):
         return
@@ -208,6 +208,32 @@ def say_other_types(folder: Path, rng: random.Random) -> str:
     value = rng.choice(wrong)
     reseal(folder, json.dumps(put(manifest, path, value)))
     return f"{'.'.join(map(str, path))} = {value!r}"
+
+
+def say_other_types_in_the_history(folder: Path, rng: random.Random) -> str:
+    manifest = manifest_of(folder)
+    entry = manifest["history"][0]
+    entry["metrics"] = {
+        "test": {"n": 4, "correct": 3, "top1": 0.75, "interval": [0.2, 0.9]}, "parameters": 1,
+        "macs": 1, "onnx_bytes": 1,
+        "latency": {"median_ms": 1.0, "low_ms": 1.0, "high_ms": 1.0, "batch": 1, "threads": 1,
+                    "steady": True, "provider": "p", "cpu": "c"},
+    }  # fmt: skip
+    texts, numbers, tables = TYPES[:4] + TYPES[5:-1], ["x", [], {}, [1], "\0", [None]], TYPES[1:5]
+    wrong: dict[tuple[str, ...], list[Any]] = {
+        ("stage",): texts, ("model",): texts, ("versions",): [*tables, [1]], ("config",): tables,
+        ("inputs",): [*tables, {"a": 1}, [1]], ("details",): tables, ("seconds",): numbers,
+        ("licences",): [*tables, {"data": 1}], ("metrics",): [*tables, [], {}, {"a": 1}],
+        ("metrics", "test"): [*tables, [], {}], ("metrics", "macs"): [*numbers, -1, 10**400, 0.5],
+        ("metrics", "onnx_bytes"): [0, -1, 2**63, None, True], ("metrics", "latency"): [{}, "x"],
+        ("metrics", "latency", "median_ms"): [*numbers, None, True, 0, -1, 10**400, 1e308],
+        ("metrics", "test", "interval"): [[], [1], [1, 2, 3], "ab", ["a", "b"], None],
+        ("metrics", "test", "top1"): [*numbers, None, True, 10**400],
+    }  # fmt: skip
+    path = rng.choice(list(wrong))
+    value = rng.choice(wrong[path])
+    reseal(folder, json.dumps(put(manifest, ("history", 0, *path), value)))
+    return f"history.{'.'.join(path)} = {str(value)[:20]!r}"
 
 
 def take_or_add_keys(folder: Path, rng: random.Random) -> str:
@@ -385,7 +411,7 @@ def archive_with_a_huge_size(file: Path, rng: random.Random) -> str:
 FOLDERS: list[Mutate] = [
     flip_a_bit, cut, grow, overwrite, swap, remove, add, replace_by_a_link,
     replace_by_something_else, name_hostile_files, say_huge_numbers, say_other_types,
-    take_or_add_keys, write_other_text, break_the_text, flip_a_bit,
+    say_other_types_in_the_history, take_or_add_keys, write_other_text, break_the_text, flip_a_bit,
 ]  # fmt: skip
 ARCHIVES: list[Mutate] = [
     archive_flip, archive_flip_head, archive_cut, archive_grow, archive_by_tar,

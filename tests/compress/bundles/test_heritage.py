@@ -27,7 +27,7 @@ def student(work: Path) -> Path:
 
 def taught_by(out: str, *options: str) -> str:
     assert main(["quantize", *QAT, "--out", out, *options]) == 0
-    return str(Bundle.open(out).history[-1]["details"]["teacher"])
+    return str(Bundle.open(out).history[-1].details["teacher"])
 
 
 def test_the_teacher_of_the_history_teaches_unless_another_is_named_or_none(student: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from vcompress.bench.bundle import Bundle
+from vcompress.bench.bundle.history import read
 from vcompress.bench.bundle.manifest import seal_of
 from vcompress.bench.errors import UserError
 from vcompress.compress.commands._inspect import inspect
@@ -50,17 +51,28 @@ def test_a_changed_file_is_found(work: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "message"),
     [
-        {"seconds": "long"}, {"inputs": [1]}, {"inputs": {"model": 5}}, {"config": 5},
-        {"details": "x"}, {"versions": []}, {"metrics": {"latency": {}}}, {"metrics": {"test": 5}},
-        {"metrics": 7},
+        ({"seconds": "long"}, "history[0].seconds = 'long', expected a number"),
+        ({"inputs": [1]}, "history[0].inputs = [1], expected a table of named values"),
+        ({"inputs": {"model": 5}}, "history[0].inputs.model = 5, expected a table"),
+        ({"config": 5}, "history[0].config = 5, expected a table"),
+        ({"details": "x"}, "history[0].details = 'x', expected a table"),
+        ({"versions": []}, "history[0].versions = [], expected a table"),
+        ({"metrics": {"latency": {}}}, "the key 'history[0].metrics.latency.median_ms' is missing"),
+        ({"metrics": {"test": 5}}, "history[0].metrics.test = 5, expected a table"),
+        ({"metrics": 7}, "history[0].metrics = 7, expected a table"),
     ],
-)  # fmt: skip
-def test_a_history_that_is_not_ours_is_one_message(work: Path, changes: dict[str, Any]) -> None:
+)
+def test_a_history_that_is_not_ours_is_one_message(
+    work: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     change_history(work / "runs" / "net", **changes)
-    with pytest.raises(UserError, match="its history is not one that vcompress writes"):
+    with pytest.raises(UserError) as caught:
         inspect(Path("runs/net"))
+    assert str(caught.value).startswith("runs/net/manifest.json: ")
+    assert message in str(caught.value)
+    assert capsys.readouterr().out == ""
 
 
 def test_names_do_not_steer_the_terminal(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,8 +93,13 @@ def test_a_path_is_no_markup(work: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_table_without_accuracy_says_so() -> None:
     metrics = {
         "test": None, "parameters": 1_500_000, "macs": 2_000_000, "onnx_bytes": 6_000_000,
-        "latency": {"median_ms": 1.2345, "steady": False},
+        "latency": {
+            "median_ms": 1.2345, "low_ms": 1.2, "high_ms": 1.3, "batch": 1, "threads": 1,
+            "steady": False, "provider": "p", "cpu": "c",
+        },
     }  # fmt: skip
-    assert rows([{"stage": "import", "model": "m", "metrics": metrics}, {"stage": "x"}]) == [
+    history = read([{"stage": "import", "model": "m", "metrics": metrics},
+                    {"stage": "x", "model": "m"}])  # fmt: skip
+    assert rows(history) == [
         ("import", "m", "not measured", "1.50 M", "2.0 M", "6.00 MB", "1.23 ms (unsteady)")
     ]

@@ -173,9 +173,9 @@ def test_skipped_images_are_counted_and_named_at_the_end_of_a_command(
     with caplog.at_level("WARNING", "vcompress"):
         assert main([*args, "--on-bad-image", "skip"]) == 0
     entry = Bundle.open("runs/skipped").history[-1]
-    assert entry["bad_images"]["count"] == 2
-    assert all(path.name in " ".join(entry["bad_images"]["named"]) for path in bad)
+    assert entry.bad_images["count"] == 2
+    assert all(path.name in " ".join(entry.bad_images["named"]) for path in bad)
     assert "2 images could not be read and were left out" in caplog.text
-    assert entry["metrics"]["test"]["n"] == len(splits["test"]) - 1
+    assert entry.metrics.test.n == len(splits["test"]) - 1
     # What is measured later leaves them out too.
     assert main(["export", "runs/skipped", "--trust", "tiny_nets:batch"]) == 0

@@ -15,7 +15,6 @@ from vcompress.bench.bundle import Preprocess
 from vcompress.bench.errors import UserError
 from vcompress.compress.data.loader import Samples
 from vcompress.compress.distillation import losses
-from vcompress.compress.tasks.classification import Classification
 from vcompress.compress.distillation.features import captured, find_pairs
 from vcompress.compress.distillation.teaching import (
     ON_FEATURES,
@@ -27,6 +26,7 @@ from vcompress.compress.distillation.teaching import (
     order_of,
 )
 from vcompress.compress.stages.distill import WEIGHTS
+from vcompress.compress.tasks.classification import Classification
 
 TASK = Classification()
 
@@ -54,7 +54,11 @@ def taught(terms: dict[str, float], **options: Any) -> tuple[TaughtLoss, nn.Modu
     teachers = [Teacher(teacher, SIZE)]
     ask = live(teachers, [theirs], [pairs], ())
     options = {"alpha": 0.5, "temperature": 2.0, **options}
-    return TaughtLoss(TASK, terms, ask, teachers, [pairs], student, ours, **options), student, teacher
+    return (
+        TaughtLoss(TASK, terms, ask, teachers, [pairs], student, ours, **options),
+        student,
+        teacher,
+    )
 
 
 def logits_of(*probabilities: list[float]) -> Tensor:
@@ -91,7 +95,9 @@ def test_confidence_weighs_them_for_each_sample() -> None:
     expected = (certain[0] * 0.9 + certain[1] * 0.3) / sum(certain)
     assert float(found[0, 0]) == pytest.approx(expected, rel=1e-4)
     both = torch.cat([logits_of(unsure), logits_of(unsure)])
-    assert torch.allclose(F.softmax(ensemble(TASK, both, "confidence", [1, 1], 1.0), 1), both[0].exp())
+    assert torch.allclose(
+        F.softmax(ensemble(TASK, both, "confidence", [1, 1], 1.0), 1), both[0].exp()
+    )
 
 
 def test_one_teacher_is_left_as_it_is() -> None:
@@ -184,8 +190,8 @@ def test_a_cnn_learns_the_tokens_of_a_vit_and_the_other_way_round(turned: bool) 
     ours = HOOKS.enter_context(captured(student, [p.student.name for p in pairs]))
     teachers = [Teacher(teacher, SIZE)]
     loss = TaughtLoss(
-        TASK, dict.fromkeys(ON_FEATURES, 1.0), live(teachers, [theirs], [pairs], ()), teachers, [pairs],
-        student, ours, alpha=1.0, temperature=1.0,
+        TASK, dict.fromkeys(ON_FEATURES, 1.0), live(teachers, [theirs], [pairs], ()), teachers,
+        [pairs], student, ours, alpha=1.0, temperature=1.0,
     )  # fmt: skip
     optimizer = torch.optim.Adam([*student.parameters(), *loss.parameters()], lr=0.01)
     values = []
@@ -239,7 +245,16 @@ def test_the_average_of_the_student_teaches_it_and_follows_it() -> None:
     with torch.no_grad():
         start = student[0].weight.clone()  # type: ignore[union-attr]
         loss = TaughtLoss(
-            TASK, {"self": 1.0}, None, [], [], student, {}, alpha=1.0, temperature=2.0, self_decay=0.5
+            TASK,
+            {"self": 1.0},
+            None,
+            [],
+            [],
+            student,
+            {},
+            alpha=1.0,
+            temperature=2.0,
+            self_decay=0.5,
         )
         student[0].weight.add_(1.0)  # type: ignore[union-attr]
         found = loss(student(IMAGES), IMAGES, LABELS, SAMPLES)

@@ -111,10 +111,10 @@ def test_a_student_is_made_small_under_one_teacher(work: Path) -> None:
     )
     assert main(["run", "joint.toml", "--out", "runs/joint"]) == 0
     bundle = Bundle.open(work / "runs/joint/joint-quantize")
-    assert [e["stage"] for e in bundle.history[-3:]] == ["distill", "prune", "quantize"]
-    teachers = {e["inputs"]["teacher"]["weights_sha256"] for e in bundle.history[-3:]}
+    assert [e.stage for e in bundle.history[-3:]] == ["distill", "prune", "quantize"]
+    teachers = {e.inputs["teacher"]["weights_sha256"] for e in bundle.history[-3:]}
     assert len(teachers) == 1
-    macs = [entry["metrics"]["macs"] for entry in bundle.history[-3:]]
+    macs = [entry.metrics.macs for entry in bundle.history[-3:]]
     assert macs[1] <= 0.65 * macs[0]
     page = (work / "runs/joint/report.html").read_text()
     assert "distill" in page and "quantize" in page

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vcompress.bench.bundle import Bundle, InputSpec
+from vcompress.bench.bundle.history import measured
 from vcompress.bench.errors import EnvironmentLacks
 from vcompress.bench.runtimes import open_session, openvino
 from vcompress.bench.verify import verify
@@ -55,12 +56,12 @@ def test_a_network_is_measured_in_the_runtime_that_it_was_quantised_for(
     runtime = runtime_of(model, file)
     assert runtime == Runtime(target, "cpu", target)
     scored = score(file, data, runtime)
-    assert (scored["runtime"], scored["n"]) == (target, 12)
+    assert (scored.runtime, scored.n) == (target, 12)
     timed = latency(file, data.images("test", 8), runtime)
-    assert (timed["runtime"], timed["ships_in"]) == (target, target)
+    assert (timed.runtime, timed.ships_in) == (target, target)
     provider = {"onnxruntime": "CPUExecutionProvider", "openvino": "CPU"}[target]
-    assert timed["provider"] == provider
-    assert timed["median_ms"] > 0
+    assert timed.provider == provider
+    assert timed.median_ms > 0
     assert "measured in" not in caplog.text
 
 
@@ -81,8 +82,8 @@ def test_without_the_runtime_onnx_runtime_stands_in_and_one_line_says_why(
         "for: openvino cannot be imported (simulated)."
     ]
     timed = latency(file, data.images("test", 8), runtime)
-    assert (timed["runtime"], timed["ships_in"]) == ("onnxruntime", "openvino")
-    assert timed["provider"] == "CPUExecutionProvider"
+    assert (timed.runtime, timed.ships_in) == ("onnxruntime", "openvino")
+    assert timed.provider == "CPUExecutionProvider"
 
 
 def test_a_device_that_is_not_here_is_answered_in_the_same_way(
@@ -107,7 +108,7 @@ def test_a_file_for_tensorrt_is_measured_in_onnx_runtime_and_the_record_says_so(
     assert runtime == Runtime("onnxruntime", "cpu", "tensorrt")
     assert "not in tensorrt, which the network is quantised for: TensorRT runs eng" in caplog.text
     timed = latency(file, data.images("test", 8), runtime)
-    assert (timed["runtime"], timed["ships_in"]) == ("onnxruntime", "tensorrt")
+    assert (timed.runtime, timed.ships_in) == ("onnxruntime", "tensorrt")
 
 
 def test_a_bundle_for_openvino_is_measured_shown_and_verified_in_it(
@@ -118,11 +119,11 @@ def test_a_bundle_for_openvino_is_measured_shown_and_verified_in_it(
     own = ["--target", "openvino", "--trust", "tiny_nets:batch", "--out", "runs/q"]
     assert main([*command, *own]) == 0
     bundle = Bundle.open("runs/q")
-    before, metrics = (entry["metrics"] for entry in bundle.history)
-    assert (before["latency"]["runtime"], before["latency"]["ships_in"]) == ("onnxruntime", None)
-    assert (metrics["latency"]["runtime"], metrics["latency"]["provider"]) == ("openvino", "CPU")
-    assert metrics["test"]["runtime"] == bundle.ships_in == "openvino"
-    assert metrics["parity_openvino"]["images"] > 0
+    (_, before), (_, metrics) = measured(bundle.history)
+    assert (before.latency.runtime, before.latency.ships_in) == ("onnxruntime", None)
+    assert (metrics.latency.runtime, metrics.latency.provider) == ("openvino", "CPU")
+    assert metrics.test.runtime == bundle.ships_in == "openvino"
+    assert metrics.parity_openvino["images"] > 0
     first, last = rows(bundle.history)
     assert "OpenVINO" not in first[-1]
     assert last[-1].endswith("in OpenVINO)")
@@ -142,12 +143,9 @@ def test_a_bundle_for_openvino_is_measured_shown_and_verified_in_it(
 
     caplog.clear()
     monkeypatch.setattr(openvino, "library", no_library)
-    again = export_bundle(Path("runs/q"), None, "tiny_nets:batch").history[-1]["metrics"]
-    assert (again["latency"]["runtime"], again["latency"]["ships_in"]) == (
-        "onnxruntime",
-        "openvino",
-    )
-    assert (again["test"]["runtime"], again["parity_openvino"]) == ("onnxruntime", None)
+    again = export_bundle(Path("runs/q"), None, "tiny_nets:batch").history[-1].metrics
+    assert (again.latency.runtime, again.latency.ships_in) == ("onnxruntime", "openvino")
+    assert (again.test.runtime, again.parity_openvino) == ("onnxruntime", None)
     assert [m for m in caplog.messages if "simulated" in m] == [
         "measured in ONNX Runtime on the CPU and not in openvino, which the network is quantised "
         "for: openvino cannot be imported (simulated)."

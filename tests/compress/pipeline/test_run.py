@@ -47,18 +47,18 @@ def test_a_bundle_holds_all_that_the_page_of_its_nouns_says(made: Path) -> None:
     assert bundle.data is not None
     assert bundle.data["splits"] == {"train": 42, "val": 6, "test": 12}
     (entry,) = bundle.history
-    assert (entry["stage"], entry["model"], entry["seed"]) == ("finetune", OWN, 0)
-    assert entry["config"]["lr"] == 0.02
-    assert entry["details"]["epochs"] == len(entry["details"]["loss"]) == 3
-    assert {"python", "torch", "onnx", "onnxruntime"} <= entry["versions"].keys()
-    metrics = entry["metrics"]
-    assert metrics["parameters"] == 3 * 8 * 9 + 8 * 8 * 9 + 4 * 8 + 32 * 3 + 3
-    assert metrics["macs"] == 16 * 16 * (3 * 8 * 9 + 8 * 8 * 9) + 32 * 3
-    assert metrics["onnx_bytes"] == bundle.files["model.onnx"].bytes
-    assert metrics["test"]["n"] == 12
-    assert metrics["test"]["top1"] == metrics["test"]["correct"] / 12
-    assert metrics["latency"]["low_ms"] <= metrics["latency"]["median_ms"]
-    assert metrics["parity"]["ok"] is True
+    assert (entry.stage, entry.model, entry.seed) == ("finetune", OWN, 0)
+    assert entry.config["lr"] == 0.02
+    assert entry.details["epochs"] == len(entry.details["loss"]) == 3
+    assert {"python", "torch", "onnx", "onnxruntime"} <= entry.versions.keys()
+    metrics = entry.metrics
+    assert metrics.parameters == 3 * 8 * 9 + 8 * 8 * 9 + 4 * 8 + 32 * 3 + 3
+    assert metrics.macs == 16 * 16 * (3 * 8 * 9 + 8 * 8 * 9) + 32 * 3
+    assert metrics.onnx_bytes == bundle.files["model.onnx"].bytes
+    assert metrics.test.n == 12
+    assert metrics.test.value == metrics.test.correct / 12
+    assert metrics.latency.low_ms <= metrics.latency.median_ms
+    assert metrics.parity["ok"] is True
 
 
 def test_the_golden_outputs_are_what_the_file_computes(made: Path) -> None:
@@ -104,8 +104,8 @@ def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(
     assert main([*command, "--resume"]) == 0
     whole, again = Bundle.open("runs/net"), Bundle.open("runs/again")
     assert again.files["weights.safetensors"] == whole.files["weights.safetensors"]
-    assert again.history[0]["details"] == whole.history[0]["details"]
-    assert again.history[0]["metrics"]["test"] == whole.history[0]["metrics"]["test"]
+    assert again.history[0].details == whole.history[0].details
+    assert again.history[0].metrics.test == whole.history[0].metrics.test
     assert names_in(Path("runs")) == ["again", "net"]
     # And once more: nothing is left to do.
     before = Path("runs/again/manifest.json").stat().st_mtime_ns
@@ -157,7 +157,7 @@ def test_any_stage_that_is_killed_resumes_to_the_same_weights(
     assert main([*command, "runs/cut", "--resume"]) == 0
     whole, cut = Bundle.open("runs/whole"), Bundle.open("runs/cut")
     assert cut.files == whole.files
-    assert cut.history[-1]["details"] == whole.history[-1]["details"]
+    assert cut.history[-1].details == whole.history[-1].details
 
 
 @pytest.mark.parametrize(
@@ -328,9 +328,9 @@ def test_a_quantised_bundle_is_trained_on(work: Path) -> None:
     more = ["--epochs", "1", "--batch-size", "8", "--lr", "1e-4", "--out", "runs/more"]
     assert main(["finetune", "--model", "runs/q", *more, "--trust", OWN]) == 0
     bundle = Bundle.open("runs/more")
-    assert [entry["stage"] for entry in bundle.history] == ["finetune", "quantize", "finetune"]
+    assert [entry.stage for entry in bundle.history] == ["finetune", "quantize", "finetune"]
     assert is_quantized(load_network(bundle, OWN).model)
-    assert bundle.history[-1]["metrics"]["test"]["top1"] > 0.9
+    assert bundle.history[-1].metrics.test.value > 0.9
 
 
 def test_free_names_are_counted_up(work: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vcompress.bench.bundle import Bundle
+from vcompress.bench.bundle.history import Entry
 from vcompress.bench.errors import UserError
 from vcompress.bench.timing.compare import CompareBudget
 from vcompress.compress.cli import main
@@ -50,13 +51,13 @@ def test_the_command_measures_both_files_and_keeps_the_verdict(
         assert main([*command, "--verdict", "--trust", "tiny_nets:batch", "--out", "runs/q"]) == 0
     bundle = Bundle.open("runs/q")
     (float_entry, entry) = bundle.history
-    found = entry["details"]["verdict"]
+    found = entry.details["verdict"]
     fp32, int8 = found["candidates"]
     assert (fp32["precision"], int8["precision"]) == ("fp32", "int8")
     assert (fp32["images"], int8["images"]) == (12, 12)
-    assert fp32["correct"] == float_entry["metrics"]["test"]["correct"]
-    assert int8["correct"] == entry["metrics"]["test"]["correct"]
-    assert int8["size_bytes"] == pytest.approx(entry["metrics"]["onnx_bytes"], rel=0.1)
+    assert fp32["correct"] == float_entry.metrics.test.correct
+    assert int8["correct"] == entry.metrics.test.correct
+    assert int8["size_bytes"] == pytest.approx(entry.metrics.onnx_bytes, rel=0.1)
     assert fp32["median_ms"] > 0 < int8["median_ms"]
     assert found["faster_low"] <= found["faster"] <= found["faster_high"]
     word = decide(found["faster_low"], found["faster_high"], found["lost_points"], 0.5)[0]
@@ -70,17 +71,17 @@ def test_the_command_measures_both_files_and_keeps_the_verdict(
 
 def test_a_refusal_gives_its_numbers() -> None:
     candidates = (
-        Candidate("fp32", 0.9, 90, 100, 2.0, 4_000_000),
-        Candidate("int8", 0.88, 88, 100, 1.0, 1_000_000),
+        Candidate("fp32", "top1", 0.9, 100, 2.0, 4_000_000),
+        Candidate("int8", "top1", 0.88, 100, 1.0, 1_000_000),
     )
     word, reason = decide(1.8, 2.2, 2.0, 0.5)
     found = asdict(
         Verdict(word, reason, "onnxruntime", "a CPU", 2.0, 1.8, 2.2, 2.0, 0.5, candidates, {})
     )
     lines = sentences(found)
-    assert lines[0] == "fp32: top-1 90.00 % (90/100), 2 ms, 4.00 MB"
+    assert lines[0] == "fp32: top-1 90.00 % on 100 images, 2 ms, 4.00 MB"
     assert lines[-1] == (
         "verdict for onnxruntime on a CPU: do not quantise this model for this target: it loses "
         "2.00 points, more than 0.5 (int8 is 2.00 times faster, 1.80 to 2.20 at 99 %)."
     )
-    assert verdict_section([{"details": {}}]) == []
+    assert verdict_section([Entry("s", "m")]) == []

@@ -31,7 +31,15 @@ def test_an_attack_stays_in_reach_on_valid_pixels_and_raises_the_loss(
     clean = torch.rand(8, 3, 16, 16)
     clean[0, :, :8], clean[1, :, :8] = 0.0, 1.0
     images, labels = normal(clean), torch.arange(8) % 3
-    found = attacked(model, images, labels, kind=kind, epsilon=0.03, steps=5, mean=MEAN, std=STD,
+    found = attacked(
+        model,
+        images,
+        labels,
+        kind=kind,
+        epsilon=0.03,
+        steps=5,
+        mean=MEAN,
+        std=STD,
         loss=F.cross_entropy,
     )
     change = (pixels(found) - clean).abs()
@@ -66,7 +74,15 @@ def test_the_network_is_left_as_it_was(tiny_nets: Any) -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     images = torch.randn(4, 3, 16, 16)
     soft = torch.full((4, 3), 1 / 3)
-    attacked(model, images, soft, kind="pgd", epsilon=0.1, steps=2, mean=MEAN, std=STD,
+    attacked(
+        model,
+        images,
+        soft,
+        kind="pgd",
+        epsilon=0.1,
+        steps=2,
+        mean=MEAN,
+        std=STD,
         loss=F.cross_entropy,
     )
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from vcompress.bench.bundle import Bundle, Preprocess
+from vcompress.bench.bundle.history import read, to_json
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
 from vcompress.compress.cli import main
@@ -100,7 +101,7 @@ def test_the_command_measures_stores_and_shows(
     )
     bundle = Bundle.open("runs/net")
     bundle.verify()
-    assert bundle.history[-1]["metrics"]["robustness"] == measured
+    assert to_json(bundle.history[-1].metrics.robustness) == measured
     page = Path("runs/net/report.html").read_text()
     assert "<h2>Robustness</h2>" in page
     assert f"{100 * measured['clean']:.1f} %" in page
@@ -124,16 +125,17 @@ def test_the_report_has_a_row_for_each_stage_that_was_measured() -> None:
     metrics = {
         "test": None, "parameters": 1, "macs": 1, "onnx_bytes": 1000, "parity": {},
         "latency": {"median_ms": 1.0, "low_ms": 1.0, "high_ms": 1.0, "steady": True, "threads": 1,
-                    "provider": "p", "cpu": "c"},
+                    "batch": 1, "provider": "p", "cpu": "c"},
     }  # fmt: skip
     stage = {"stage": "finetune", "model": "<b>net", "metrics": metrics}
-    page = render([stage, {**stage, "metrics": {**metrics, "robustness": measured}}], None)
+    robust = {**stage, "metrics": {**metrics, "robustness": measured}}
+    page = render(read([stage, robust]), None)
     part = page[page.index("<h2>Robustness") :]
     assert part.count("<tr>") == 2  # the heading and the second stage
     assert '<td class="left">2</td>' in part and "25.0 %" in part
     assert "50.0 %<small>90 80 50 20 10</small>" in part
     assert "&lt;b&gt;net" in part
-    assert "Robustness" not in render([stage], None)
+    assert "Robustness" not in render(read([stage]), None)
 
 
 def test_negative_counts_are_refused() -> None:

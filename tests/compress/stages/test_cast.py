@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from vcompress.bench.bundle import Bundle, Preprocess
+from vcompress.bench.bundle.history import Entry
 from vcompress.bench.errors import UserError
 from vcompress.compress.bundles.store import Network, load_network
 from vcompress.compress.models.catalogue import build, make_spec
@@ -29,7 +30,7 @@ def bundle(folder: Path, dtype: Any) -> Bundle:
     spec = make_spec("r18", 2, SIZE)
     context: Any = None
     outcome = cast.apply(build(spec), cast.Config(dtype=dtype), context)
-    entry = {"stage": "cast", "model": "resnet18", "details": outcome.details}
+    entry = Entry("cast", "resnet18", details=outcome.details)
     return finish(
         Network(outcome.model, spec), folder, entry, (), labels=("a", "b"),
         preprocess=Preprocess(size=SIZE), dataset=None, task="classification",
@@ -51,10 +52,10 @@ def half(tmp_path_factory: pytest.TempPathFactory, short: None) -> Bundle:
 
 def test_a_bundle_in_float16_is_measured_and_stays_trainable_in_float32(half: Bundle) -> None:
     made = half
-    metrics = made.history[0]["metrics"]
-    assert metrics["latency"]["median_ms"] > 0
-    assert metrics["parity"]["optimised"]["sqnr_db"] > 40
-    assert metrics["export"]["cast"]["casts"] == 2
+    metrics = made.history[0].metrics
+    assert metrics.latency.median_ms > 0
+    assert metrics.parity["optimised"]["sqnr_db"] > 40
+    assert metrics.export["cast"]["casts"] == 2
     assert made.input.dtype == "float32"
     proto = onnx.load(str(made.file("model.onnx")))
     assert proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
@@ -66,10 +67,10 @@ def test_a_bundle_in_float16_is_measured_and_stays_trainable_in_float32(half: Bu
 @pytest.mark.slow
 def test_bfloat16_says_what_was_not_measured_instead_of_a_number(tmp_path: Path) -> None:
     made = bundle(tmp_path / "b", "bf16")
-    metrics = made.history[0]["metrics"]
-    assert metrics["latency"] is None
-    assert metrics["test"] is None
-    assert "reference evaluator" in metrics["parity"]["message"]
+    metrics = made.history[0].metrics
+    assert metrics.latency is None
+    assert metrics.test is None
+    assert "reference evaluator" in metrics.parity["message"]
     assert rows(made.history)[0][-1] == "not measured"
     assert "nothing was measured there" in made.file("report.html").read_text()
     made.verify()

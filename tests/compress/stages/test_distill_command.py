@@ -50,11 +50,11 @@ losses.at = 5
     assert main(["run", "mine.toml", "--out", "runs/mine"]) == 0
     bundle = Bundle.open(work / "runs/mine/1-distill")
     entry = bundle.history[-1]
-    assert entry["config"]["losses"] == ["kd=1.0", "at=5"]
-    assert set(entry["inputs"]) == {"teacher", "teacher-2", "student"}
+    assert entry.config["losses"] == ["kd=1.0", "at=5"]
+    assert set(entry.inputs) == {"teacher", "teacher-2", "student"}
     # The second one is the first with its classes called otherwise: it is wrong about all.
-    assert entry["details"]["ensemble"]["weights"][1] == 0.0
-    assert entry["details"]["ensemble"]["weights"][0] > 0.8
+    assert entry.details["ensemble"]["weights"][1] == 0.0
+    assert entry.details["ensemble"]["weights"][0] > 0.8
     architecture = json.loads(bundle.file("architecture.json").read_text())
     assert architecture["changes"]["shapes"] == {}
     assert sorted(p.name for p in (work / "runs/cache").iterdir()) == ["cache.json", "view-0000"]
@@ -73,7 +73,7 @@ def test_the_command_learns_without_a_teacher(work: Path) -> None:
         "1",
     ]
     assert main([*command, "--method", "self", "--out", "runs/self"]) == 0
-    assert set(Bundle.open(work / "runs/self").history[-1]["inputs"]) == {"student"}
+    assert set(Bundle.open(work / "runs/self").history[-1].inputs) == {"student"}
 
 
 def test_a_student_with_other_inputs_than_its_teacher_is_made(work: Path) -> None:

@@ -276,7 +276,13 @@ def test_no_epochs_leave_the_model_as_it_is(context: Context, tiny_nets: Any) ->
     before = copy(model)
     found = fit(model, replace(QUICK, epochs=0), context, name="t")
     assert same(model.state_dict(), before)
-    assert found == {"epochs": 0, "best_epoch": 0, "val_metric": "top1", "val_score": None, "loss": []}
+    assert found == {
+        "epochs": 0,
+        "best_epoch": 0,
+        "val_metric": "top1",
+        "val_score": None,
+        "loss": [],
+    }
 
 
 def test_bf16_is_used_in_training_and_gone_afterwards(context: Context, tiny_nets: Any) -> None:
