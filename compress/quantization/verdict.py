@@ -73,20 +73,22 @@ class Verdict:
     not_tried: Mapping[str, str]
 
 
-def decide(low: float, high: float, lost_points: float, max_drop: float) -> tuple[Word, str]:
+def decide(
+    low: float, high: float, lost_points: float, max_drop: float, unit: str = "points"
+) -> tuple[Word, str]:
     """The rule of this module: a word, and why.
 
     Args:
         low, high: 99 % interval of the speed-up.
-        lost_points: lost top-1, in points (0 to 100).
+        lost_points: what the task's metric lost, in `unit`: points (0 to 100) of a share.
     """
     if lost_points > max_drop:
-        return "do not quantise", f"it loses {lost_points:.2f} points, more than {max_drop:g}"
+        return "do not quantise", (f"it loses {lost_points:.2f} {unit}, more than {max_drop:g}")
     faster = FASTER.outcome(low, high)
     if faster == "pass":
         return "quantise", (
             f"it is at least {low:.2f} times faster and loses {lost_points:.2f} of at most "
-            f"{max_drop:g} points"
+            f"{max_drop:g} {unit}"
         )
     if faster == "fail":
         return "do not quantise", (
@@ -94,8 +96,7 @@ def decide(low: float, high: float, lost_points: float, max_drop: float) -> tupl
         )
     return "cannot tell", (
         f"it is {low:.2f} to {high:.2f} times faster, and {FASTER.value} is the least that pays: "
-        "measure "
-        "on a quieter machine"
+        "measure on a quieter machine"
     )
 
 
@@ -145,7 +146,8 @@ def judge(
     judged = scores[0].metric
     lost = judged.loss(candidates[0].value, candidates[1].value)
     lost = 100 * lost if judged.unit == "%" else lost
-    word, reason = decide(low, high, lost, max_drop)
+    unit = "points" if judged.unit else f"of {judged.title}"
+    word, reason = decide(low, high, lost, max_drop, unit)
     verdict = Verdict(
         word, reason, target.name, preflight().cpu_model, 1 / found.ratio.value, low, high, lost,
         max_drop, candidates, {"fp16": target.no_float16} if target.no_float16 else {},

@@ -32,8 +32,8 @@ def robustness_section(history: Sequence[Entry]) -> list[str]:
     )
     _, _, last = found[-1]
     note = (
-        f"{metric(last.metric).title} on {last.n} test images. PGD: {last.steps} steps within {last.epsilon:g} "
-        f"of a pixel (0 to 1), in torch. Corruptions: mean of five severities, and below from the "
+        f"{metric(last.metric).title} on {last.n} test images. PGD: {last.steps} steps within "
+        f"{last.epsilon:g} of a pixel (0 to 1), in torch. Corruptions: mean of five severities, and below from the "
         f"mildest to the worst (arXiv:1903.12261), in {title(last.runtime)}."
     )
     return [

@@ -55,8 +55,8 @@ def test_the_command_measures_both_files_and_keeps_the_verdict(
     fp32, int8 = found["candidates"]
     assert (fp32["precision"], int8["precision"]) == ("fp32", "int8")
     assert (fp32["images"], int8["images"]) == (12, 12)
-    assert fp32["correct"] == float_entry.metrics.test.correct
-    assert int8["correct"] == entry.metrics.test.correct
+    assert fp32["value"] == float_entry.metrics.test.value
+    assert int8["value"] == entry.metrics.test.value
     assert int8["size_bytes"] == pytest.approx(entry.metrics.onnx_bytes, rel=0.1)
     assert fp32["median_ms"] > 0 < int8["median_ms"]
     assert found["faster_low"] <= found["faster"] <= found["faster_high"]
