@@ -26,14 +26,14 @@ class Metric:
         return f"{100 * value:.2f} %" if self.unit else f"{value:.4g}"
 
     def span(self, low: float, high: float) -> str:
-        """`96.8 to 99.4`, in the unit of `text` and without it."""
+        """`96.8 to 99.4 %`, or `0.401 to 0.423`."""
         if self.unit:
-            return f"{100 * low:.1f} to {100 * high:.1f}"
-        return f"{low:.4g} to {high:.4g}"
+            return f"{100 * low:.1f} to {100 * high:.1f} %"
+        return f"{low:.3g} to {high:.3g}"
 
     def change(self, difference: float) -> str:
         """`+0.28 points`, or `-0.0123`."""
-        return f"{100 * difference:+.2f} points" if self.unit else f"{difference:+.4g}"
+        return f"{100 * difference:+.2f} points" if self.unit else f"{difference:+.3g}"
 
     def loss(self, before: float, after: float) -> float:
         """How much worse `after` is; below 0 where it is better."""
@@ -49,7 +49,7 @@ _KNOWN = (
     Metric("exact_match", "exact match"),
     Metric("mae", "MAE", "", higher_is_better=False),
     Metric("rmse", "RMSE", "", higher_is_better=False),
-    Metric("r2", "R squared", ""),
+    Metric("r2", "R²", ""),
 )
 TABLE = {metric.name: metric for metric in _KNOWN}
 """Every metric by its name."""

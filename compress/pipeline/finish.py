@@ -104,7 +104,7 @@ def finish(
         _write_golden(folder, held_out.numpy(), runs)
         if dataset is not None and dataset.bad_images:
             entry = replace(entry, bad_images=_bad_images(dataset))
-        everything[-1] = replace(entry, metrics=metrics)
+        everything[-1] = replace(entry, metrics=metrics, task=task)
         if section:
             (folder / SECTION).write_text(section, encoding="utf-8")
         write_report(folder / REPORT, everything, record, section=section)

@@ -31,10 +31,12 @@ def robustness_section(history: Sequence[Entry]) -> list[str]:
         for number, entry, robustness in found
     )
     _, _, last = found[-1]
+    name = metric(last.metric).title
     note = (
-        f"{metric(last.metric).title} on {last.n} test images. PGD: {last.steps} steps within "
-        f"{last.epsilon:g} of a pixel (0 to 1), in torch. Corruptions: mean of five severities, and below from the "
-        f"mildest to the worst (arXiv:1903.12261), in {title(last.runtime)}."
+        f"{name[0].upper()}{name[1:]} on {last.n} test images. PGD: {last.steps} steps within "
+        f"{last.epsilon:g} of a pixel (0 to 1), in torch. Corruptions: mean of five severities, "
+        "and below from the mildest to the worst (arXiv:1903.12261), in "
+        f"{title(last.runtime)}."
     )
     return [
         "<h2>Robustness</h2>",

@@ -86,6 +86,7 @@ def test_what_is_read_is_written_again_and_older_readers_find_top_1() -> None:
     written[0]["metrics"]["test"] = OLD["metrics"]["test"]
     for measured_there in ("latency", "robustness"):
         assert written[0]["metrics"][measured_there].pop("runtime") == "onnxruntime"
+    assert written[0]["metrics"]["robustness"].pop("metric") == "top1"
     assert written == [OLD]
     assert read(to_json(read([OLD]))) == read([OLD])
 

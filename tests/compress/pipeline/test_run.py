@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from vcompress.bench.bundle import IMAGENET, Bundle, InputSpec, Preprocess
+from vcompress.bench.bundle.history import read, to_json
 from vcompress.bench.errors import UserError
 from vcompress.compress import stages
 from vcompress.compress.bundles.store import load_network
@@ -210,10 +211,10 @@ def test_an_option_that_an_older_bundle_lacks_had_its_default(
     from vcompress.compress.bundles.rewrite import rewritten
 
     bundle = Bundle.open("runs/net")
-    (entry,) = json.loads(json.dumps(list(bundle.history)))
+    (entry,) = json.loads(json.dumps(to_json(bundle.history)))
     change(entry["config"])
     del entry["options"]["data_licence"]
-    with rewritten(bundle, bundle.files, (entry,)):
+    with rewritten(bundle, bundle.files, read([entry])):
         pass
     before = Path("runs/net/manifest.json").read_bytes()
     resumed = Options(data="images", image_size=16, resume=True)

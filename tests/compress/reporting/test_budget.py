@@ -9,19 +9,22 @@ from typing import Any
 import pytest
 
 from vcompress.bench.bundle import Bundle
+from vcompress.bench.bundle.history import Entry, read, to_json
 from vcompress.compress.reporting import terminal
 from vcompress.compress.reporting.budget import asked_and_reached
 from vcompress.compress.reporting.page import render
 
 METRICS = {
     "test": None, "parameters": 1_000_000, "macs": 500_000, "onnx_bytes": 2_994_000,
-    "latency": {"median_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1, "steady": True, "threads": 1,
+    "latency": {"median_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1, "steady": True,
+                "threads": 1, "batch": 1,
                 "provider": "CPUExecutionProvider", "cpu": "a processor"},
 }  # fmt: skip
 
 
-def pruned(**details: Any) -> dict[str, Any]:
-    return {"stage": "prune", "model": "r18", "metrics": METRICS, "details": details}
+def pruned(**details: Any) -> Entry:
+    entry = {"stage": "prune", "model": "r18", "metrics": METRICS, "details": details}
+    return read([entry])[0]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,7 @@ def test_a_stage_says_what_it_was_asked_and_what_it_reached(
 )  # fmt: skip
 def test_a_history_that_is_not_ours_says_nothing(details: Any) -> None:
     assert asked_and_reached(pruned(**details)) is None
-    assert asked_and_reached({"stage": "prune", "details": details["asked"]}) is None
+    assert asked_and_reached(Entry("prune", "r18")) is None
 
 
 def test_table_and_report_show_asked_and_reached(
@@ -65,5 +68,6 @@ def test_table_and_report_show_asked_and_reached(
 ) -> None:
     entry = pruned(asked={"macs": 0.5}, achieved={"macs": 0.49994})
     assert "<small>asked macs&lt;=0.5, reached 0.4999</small>" in render([entry], None)
-    terminal.print_history(replace(Bundle.open(made / "runs" / "net"), history=(entry,)))
+    bundle = replace(Bundle.open(made / "runs" / "net"), manifest={"history": to_json([entry])})
+    terminal.print_history(bundle)
     assert "prune: asked macs<=0.5, reached 0.4999" in capsys.readouterr().out

@@ -63,7 +63,15 @@ def test_fgsm_is_one_step_along_the_sign_of_the_gradient() -> None:
 
     images = normal(torch.full((1, 3, 2, 2), 0.5))
     found = attacked(
-        Net(), images, torch.tensor([1]), kind="fgsm", epsilon=0.1, steps=1, mean=MEAN, std=STD
+        Net(),
+        images,
+        torch.tensor([1]),
+        kind="fgsm",
+        epsilon=0.1,
+        steps=1,
+        mean=MEAN,
+        std=STD,
+        loss=F.cross_entropy,
     )
     assert pixels(found)[0, :, 0, 0].tolist() == pytest.approx([0.4, 0.6, 0.4])
 

@@ -99,7 +99,8 @@ def test_the_proof_is_made_for_its_own_target_only(
     export(to_export(model), file, ("input", (1, 16, 16)), metadata={})
 
     def parity_of(network: nn.Module) -> dict[str, Any] | None:
-        return openvino_parity(network, file, images, runtime_of(network, file))
+        runtime = runtime_of(network, file)
+        return openvino_parity(network, file, images, runtime, "classification")
 
     found = parity_of(model)
     assert found is not None and found["int8_layers"] == 6
