@@ -19,7 +19,9 @@ class Command:
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
     """Image files."""
     top: int = 5
-    """Classes to show for each image."""
+    """Number of classes to name for each image, the likeliest first (classification)."""
+    threshold: float = 0.5
+    """Probability, from 0 to 1, above which a label is named (multilabel)."""
     json: bool = False
     """Print JSON."""
     runtime: str | None = None
@@ -40,7 +42,7 @@ class Command:
         with load(
             self.bundle, runtime=self.runtime, device=self.device, threads=self.threads
         ) as model:
-            found = model.predict(self.images, self.top)
+            found = model.predict(self.images, self.top, self.threshold)
         if self.json:
             rows = [
                 {"image": str(image), "predictions": [asdict(p) for p in best]}
@@ -52,3 +54,5 @@ class Command:
             print(printable(str(image)))
             for prediction in best:
                 print(f"  {prediction.score:8.4f}  {printable(prediction.label)}")
+            if not best:
+                print(f"  nothing above {self.threshold:g}")
