@@ -73,7 +73,8 @@ def page_of(history: Sequence[dict[str, Any]], data: Any = DATA, comparison: Any
 
 def test_the_page_of_a_stored_history_has_not_changed_by_a_byte() -> None:
     """Three stages, their data and their side-by-side measurement, as bundles of schema 1 before
-    `Entry` hold them, and the page that was drawn of them then, with what pruning was asked and reached since."""
+    `Entry` hold them, and the page that was drawn of them then; since then it also says what
+    pruning was asked and what it reached."""
     stored = json.loads(Path(__file__).with_name("page_of_three_stages.json").read_text())
     expected = Path(__file__).with_name("page_of_three_stages.html").read_text(encoding="utf-8")
     assert page_of(stored["history"], stored["data"], stored["comparison"]) == expected
