@@ -23,6 +23,7 @@ from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data.preprocess import apply, crop, to_mode
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.ranges import at_least, check_ranges
+from vcompress.bench.tasks import load
 
 from .graph import opset_of, save
 from .onnx_preprocess import IMAGE, Embedding, prepend, preprocess_model
@@ -55,6 +56,8 @@ class OnnxOptions:
     `resize` those of any size."""
     softmax: bool = False
     """Answer with probabilities in place of logits."""
+    sigmoid: bool = False
+    """Answer with the probability of each label in place of logits."""
     top_k: Annotated[int | None, at_least(1)] = None
     """Answer with the k best scores and their class numbers."""
     slim: bool = False
@@ -64,6 +67,20 @@ class OnnxOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.sigmoid and (self.softmax or self.top_k is not None):
+            raise UserError("--sigmoid is for labels, --softmax and --top-k for classes; give one.")
+
+    def check_task(self, task: str) -> None:
+        """Raise a UserError for an answer that makes no sense of the task's outputs."""
+        answers = load(task).answers
+        given = {"softmax": self.softmax, "sigmoid": self.sigmoid, "top_k": self.top_k is not None}
+        odd = next((name for name, asked in given.items() if asked and name not in answers), None)
+        if odd is not None:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in answers)
+            raise UserError(
+                f"--{odd.replace('_', '-')}: the task is {task}, which has "
+                f"{flags or 'no such answer'}. Leave it out."
+            )
 
     @property
     def any(self) -> bool:
@@ -100,8 +117,8 @@ def refine(
     proof = _Proof(proto, before, preprocess, options, images)
     if options.static_batch is not None:
         fix_batch(proto, options.static_batch)
-    if options.softmax or options.top_k is not None:
-        add_answer(proto, softmax=options.softmax, top_k=options.top_k)
+    if options.softmax or options.sigmoid or options.top_k is not None:
+        add_answer(proto, options)
     if before is not None:
         prepend(proto, before)
     notes = proof.check(proto, file.name)
@@ -159,7 +176,7 @@ def fix_batch(proto: onnx.ModelProto, batch: int) -> None:
     del proto.graph.value_info[:]  # it names the free batch
 
 
-def add_answer(proto: onnx.ModelProto, *, softmax: bool, top_k: int | None) -> None:
+def add_answer(proto: onnx.ModelProto, options: OnnxOptions) -> None:
     """Probabilities in place of logits, or the best scores `scores` and class numbers `classes`.
 
     Raises:
@@ -171,20 +188,24 @@ def add_answer(proto: onnx.ModelProto, *, softmax: bool, top_k: int | None) -> N
     dims = output.type.tensor_type.shape.dim
     if len(dims) != 2:
         raise UserError(
-            f"--softmax and --top-k are for scores [batch, classes]; {output.name} has "
+            f"--softmax, --sigmoid and --top-k are for [batch, classes]; {output.name} has "
             f"{len(dims)} axes. Leave them."
         )
     batch, classes = dims
     first: int | str = batch.dim_value or batch.dim_param
     last = output.name
-    if softmax:
-        graph.node.append(
+    if options.softmax or options.sigmoid:
+        node = (
             helper.make_node("Softmax", [last], ["probabilities"], "vcompress/softmax", axis=1)
+            if options.softmax
+            else helper.make_node("Sigmoid", [last], ["probabilities"], "vcompress/sigmoid")
         )
+        graph.node.append(node)
         last = "probabilities"
         shape = [first, classes.dim_value]
         del graph.output[:]
         graph.output.append(helper.make_tensor_value_info(last, kind, shape))
+    top_k = options.top_k
     if top_k is not None:
         if top_k > classes.dim_value:
             raise UserError(f"--top-k {top_k}: the network has {classes.dim_value} classes.")
@@ -318,7 +339,7 @@ class _Proof:
         entry = proto.graph.input[0].name
         answers = [[a[:1] for a in run({entry: fed})] for fed in self.fed]
         got = [np.concatenate(column).astype(np.float64) for column in zip(*answers, strict=True)]
-        want = _softmax(self.logits) if self.options.softmax else self.logits
+        want = _probabilities(self.logits, self.options)
         if self.options.top_k is not None:
             scores, classes = got[0], got[1].astype(np.int64)
             best = -np.sort(-want, axis=1)[:, : self.options.top_k]
@@ -358,6 +379,14 @@ def _pixels(image: Image.Image, preprocess: Preprocess, cropped: bool) -> Array:
     image = to_mode(image, preprocess.channels)
     pixels = np.asarray(crop(preprocess, image) if cropped else image)
     return (pixels[..., None] if pixels.ndim == 2 else pixels)[None]
+
+
+def _probabilities(logits: Array, options: OnnxOptions) -> Array:
+    """What the asked answer makes of logits `[B, K]`; those themselves where none was asked."""
+    if options.sigmoid:
+        shares: Array = 1 / (1 + np.exp(-logits))
+        return shares
+    return _softmax(logits) if options.softmax else logits
 
 
 def _softmax(logits: Array) -> Array:

@@ -15,6 +15,7 @@ from PIL import Image
 from vcompress.bench import load
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.cli import main as vbench
+from vcompress.bench.runtimes import open_session
 from vcompress.compress.cli import main as vcompress
 
 NETS = """
@@ -137,6 +138,15 @@ def test_labels_of_a_table_go_the_whole_way(
     assert vcompress(["predict", "runs/q", "red.png", "--threshold", "0.99999"]) == 0
     assert "nothing above" in capsys.readouterr().out
     assert vcompress(["verify", "runs/q"]) == 0
+    own = ["export", "runs/q", "--trust", "task_nets:narrow", "--out", "own.onnx"]
+    assert vcompress([*own, "--sigmoid"]) == 0
+    with open_session("own.onnx") as probable, open_session("runs/q/model.onnx") as plain:
+        image = np.zeros((1, 3, 16, 16), np.float32)
+        (logits,) = plain.run({"input": image}).values()
+        (found,) = probable.run({"input": image}).values()
+    assert found == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
+    assert vcompress([*own, "--softmax"]) == 2
+    assert "--softmax: the task is multilabel, which has --sigmoid" in capsys.readouterr().err
     assert vcompress(["sensitivity", "runs/p", "--trust", "task_nets:narrow"]) == 0
 
 

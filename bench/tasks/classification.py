@@ -107,6 +107,7 @@ class Classification:
     name = "classification"
     metrics = (metric("top1"), metric("top5"))
     decides = "best class"
+    answers: tuple[str, ...] = ("softmax", "top_k")
     prepare = staticmethod(whole_image)
 
     def open(self, source: str, root: str | None, seed: int) -> Dataset:

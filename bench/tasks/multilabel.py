@@ -146,6 +146,7 @@ class MultiLabel:
     name = "multilabel"
     metrics = tuple(map(metric, ("mAP", "f1_micro", "f1_macro", "exact_match")))
     decides = "labels"
+    answers: tuple[str, ...] = ("sigmoid",)
     prepare = staticmethod(whole_image)
 
     def open(self, source: str, root: str | None, seed: int) -> Dataset:

@@ -106,6 +106,7 @@ class Regression:
     name = "regression"
     metrics = tuple(map(metric, ("mae", "rmse", "r2")))
     decides = ""
+    answers: tuple[str, ...] = ()
     prepare = staticmethod(whole_image)
 
     def open(self, source: str, root: str | None, seed: int) -> Dataset:

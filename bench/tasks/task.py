@@ -191,6 +191,10 @@ class Task(Protocol):
     def decides(self) -> str:
         """What an output decides, as a sentence names it: best class, labels; empty for nothing."""
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What an exported file can make of its outputs: softmax, top_k, sigmoid."""
+
     def open(self, source: str, root: str | None, seed: int) -> Dataset:
         """The images and targets of `source`, with splits that the seed fixes.
 

@@ -27,7 +27,9 @@ class Command:
     embed_preprocess: Literal["normalise", "resize"] | None = None
     """With --out: take uint8 pixels, NHWC; of the network's size, or of any size."""
     softmax: bool = False
-    """With --out: answer with probabilities."""
+    """With --out: answer with probabilities (classification)."""
+    sigmoid: bool = False
+    """With --out: answer with the probability of each label (multilabel)."""
     top_k: int | None = None
     """With --out: answer with the k best scores and their class numbers."""
     static_batch: int | None = None
@@ -93,8 +95,9 @@ class Command:
         )
         required = parse_required(self.require_int8)
         options = OnnxOptions(
-            embed_preprocess=self.embed_preprocess, softmax=self.softmax, top_k=self.top_k,
-            static_batch=self.static_batch, slim=self.slim, infer_shapes=self.infer_shapes,
+            embed_preprocess=self.embed_preprocess, softmax=self.softmax, sigmoid=self.sigmoid,
+            top_k=self.top_k, static_batch=self.static_batch, slim=self.slim,
+            infer_shapes=self.infer_shapes,
         )  # fmt: skip
         if "triton" in self.to:
             from vcompress.export.triton import Serving
@@ -118,7 +121,7 @@ class Command:
             return
         if options.any and (self.out is None or "onnx" not in self.to):
             raise UserError(
-                "--embed-preprocess, --softmax, --top-k, --static-batch, --slim and "
+                "--embed-preprocess, --softmax, --sigmoid, --top-k, --static-batch, --slim and "
                 "--infer-shapes make an ONNX file of its own: give --out FILE.onnx. The bundle's "
                 "model.onnx keeps the input and output that its golden values are for."
             )

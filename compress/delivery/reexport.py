@@ -49,6 +49,8 @@ def export_file(
     if out.suffix != ".onnx":
         raise UserError(f"--out {out}: expected a file name that ends in .onnx.")
     bundle = Bundle.open(path)
+    if options is not None:
+        options.check_task(bundle.task)
     network = load_network(bundle, trusted_factory)
     dataset = open_recorded(bundle)
     images = parity_images(dataset, bundle.preprocess)

@@ -220,7 +220,7 @@ def test_what_the_network_does_not_take_is_refused_and_the_file_stays(
     segments = network()
     segments.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 8
     with pytest.raises(UserError, match="logits has 3 axes"):
-        add_answer(segments, softmax=True, top_k=None)
+        add_answer(segments, OnnxOptions(softmax=True))
     fixed = network()
     fix_batch(fixed, 4)
     with pytest.raises(UserError, match="fixed at 4"):
