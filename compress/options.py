@@ -41,6 +41,9 @@ class Options:
     weights: str | None = None
     """Initial weights of a model that is only a name: default (the library's pretrained weights) or
     a file. Default: random weights."""
+    head: str | None = None
+    """Path of the layer that gives the logits, such as classifier.3. Default: what the model's
+    library records, or what follows the number of classes."""
     data_licence: str | None = None
     """Licence of the images: an SPDX identifier such as CC-BY-4.0, or words. Default: what the
     bundle says, what is known of digits, else unknown."""

@@ -16,9 +16,10 @@ class Command:
     """Take in a backbone that was fine-tuned elsewhere, and measure it."""
 
     model: str
-    """Alias, torchvision name, timm:NAME or module:factory."""
+    """Alias, torchvision name, timm:NAME, hf:FOLDER or module:factory."""
     weights: str
-    """Checkpoint: state_dict, torchvision, timm, Lightning or DataParallel, or .safetensors."""
+    """Checkpoint: state_dict, torchvision, timm, Lightning or DataParallel, or .safetensors; default
+    takes the weights in the folder of hf:FOLDER."""
     labels: Path | None = None
     """Text file, one class a line, in the order of the outputs."""
     out: Path | None = None
@@ -26,7 +27,7 @@ class Command:
     common: Annotated[
         Options,
         only(
-            Options, "data_root", "overwrite",
+            Options, "data_root", "overwrite", "head",
             data="Data set that the accuracy is measured on: digits, a folder of class folders, or "
             "torchvision:NAME.",
             image_size="Side of the network's square input, pixels. Default: by the data.",
@@ -41,5 +42,4 @@ class Command:
     def run(self) -> None:
         from ..delivery.import_checkpoint import import_checkpoint
 
-        weights = Path(self.weights)
-        show(import_checkpoint(self.model, weights, self.labels, self.out, self.common))
+        show(import_checkpoint(self.model, self.weights, self.labels, self.out, self.common))

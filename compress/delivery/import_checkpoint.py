@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from vcompress.bench.bundle import IMAGENET, Bundle, is_bundle
+from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess, is_bundle
 from vcompress.bench.bundle import bundle as bundles
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
@@ -17,25 +18,31 @@ from ..bundles import licences
 from ..bundles.entry import plain, record_entry
 from ..bundles.recorded import noise
 from ..bundles.store import Network
+from ..models import huggingface
 from ..models.catalogue import build, check_forward, make_spec
 from ..models.foreign import infer_classes, load_into
-from ..models.head import head
+from ..models.head import heads
 from ..options import Options
 from ..pipeline.finish import finish
-from ..pipeline.resolve import choose_preprocess, free_name
+from ..pipeline.resolve import choose_preprocess, free_name, short_name
 
 log = logging.getLogger(__name__)
 
+DEFAULT = "default"
+
 
 def import_checkpoint(
-    name: str, weights: Path, labels_file: Path | None, out: Path | None, options: Options
+    name: str, weights: str, labels_file: Path | None, out: Path | None, options: Options
 ) -> Bundle:
     """Load `weights` into the architecture `name` and write a bundle.
+
+    Args:
+        weights: path of a checkpoint, or `default` for the weights in the folder of an `hf:FOLDER`.
 
     Raises:
         UserError: a checkpoint that does not fit, labels or data with another number of classes.
     """
-    target = out or free_name(weights.stem)
+    target = out or free_name(short_name(name) if weights == DEFAULT else Path(weights).stem)
     if is_bundle(target) and not options.overwrite:
         raise UserError(f"{target}: there is a bundle already. Give --overwrite or another --out.")
     bundles.check_target(target)
@@ -43,31 +50,26 @@ def import_checkpoint(
     dataset = None
     if options.data:
         dataset = open_dataset(options.data, options.data_root, options.seed, task=task)
-    preprocess = choose_preprocess(options, dataset.default_preprocess if dataset else IMAGENET)
-    if options.preprocess is None:
+    theirs = huggingface.preprocess(name)
+    usual = dataset.default_preprocess if dataset else IMAGENET
+    preprocess = choose_preprocess(options, theirs or usual)
+    if options.preprocess is None and theirs is None:
         log.info("no --preprocess given: taking %s", preprocess)
-    # A probe with a number of classes that no other layer has finds where the head is.
-    probe_classes = 1237
-    probe = build(make_spec(name, probe_classes, preprocess.size))
-    classes = infer_classes(weights, probe, head(probe, probe_classes))
-    labels = _labels(labels_file, classes, dataset)
-    spec = make_spec(name, classes, preprocess.size)
-    network = Network(build(spec), spec)
     clock = time.monotonic()
-    loaded = load_into(network.model, weights)
-    if loaded.left_over:
-        log.warning(
-            "%d tensors of %s were left over: %s",
-            len(loaded.left_over), weights, ", ".join(loaded.left_over[:6]),
-        )  # fmt: skip
+    if weights == DEFAULT:
+        found = _from_folder(name, preprocess, options)
+    else:
+        found = _from_file(name, Path(weights), preprocess, options)
+    network = found.network
+    labels = _labels(labels_file, network.spec.classes, found.labels, dataset)
     network.model.eval()
-    check_forward(network.model, noise(1, preprocess), classes)
+    check_forward(network.model, noise(1, preprocess), network.spec.classes)
     entry = replace(
-        record_entry("import", spec, {"weights": weights.name}, options),
-        inputs={"weights": {"path": str(weights), "sha256": bundles.sha256(weights)}},
+        record_entry("import", network.spec, {"weights": found.file.name}, options),
+        inputs={"weights": {"path": str(found.file), "sha256": bundles.sha256(found.file)}},
         licences=licences.record(options, dataset),
         seconds=round(time.monotonic() - clock, 1),
-        details=plain(vars(loaded)),
+        details=found.details,
     )
     if dataset is not None:
         _reorder_check(labels, dataset)
@@ -76,7 +78,57 @@ def import_checkpoint(
     )
 
 
-def _labels(file: Path | None, classes: int, dataset: Dataset | None) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class _Found:
+    """A network with its weights, and where they came from."""
+
+    network: Network
+    file: Path
+    details: dict[str, Any]
+    labels: tuple[str, ...] | None = None
+    """Names of the classes, where the source has them."""
+
+
+def _from_file(name: str, file: Path, preprocess: Preprocess, options: Options) -> _Found:
+    # A probe of another number of classes tells what the head is called.
+    probe_classes = 1237
+    probe = build(make_spec(name, probe_classes, preprocess.size, options.head))
+    paths = heads(probe, probe_classes, noise(1, preprocess))
+    classes = infer_classes(file, probe, paths)
+    spec = make_spec(name, classes, preprocess.size, options.head)
+    network = Network(build(spec), spec)
+    loaded = load_into(network.model, file)
+    if loaded.left_over:
+        log.warning(
+            "%d tensors of %s were left over: %s",
+            len(loaded.left_over), file, ", ".join(loaded.left_over[:6]),
+        )  # fmt: skip
+    return _Found(network, file, plain(vars(loaded)))
+
+
+def _from_folder(name: str, preprocess: Preprocess, options: Options) -> _Found:
+    """The network of `hf:FOLDER` as it lies there."""
+    named = huggingface.resolve(name) if name.startswith(huggingface.PREFIX) else None
+    if named is None or named.folder is None:
+        raise UserError(
+            f"import --weights default is for a folder of transformers, hf:FOLDER; got {name}. "
+            f"Give a checkpoint: --weights FILE."
+        )
+    if named.labels is None:
+        raise UserError(
+            f"{name}: config.json is of a network without a classifier. Train one: vcompress "
+            f"finetune --model {name} --weights default."
+        )
+    spec = make_spec(name, len(named.labels), preprocess.size, options.head)
+    network = Network(build(spec, DEFAULT), spec)
+    file = min(named.folder.glob("*.safetensors"))
+    automatic = tuple(f"LABEL_{n}" for n in range(len(named.labels)))
+    return _Found(network, file, {}, None if named.labels == automatic else named.labels)
+
+
+def _labels(
+    file: Path | None, classes: int, own: tuple[str, ...] | None, dataset: Dataset | None
+) -> tuple[str, ...]:
     if file is not None:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
@@ -84,6 +136,8 @@ def _labels(file: Path | None, classes: int, dataset: Dataset | None) -> tuple[s
             raise UserError(f"--labels {file}: cannot be read ({error}).") from None
         labels = tuple(line.strip() for line in lines if line.strip())
         source = f"--labels {file}"
+    elif own is not None:
+        return own
     elif dataset is not None:
         labels, source = dataset.classes, f"the data {dataset.source}"
     else:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError, nearest
 
-from ..models.head import head
+from ..models.head import heads
 from ..models.modes import evaluating
 
 _MOST_PAIRS = 4
@@ -231,9 +231,9 @@ def _cuts(model: nn.Module, example: Tensor) -> list[Point]:
     if not isinstance(logits, Tensor) or logits.grad_fn is None:
         return []
     names = [name for name, _, _ in calls]
-    last = _head(model, int(logits.shape[-1]))
-    if last in names:  # a head of 1x1 convolutions gives maps too, of classes
-        calls = calls[: names.index(last)]
+    last = _heads(model, int(logits.shape[-1]), example)
+    # A head of 1x1 convolutions gives maps too, of classes.
+    calls = calls[: min((names.index(path) for path in last if path in names), default=None)]
     order = {id(node): place for place, node in enumerate(_narrow_nodes(logits.grad_fn))}
     size, prefix = _size(example), _prefix(model)
     found: dict[int, Point] = {}
@@ -248,12 +248,12 @@ def _cuts(model: nn.Module, example: Tensor) -> list[Point]:
     return [found[place] for place in sorted(found)]
 
 
-def _head(model: nn.Module, classes: int) -> str:
-    """The layer that gives the logits; empty where there is none of that width."""
+def _heads(model: nn.Module, classes: int, example: Tensor) -> tuple[str, ...]:
+    """The layers that give the logits; none where that cannot be told."""
     try:
-        return head(model, classes)
+        return heads(model, classes, example)
     except UserError:
-        return ""
+        return ()
 
 
 def _narrow_nodes(end: Any) -> list[Any]:

@@ -1,13 +1,17 @@
-"""Which network: an alias, a torchvision name, `timm:NAME`, or the user's own `module:factory`."""
+"""Which network: an alias, a name of torchvision, `timm:NAME`, `hf:NAME`, or the user's own
+`module:factory`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,8 @@ from torch import Tensor, nn
 from vcompress.bench.config import from_mapping
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
 
-from .head import head
+from . import huggingface
+from .head import note_head, of_classes, with_outputs
 from .modes import evaluating
 
 log = logging.getLogger(__name__)
@@ -47,9 +52,14 @@ class ModelSpec:
     name: str
     classes: int
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    head: str | None = None
+    """Path of the layer that gives the logits, where the user names it."""
+    folder: Path | None = field(default=None, compare=False)
+    """Where `build` finds the default weights of an `hf:` name; a bundle does not record it."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        found = {"name": self.name, "classes": self.classes, "kwargs": dict(self.kwargs)}
+        return found if self.head is None else {**found, "head": self.head}
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,7 @@ class _SpecJson:
     name: str
     classes: int
     kwargs: dict[str, Any]
+    head: str | None = None
 
 
 def spec_from_json(data: Any, where: str, trusted_factory: str | None = None) -> ModelSpec:
@@ -72,14 +83,29 @@ def spec_from_json(data: Any, where: str, trusted_factory: str | None = None) ->
             f"{where}: this bundle is built by your own factory {spec.name!r}. Loading runs that "
             f"code; if you trust it, give --trust {spec.name}."
         )
+    if spec.name.startswith(huggingface.PREFIX):
+        return _hf_spec_from_json(spec, where)
     if odd := set(spec.kwargs) - _SAFE_KWARGS:
         raise UserError(f"{where}: the argument {sorted(odd)[0]!r} is not allowed in a bundle.")
     sizes = [spec.kwargs.get(key, 1) for key in _SIZE_KEYS]
     if any(not 1 <= side <= _MOST_PIXELS for side in _numbers(sizes)):
         raise UserError(f"{where}: an image size of {sizes}; expected 1 to {_MOST_PIXELS:,}.")
+    _check_classes(spec, where)
+    return ModelSpec(spec.name, spec.classes, spec.kwargs, spec.head)
+
+
+def _hf_spec_from_json(spec: _SpecJson, where: str) -> ModelSpec:
+    if set(spec.kwargs) != {"config"}:
+        raise UserError(f"{where}: {spec.name} has {sorted(spec.kwargs)}; expected config alone.")
+    _check_classes(spec, where)
+    family = spec.name.removeprefix(huggingface.PREFIX)
+    config = huggingface.checked(family, spec.kwargs["config"], where)
+    return ModelSpec(spec.name, spec.classes, {"config": config}, spec.head)
+
+
+def _check_classes(spec: _SpecJson, where: str) -> None:
     if not 1 <= spec.classes <= 1_000_000:
         raise UserError(f"{where}: classes = {spec.classes}; expected 1 to 1,000,000.")
-    return ModelSpec(spec.name, spec.classes, spec.kwargs)
 
 
 def _numbers(sizes: list[Any]) -> list[float]:
@@ -88,13 +114,21 @@ def _numbers(sizes: list[Any]) -> list[float]:
     return [x if isinstance(x, int) else 0 for x in flat]
 
 
-def make_spec(name: str, classes: int, size: tuple[int, int]) -> ModelSpec:
+def make_spec(name: str, classes: int, size: tuple[int, int], head: str | None = None) -> ModelSpec:
     """Resolve an alias, check the name, and fit the spec to inputs of `size` (height, width).
+
+    Args:
+        head: path of the layer that gives the logits; None takes what the library records.
 
     Raises:
         UserError: an unknown name; the message suggests the nearest.
     """
     name = ALIASES.get(name, name)
+    if name.startswith(huggingface.PREFIX):
+        named = huggingface.resolve(name)
+        config = huggingface.at_size(named.config, size)
+        resolved = f"{huggingface.PREFIX}{named.family}"
+        return ModelSpec(resolved, classes, {"config": config}, head, named.folder)
     factory = _factory(name)
     parameters = inspect.signature(factory).parameters
     kwargs: dict[str, Any] = {}
@@ -111,17 +145,34 @@ def make_spec(name: str, classes: int, size: tuple[int, int]) -> ModelSpec:
         kwargs |= {
             key: size if key == "input_size" else size[0] for key in _SIZE_KEYS if key in parameters
         }
-    return ModelSpec(name, classes, kwargs)
+    return ModelSpec(name, classes, kwargs, head)
 
 
 def build(spec: ModelSpec, weights: str | None = None) -> nn.Module:
     """The network with random weights, or with `weights`: `default` (torchvision's or timm's
-    pretrained ones) or a file. The head is left random where the number of classes differs.
+    pretrained ones, those in a folder of transformers) or a file. The head is left random where the
+    number of classes differs. The network carries the paths of its head, where they are known.
 
     Raises:
         UserError: the factory refuses its arguments or the file cannot be used.
         EnvironmentLacks: pretrained weights cannot be downloaded.
     """
+    model = _made(spec)
+    if paths := _head_paths(spec, model):
+        note_head(model, paths, spec.classes)
+    if weights == "default":
+        _load_matching(model, _pretrained(spec), paths)
+    elif weights is not None:
+        from .foreign import load_into
+
+        load_into(model, Path(weights), heads=paths)
+    return model
+
+
+def _made(spec: ModelSpec) -> nn.Module:
+    if spec.name.startswith(huggingface.PREFIX):
+        family = spec.name.removeprefix(huggingface.PREFIX)
+        return huggingface.build(family, spec.kwargs["config"], spec.classes)
     factory = _factory(spec.name)
     arguments = dict(spec.kwargs)
     accepts = inspect.signature(factory).parameters
@@ -136,13 +187,43 @@ def build(spec: ModelSpec, weights: str | None = None) -> nn.Module:
         raise UserError(f"{spec.name} cannot be built with {arguments}: {error}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec.name} returned {type(model).__name__}, expected a torch nn.Module.")
-    if weights == "default":
-        _load_matching(model, _pretrained(spec.name), head(model, spec.classes))
-    elif weights is not None:
-        from .foreign import load_into
-
-        load_into(model, Path(weights), head_name=head(model, spec.classes))
     return model
+
+
+def _head_paths(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
+    """The layers that give the logits: as the user says, as the library records, else those that
+    differ in a network for one class more. None where that does not tell."""
+    if spec.head is not None:
+        return (spec.head,)
+    recorded: tuple[str, ...] = ()
+    if spec.name.startswith(huggingface.PREFIX):
+        recorded = tuple(n for n, _ in model.named_modules() if n.startswith(huggingface.HEAD))
+    elif spec.name.startswith("timm:"):
+        names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+        recorded = (names,) if isinstance(names, str) else tuple(names)
+    found = with_outputs(model, recorded, spec.classes)
+    if found:
+        return found
+    if _is_factory(spec.name):  # the user's own may be another one under the same name
+        return _varying_head(spec, model)
+    key = json.dumps(spec.to_json(), sort_keys=True)
+    if key not in _HEADS:
+        _HEADS[key] = _varying_head(spec, model)
+    return _HEADS[key]
+
+
+_HEADS: dict[str, tuple[str, ...]] = {}
+
+
+def _varying_head(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
+    """The one layer of `model` whose outputs follow the number of classes; empty for several."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            other = _made(replace(spec, classes=spec.classes + 1))
+    except Exception:  # a factory of the user's that reads files, or values of its weights
+        return ()
+    found = of_classes(model, other, spec.classes)
+    return found if len(found) == 1 else ()
 
 
 def check_forward(model: nn.Module, example: Tensor, classes: int) -> None:
@@ -164,7 +245,7 @@ def check_forward(model: nn.Module, example: Tensor, classes: int) -> None:
 
 
 def _is_factory(name: str) -> bool:
-    return ":" in name and not name.startswith("timm:")
+    return ":" in name and not name.startswith(("timm:", huggingface.PREFIX))
 
 
 def _factory(name: str) -> Any:
@@ -179,7 +260,8 @@ def _factory(name: str) -> Any:
         hint = nearest(name, [*ALIASES, *known])
         raise UserError(
             f"unknown model {name!r}.{hint} Expected an alias ({', '.join(list(ALIASES)[:6])}, "
-            f"...), a torchvision classification name, timm:NAME, module:factory, or a bundle."
+            f"...), a torchvision classification name, timm:NAME, hf:NAME, module:factory, or a "
+            f"bundle."
         )
     return torchvision.models.get_model_builder(name)
 
@@ -206,18 +288,20 @@ def _timm_factory(name: str) -> Any:
 
 def _timm_size(name: str, size: tuple[int, int]) -> dict[str, Any]:
     """timm takes `img_size` only for the networks whose weights depend on it."""
-    import timm
+    return {"img_size": size[0]} if _takes_size(name, size[0]) else {}
 
-    entry = timm.models.model_entrypoint(name[len("timm:") :])
-    module = sys.modules[entry.__module__]
-    takes = "img_size" in inspect.getsource(module)
-    if not takes:
-        return {}
+
+@lru_cache(maxsize=256)
+def _takes_size(name: str, side: int) -> bool:
+    """Whether timm's network is asked for by `img_size`: it is built once, without memory."""
     try:
-        timm.create_model(name[len("timm:") :], pretrained=False, img_size=size[0])
-    except TypeError:
-        return {}
-    return {"img_size": size[0]}
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            _timm_factory(name[len("timm:") :])(img_size=side)
+    except TypeError:  # its class has no such argument
+        return False
+    except Exception:  # it takes a size, but not this one: `build` says why
+        return True
+    return True
 
 
 def _own_factory(name: str) -> Any:
@@ -241,10 +325,18 @@ def _own_factory(name: str) -> Any:
     return factory
 
 
-def _pretrained(name: str) -> dict[str, Tensor]:
+def _pretrained(spec: ModelSpec) -> dict[str, Tensor]:
+    name = spec.name
     advice = "Give a file instead: --weights FILE.safetensors or FILE.pth."
     if _is_factory(name):
         raise UserError(f"--weights default: {name} is your own network. {advice}")
+    if name.startswith(huggingface.PREFIX):
+        if spec.folder is None:
+            raise UserError(
+                f"--weights default: {name} is a family with random weights. Name a folder of "
+                f"transformers: hf:FOLDER."
+            )
+        return huggingface.weights(spec.folder)
     try:
         if name.startswith("timm:"):
             import timm
@@ -262,10 +354,10 @@ def _pretrained(name: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _load_matching(model: nn.Module, tensors: Mapping[str, Tensor], head_name: str) -> None:
+def _load_matching(model: nn.Module, tensors: Mapping[str, Tensor], heads: tuple[str, ...]) -> None:
     own = model.state_dict()
     fits = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(fits, strict=False)
-    random = [k for k in own if k not in fits and not k.startswith(f"{head_name}.")]
+    random = [k for k in own if k not in fits and k.rpartition(".")[0] not in heads]
     if random:  # such as the positions of a ViT at another image size
         log.warning("the pretrained weights do not fit these, which start anew: %s", random)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,27 +122,27 @@ def strip_prefix(tensors: Mapping[str, Tensor], names: set[str]) -> tuple[dict[s
     return best, best_prefix
 
 
-def infer_classes(path: Path, model: nn.Module, head_name: str) -> int:
-    """How many classes the checkpoint's head has; `model` has the same head under `head_name`."""
+def infer_classes(path: Path, model: nn.Module, heads: Sequence[str]) -> int:
+    """How many classes the checkpoint's head has; `model` has the same head under `heads`."""
     tensors, _ = read_checkpoint(path)
     tensors, _ = strip_prefix(tensors, set(model.state_dict()))
-    weight = tensors.get(f"{head_name}.weight")
+    weight = next((tensors[f"{h}.weight"] for h in heads if f"{h}.weight" in tensors), None)
     if weight is None:
         near = [name for name in tensors if name.endswith("weight")][-3:]
         raise UserError(
-            f"{path}: no {head_name}.weight in it, so the number of classes is not known and the "
+            f"{path}: no {heads[0]}.weight in it, so the number of classes is not known and the "
             f"checkpoint is probably of another architecture. Its last weights are "
             f"{', '.join(near)}."
         )
     return int(weight.shape[0])
 
 
-def load_into(model: nn.Module, path: Path, *, head_name: str | None = None) -> Loaded:
+def load_into(model: nn.Module, path: Path, *, heads: Sequence[str] = ()) -> Loaded:
     """Load a checkpoint into `model`.
 
     Args:
-        head_name: a layer that may have another number of classes in the file; it is then left as
-            it is.
+        heads: layers that may have another number of classes in the file; they are then left as
+            they are.
 
     Raises:
         UserError: names the tensors that are missing, left over, or of another shape.
@@ -157,8 +157,8 @@ def load_into(model: nn.Module, path: Path, *, head_name: str | None = None) -> 
         name for name in own if name not in tensors and not name.endswith("num_batches_tracked")
     ]
     other = [n for n in own if n in tensors and tensors[n].shape != own[n].shape]
-    if head_name is not None and other and {n.rpartition(".")[0] for n in other} == {head_name}:
-        log.info("%s: its head has other classes, so %s starts anew", path, head_name)
+    if other and {n.rpartition(".")[0] for n in other} <= set(heads):
+        log.info("%s: its head has other classes, so %s starts anew", path, ", ".join(heads))
         tensors = {k: v for k, v in tensors.items() if k not in other}
         other = []
     if other:

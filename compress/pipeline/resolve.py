@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from ..bundles.recorded import open_recorded
 from ..bundles.store import ARCHITECTURE, Network, load_network
 from ..data.loader import Data
 from ..distillation.teaching import Teacher, order_of
+from ..models import huggingface
 from ..models.catalogue import ALIASES, ModelSpec, build, check_forward, make_spec
-from ..models.head import head, replace_head
+from ..models.head import heads, note_head, replace_head
 from ..options import Options
 from ..stages.contract import C, Kind, Role, Stage
 from ..tasks import training_task
@@ -35,8 +36,12 @@ log = logging.getLogger(__name__)
 RUNS = Path("runs")
 
 
-def open_data(options: Options, opened: list[Bundle]) -> Data:
-    """The data and preprocessing that the options name, else those of the changed bundle."""
+def open_data(options: Options, opened: list[Bundle], names: Iterable[str] = ()) -> Data:
+    """The data and preprocessing that the options name, else those of the changed bundle.
+
+    Args:
+        names: models that are not bundles: a folder of transformers says how it takes images.
+    """
     task = task_of(options, opened)
     recorded = next((b for b in reversed(opened) if b.data is not None), None)
     if options.data is None and recorded is not None:
@@ -48,7 +53,8 @@ def open_data(options: Options, opened: list[Bundle]) -> Data:
         dataset = open_dataset(
             options.data or "digits", options.data_root, options.seed, options.on_bad_image, task
         )
-    given = next((b.preprocess for b in reversed(opened)), dataset.default_preprocess)
+    theirs = next(filter(None, map(huggingface.preprocess, names)), dataset.default_preprocess)
+    given = next((b.preprocess for b in reversed(opened)), theirs)
     return Data(
         dataset,
         choose_preprocess(options, given),
@@ -125,26 +131,32 @@ def start_network(value: str, found: Bundle | None, data: Data, options: Options
     torch.manual_seed(options.seed)
     classes = len(data.classes)
     if found is None:
-        spec = make_spec(value, classes, data.preprocess.size)
+        spec = make_spec(value, classes, data.preprocess.size, options.head)
         network = Network(build(spec, options.weights), spec)
-        # A file may hold this very head; the libraries' weights are of other classes.
-        return _started(network, data) if options.weights in (None, "default") else network
+        # A file or a folder may hold this very head; the libraries' weights are of other classes.
+        fresh = options.weights is None or (options.weights == "default" and spec.folder is None)
+        return _started(network, data) if fresh else network
     if options.weights is not None:
         raise UserError(f"--weights is for a model that is only a name; {value} has its own.")
     network = load_network(found, options.trust)
+    if options.head is not None:
+        note_head(network.model, (options.head,), network.spec.classes)
+        network = replace(network, spec=replace(network.spec, head=options.head))
     if found.labels == data.classes:
         return network
     if quantization.is_quantized(network.model):
         raise UserError(f"{value} is quantised and knows other classes; fine-tune its float stage.")
     log.info("%s knows other classes: giving it a new head for %d", value, classes)
-    replace_head(network.model, network.spec.classes, classes)
+    replace_head(network.model, network.spec.classes, classes, data.example)
     return _started(Network(network.model, replace(network.spec, classes=classes)), data)
 
 
 def _started(network: Network, data: Data) -> Network:
     """A network whose head is new, fitted to the range of the targets."""
-    name = head(network.model, len(data.classes))
-    training_task(data.dataset).start(network.model.get_submodule(name))
+    check_forward(network.model, data.example, len(data.classes))
+    task = training_task(data.dataset)
+    for name in heads(network.model, len(data.classes), data.example):
+        task.start(network.model.get_submodule(name))
     return network
 
 
@@ -152,7 +164,7 @@ def open_network(value: str, options: Options) -> tuple[Network, Data, str]:
     """A named network or a bundle's, with the data that it would be trained on and a short name."""
     check_is_name_or_bundle(value)
     found = Bundle.open(value) if is_bundle(value) else None
-    data = open_data(options, [found] if found is not None else [])
+    data = open_data(options, [] if found is None else [found], [value])
     network = start_network(value, found, data, options)
     check_forward(network.model, data.example, len(data.classes))
     return network, data, short_name(value)
@@ -206,7 +218,7 @@ def is_fine_tuned(bundle: Bundle, spec: ModelSpec, data: Data) -> bool:
 def check_is_name_or_bundle(value: str) -> None:
     """Raises a UserError for a path that is no bundle; names are checked where they are built."""
     path = Path(value)
-    if is_bundle(path):
+    if is_bundle(path) or value.startswith(huggingface.PREFIX):
         return
     if path.is_dir() or "/" in value or path.suffix in (".pth", ".pt", ".safetensors", ".onnx"):
         if path.exists():
@@ -230,4 +242,7 @@ def short_name(value: str) -> str:
     if is_bundle(value):
         return Path(value).resolve().name
     back = {full: alias for alias, full in ALIASES.items()}
-    return back.get(value, value).replace(":", "-").replace("/", "-")
+    name = back.get(value, value)
+    if name.startswith(huggingface.PREFIX):  # a folder goes by its last name
+        name = f"hf-{Path(name.removeprefix(huggingface.PREFIX)).name}"
+    return name.replace(":", "-").replace("/", "-")

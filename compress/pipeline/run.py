@@ -69,11 +69,14 @@ def run_stage(
         return done
     _check_target(target, options)
 
-    data = open_data(options, [opened[name] for name in _deciding(roles) if name in opened])
+    deciding = _deciding(roles)
+    named = [given[name] for name in reversed(deciding) if name in given and name not in opened]
+    data = open_data(options, [opened[name] for name in deciding if name in opened], named)
     for name, role in roles.items():
         nobody = role.kind is Kind.OPTIONAL and given[name] == heritage.NONE
         if role.kind is not Kind.FRESH and name not in opened and not nobody:
-            opened[name] = _trained_first(given[name], name, options, data)
+            own = options if name == stage.changed.name else replace(options, head=None)
+            opened[name] = _trained_first(given[name], name, own, data)
     for name, bundle in opened.items():
         if roles[name].kind in (Kind.TRAINED, Kind.OPTIONAL):
             check_fits(bundle, data, name)
@@ -129,7 +132,7 @@ def _deciding(roles: Mapping[str, Role]) -> list[str]:
 
 def _trained_first(value: str, role: str, options: Options, data: Data) -> Bundle:
     """Fine-tunes what is only a name, or takes what an earlier run left under `runs/`."""
-    spec = make_spec(value, len(data.classes), data.preprocess.size)
+    spec = make_spec(value, len(data.classes), data.preprocess.size, options.head)
     target = RUNS / short_name(value)
     if is_bundle(target) and is_fine_tuned(Bundle.open(target), spec, data):
         log.info("%s %s: taking the fine-tuned bundle %s", role, value, target)

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from vcompress.bench.errors import UserError
 
+from ..models.head import carry_head
 from ..models.patterns import check_patterns, matches
 from .calibration import activation_quantizers, set_weight_scales
 from .graph import activations_of, attribute, kind, leaf, qualified_name, source
@@ -70,6 +71,7 @@ def prepare(
     set_weight_scales(made)
     for quantizer in activation_quantizers(made).values():
         quantizer.enabled = False
+    carry_head(model, made)
     return made
 
 
@@ -225,6 +227,7 @@ def restore(model: nn.Module, placement: dict[str, Any]) -> nn.Module:
         )
     made = _restore(model, placement)
     _hold_image_step(made)
+    carry_head(model, made)
     return made
 
 

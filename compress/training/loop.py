@@ -198,7 +198,7 @@ def _prepare(
     """Everything on its device, with the weights, averages and moments of `state`."""
     taught: Any = loss if isinstance(loss, nn.Module) else None
     learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    frozen = freeze(model, config, len(context.data.classes))
+    frozen = freeze(model, config, len(context.data.classes), context.data.example)
     own = [] if taught is None else [p for p in taught.parameters() if p.requires_grad]
     projections = {"params": own, "weight_decay": config.weight_decay}
     optimizer: Any = optimizer_for(model, config, [*(extra_groups or []), projections])

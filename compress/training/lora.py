@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vcompress.bench.errors import EnvironmentLacks, UserError
 
 from .. import quantization
-from ..models.head import head
+from ..models.head import heads
 from ..models.modes import evaluating
 
 
@@ -74,8 +74,8 @@ def adapt(model: nn.Module, rank: int, example: Tensor, classes: int) -> Adapted
         raise EnvironmentLacks("--lora needs peft: pip install 'vision-compress[lora]'.") from None
     if quantization.is_quantized(model):
         raise UserError("--lora is for float networks; this one is quantised.")
-    last = head(model, classes)
-    layers = [name for name in _called(model, example) if name != last]
+    last = heads(model, classes, example)
+    layers = [name for name in _called(model, example) if name not in last]
     if not layers:
         raise UserError(
             "--lora adapts linear and attention layers, and this network has none beside its head. "
@@ -83,7 +83,7 @@ def adapt(model: nn.Module, rank: int, example: Tensor, classes: int) -> Adapted
         )
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers, bias="none")
     tuner = peft.LoraModel(model, {"default": config}, "default")
-    for parameter in model.get_submodule(last).parameters():
+    for parameter in (p for path in last for p in model.get_submodule(path).parameters()):
         parameter.requires_grad_(True)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Adapted(tuner, tuple(layers), trained)

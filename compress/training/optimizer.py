@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
-from ..models.head import head
+from ..models.head import heads
 from .config import TrainConfig
 
 
@@ -37,14 +37,14 @@ def optimizer_for(
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def freeze(model: nn.Module, config: TrainConfig, classes: int) -> list[nn.Module]:
+def freeze(model: nn.Module, config: TrainConfig, classes: int, example: Tensor) -> list[nn.Module]:
     """Fix the parameters that `config.freeze` names; returns the modules to keep in eval mode."""
     if config.freeze == "none":
         return []
-    name = head(model, classes)
+    last = heads(model, classes, example)
     modules: list[nn.Module] = []
     for module_name, module in model.named_modules():
-        in_head = module_name == name
+        in_head = module_name in last
         own = list(module.parameters(recurse=False))
         if in_head == (config.freeze == "head"):
             for parameter in own:

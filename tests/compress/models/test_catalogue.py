@@ -20,7 +20,7 @@ from vcompress.compress.models.catalogue import (
     make_spec,
     spec_from_json,
 )
-from vcompress.compress.models.head import head
+from vcompress.compress.models.head import heads
 
 LIGHT = ("r18", "mnv2", "mnv3s", "mnv3l", "effb0", "shuf1", "sqz")
 
@@ -35,7 +35,7 @@ def counted(alias: str, classes: int = 10, size: tuple[int, int] = (224, 224)) -
 @pytest.mark.parametrize("alias", [a for a in ALIASES if a not in LIGHT])
 def test_every_alias_builds_for_ten_classes(alias: str) -> None:
     model = counted(alias)
-    name = head(model, 10)
+    (name,) = heads(model, 10)
     module = model.get_submodule(name)
     assert getattr(module, "out_features", getattr(module, "out_channels", None)) == 10
     if alias not in ("vits16", "vitb16", "vitb32", "swint", "swins"):  # those take real values
@@ -80,14 +80,14 @@ def test_an_unknown_name_suggests_the_nearest(name: str, hint: str) -> None:
         make_spec(name, 10, (32, 32))
     message = str(caught.value)
     assert message.startswith(f"unknown model {name!r}. Did you mean '{hint}")
-    assert "timm:NAME, module:factory, or a bundle" in message
+    assert "timm:NAME, hf:NAME, module:factory, or a bundle" in message
 
 
 def test_a_timm_name_builds_and_a_wrong_one_suggests_the_nearest() -> None:
     pytest.importorskip("timm")
     model = build(make_spec("timm:resnet18", 7, (64, 64))).eval()
     check_forward(model, torch.zeros(1, 3, 64, 64), 7)
-    assert head(model, 7) == "fc"
+    assert heads(model, 7) == ("fc",)
     assert make_spec("timm:resnet18", 7, (64, 64)).kwargs == {}
     assert make_spec("timm:vit_tiny_patch16_224", 7, (64, 64)).kwargs == {"img_size": 64}
     with pytest.raises(
@@ -107,7 +107,7 @@ def test_a_factory_of_the_users_own_is_found_in_the_working_directory(tiny_nets:
     model = build(spec)
     assert spec.name == "tiny_nets:group"
     check_forward(model, torch.zeros(1, 3, 16, 16), 5)
-    assert head(model, 5) == "5"
+    assert heads(model, 5) == ("5",)
 
 
 def test_a_factory_gets_the_size_under_the_name_that_it_has(
@@ -239,7 +239,7 @@ def test_pretrained_weights_are_taken_but_for_the_head(
 
     torch.manual_seed(1)
     source = build(make_spec("sqz", 1000, (64, 64))).state_dict()
-    monkeypatch.setattr(catalogue, "_pretrained", lambda name: dict(source))
+    monkeypatch.setattr(catalogue, "_pretrained", lambda spec: dict(source))
     with caplog.at_level(logging.WARNING, "vcompress"):
         model = build(make_spec("sqz", 10, (64, 64)), "default")
         assert torch.equal(model.state_dict()["features.0.weight"], source["features.0.weight"])

@@ -101,7 +101,7 @@ def test_the_weights_are_found_in_each_kind_of_checkpoint(
 ) -> None:
     path = save(kind, net.state_dict(), tmp_path / "c.pth")
     fresh = tiny_nets.batch(num_classes=4)
-    assert infer_classes(path, tiny_nets.batch(num_classes=1237), "9") == 4
+    assert infer_classes(path, tiny_nets.batch(num_classes=1237), ["9"]) == 4
     loaded = load_into(fresh, path)
     assert (loaded.key, loaded.prefix) == KINDS[kind]
     assert loaded.missing == ()
@@ -135,7 +135,7 @@ def test_counters_and_auxiliary_heads_may_be_missing_or_left_over(
 def test_a_checkpoint_of_another_architecture_is_named(tiny_nets: Any, tmp_path: Path) -> None:
     torch.save(nn.Sequential(OrderedDict(odd=nn.Linear(3, 4))).state_dict(), tmp_path / "c.pth")
     with pytest.raises(UserError, match=r"no 9.weight in it, .*probably of another architecture"):
-        infer_classes(tmp_path / "c.pth", tiny_nets.batch(), "9")
+        infer_classes(tmp_path / "c.pth", tiny_nets.batch(), ["9"])
     torch.save(tiny_nets.group(num_classes=4).state_dict(), tmp_path / "d.pth")
     with pytest.raises(UserError, match=r"missing|another shape"):
         load_into(tiny_nets.batch(num_classes=4), tmp_path / "d.pth")
