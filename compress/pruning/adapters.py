@@ -6,6 +6,7 @@ one whose channels move in a known way is drawn as an operation with that mappin
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +21,14 @@ _OPAQUE = {
     ("torchvision.models.maxvit", "WindowDepartition"),
     ("torchvision.models.maxvit", "SwapAxes"),
 }
+# Norms over the channels of maps [B, C, H, W]: drawn whole, since they move the channels around.
+_MAP_NORMS = {("transformers.models.convnext.modeling_convnext", "ConvNextLayerNorm")}
 _SHUFFLES = {("torchvision.models.shufflenetv2", "InvertedResidual")}
 _MERGES = {
     ("torchvision.models.swin_transformer", "PatchMerging"),
     ("torchvision.models.swin_transformer", "PatchMergingV2"),
 }
+_LONG_MERGES = {("transformers.models.swin.modeling_swin", "SwinPatchMerging")}
 
 # Numbers that a network keeps about a layer inside it and reshapes by: attribute to layer.
 _FOLLOWERS = {
@@ -75,8 +79,12 @@ def prepare(mirror: nn.Module) -> None:
         kind = (type(module).__module__, type(module).__name__)
         if isinstance(module, nn.MultiheadAttention):
             module.forward = _attention(module.forward)  # type: ignore[method-assign]
-        elif layout(module) is not None or kind in _OPAQUE or _frozen_norm(module):
+        elif kind[0].startswith("transformers.") and layout(module) is not None:
+            module.forward = _with_weights(module.forward)
+        elif layout(module) is not None or kind in _OPAQUE | _MAP_NORMS or _frozen_norm(module):
             module.forward = _opaque(module.forward)
+        elif kind in _LONG_MERGES:
+            module.forward = _long_merge(module)
         elif kind in _MERGES:
             module.forward = _merge(module)
         elif kind in _SHUFFLES:
@@ -86,6 +94,16 @@ def prepare(mirror: nn.Module) -> None:
 def _opaque(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def drawn(images: Tensor, *rest: Any, **options: Any) -> Tensor:
         return _call(_Opaque, images, lambda plain: forward(plain, *rest, **options))
+
+    return drawn
+
+
+def _with_weights(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Attention that returns its weights as well."""
+
+    def drawn(tokens: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, None]:
+        made = _call(_Opaque, tokens, lambda plain: forward(plain, *rest, **options)[0])
+        return made, None
 
     return drawn
 
@@ -110,6 +128,18 @@ def _merge(module: Any) -> Callable[[Tensor], Tensor]:
         tiled = _call(_Tile, tokens, _patch_merging_pad)
         if v2:
             return module.norm(module.reduction(tiled))  # type: ignore[no-any-return]
+        return module.reduction(module.norm(tiled))  # type: ignore[no-any-return]
+
+    return drawn
+
+
+def _long_merge(module: Any) -> Callable[..., Tensor]:
+    """As `_merge`, where the tokens [B, N, C] come with the sides of their map."""
+    bare = copy.copy(module)  # what only moves values
+    bare._modules = {"norm": nn.Identity(), "reduction": nn.Identity()}
+
+    def drawn(tokens: Tensor, sides: tuple[int, int]) -> Tensor:
+        tiled = _call(_Tile, tokens, lambda plain: bare(plain, sides))
         return module.reduction(module.norm(tiled))  # type: ignore[no-any-return]
 
     return drawn

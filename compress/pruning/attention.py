@@ -15,8 +15,9 @@ from torch import nn
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    qkv_weight: str
-    qkv_bias: str
+    qkv: tuple[str, ...]
+    """Weights of the projection to queries, keys and values: one tensor, or three."""
+    biases: tuple[str, ...]
     proj: str
     heads: str = "num_heads"
     tied: bool = True
@@ -24,24 +25,42 @@ class AttentionLayout:
     rescale: bool = True
     """The softmax scale follows the width of a head, so the queries must make up for it."""
 
+    @property
+    def blocks(self) -> int:
+        """How often the inner channels lie in each of `qkv`."""
+        return 3 // len(self.qkv)
 
-_MULTIHEAD = AttentionLayout("in_proj_weight", "in_proj_bias", "out_proj")
+
+_MULTIHEAD = AttentionLayout(("in_proj_weight",), ("in_proj_bias",), "out_proj")
+# transformers keeps the scale of its softmax as a number.
+_APART = AttentionLayout(
+    ("q_proj.weight", "k_proj.weight", "v_proj.weight"),
+    ("q_proj.bias", "k_proj.bias", "v_proj.bias"),
+    "o_proj", heads="num_attention_heads", tied=False, rescale=False,
+)  # fmt: skip
 _LAYOUTS = {
     ("torchvision.models.swin_transformer", "ShiftedWindowAttention"): AttentionLayout(
-        "qkv.weight", "qkv.bias", "proj"
+        ("qkv.weight",), ("qkv.bias",), "proj"
     ),
     ("torchvision.models.swin_transformer", "ShiftedWindowAttentionV2"): AttentionLayout(
-        "qkv.weight", "qkv.bias", "proj", rescale=False
+        ("qkv.weight",), ("qkv.bias",), "proj", rescale=False
     ),
     ("torchvision.models.maxvit", "RelativePositionalMultiHeadAttention"): AttentionLayout(
-        "to_qkv.weight", "to_qkv.bias", "merge", heads="n_heads", rescale=False
+        ("to_qkv.weight",), ("to_qkv.bias",), "merge", heads="n_heads", rescale=False
     ),
     ("timm.layers.attention", "Attention"): AttentionLayout(
-        "qkv.weight", "qkv.bias", "proj", tied=False
+        ("qkv.weight",), ("qkv.bias",), "proj", tied=False
     ),
     ("timm.models.swin_transformer", "WindowAttention"): AttentionLayout(
-        "qkv.weight", "qkv.bias", "proj", tied=False
+        ("qkv.weight",), ("qkv.bias",), "proj", tied=False
     ),
+    **{
+        (
+            f"transformers.models.{family.lower()}.modeling_{family.lower()}",
+            f"{family}Attention",
+        ): _APART
+        for family in ("ViT", "DeiT", "Swin", "Dinov2", "Beit")
+    },
 }
 
 
@@ -76,13 +95,13 @@ def set_attention_width(module: nn.Module, inner: bool, width: int) -> None:
     found = layout(module)
     assert found is not None
     proj: Any = module.get_submodule(found.proj)
-    qkv: Any = None
-    if found.qkv_weight != "in_proj_weight":
-        qkv = module.get_submodule(found.qkv_weight.rpartition(".")[0])
+    layers: list[Any] = [
+        module.get_submodule(name.rpartition(".")[0]) for name in found.qkv if "." in name
+    ]
     if inner:
         proj.in_features = width
-        if qkv is not None:
-            qkv.out_features = 3 * width
+        for layer in layers:
+            layer.out_features = found.blocks * width
         head_width = width // head_count(module)
         for name, value in (("head_dim", head_width), ("attn_dim", width)):
             if hasattr(module, name):
@@ -91,8 +110,8 @@ def set_attention_width(module: nn.Module, inner: bool, width: int) -> None:
             module.scale = head_width**-0.5
         return
     proj.out_features = width
-    if qkv is not None:
-        qkv.in_features = width
+    for layer in layers:
+        layer.in_features = width
     for name in ("embed_dim", "kdim", "vdim"):
         if isinstance(module, nn.MultiheadAttention):
             setattr(module, name, width)

@@ -107,8 +107,9 @@ def mac_cost(model: nn.Module, example: Tensor, groups: Sequence[Group], total: 
             found = layout(module)
             if found is None:
                 return
+            output = output[0] if isinstance(output, tuple) else output
             rows = output.numel() // output.shape[-1]
-            qkv = named_tensor(module, found.qkv_weight).numel()
+            qkv = sum(named_tensor(module, name).numel() for name in found.qkv)
             proj = named_tensor(module, f"{found.proj}.weight").numel()
             stream, inner = (path, "out"), (path, "inner")
             calls = {f"{path}.{name}" for name, _ in module.named_modules() if name}

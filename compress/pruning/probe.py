@@ -195,6 +195,8 @@ def _norm_dim(module: nn.Module) -> int | None:
         return 1
     if type(module).__name__ == "GlobalResponseNorm":
         return int(module.channel_dim)  # type: ignore[arg-type]
+    if getattr(module, "data_format", "") == "channels_first":  # that of transformers
+        return 1
     return -1 if isinstance(module, nn.LayerNorm) else None
 
 

@@ -89,7 +89,7 @@ def _rescale_queries(module: nn.Module, old: int, new: int) -> None:
     if found is None or not found.rescale:
         return
     assert old % head_count(module) == 0 and new % head_count(module) == 0
-    for name in (found.qkv_weight, found.qkv_bias):
+    for name in (found.qkv[0], found.biases[0]):
         tensor = named_tensor(module, name)
         if tensor is not None:
             tensor[:new].mul_((new / old) ** 0.5)

@@ -119,12 +119,11 @@ def slices(module: nn.Module, side: Side) -> tuple[Slice, ...]:
     if found is not None:
         proj = found.proj
         if side == "inner":
-            return (
-                Slice(found.qkv_weight, 0, blocks=3),
-                Slice(found.qkv_bias, 0, blocks=3),
-                Slice(f"{proj}.weight", 1),
-            )
-        return (Slice(found.qkv_weight, 1), Slice(f"{proj}.weight", 0), Slice(f"{proj}.bias", 0))
+            made = (*found.qkv, *found.biases)
+            parts = (Slice(name, 0, blocks=found.blocks) for name in made)
+            return (*parts, Slice(f"{proj}.weight", 1))
+        read = (Slice(name, 1) for name in found.qkv)
+        return (*read, Slice(f"{proj}.weight", 0), Slice(f"{proj}.bias", 0))
     # norms, frozen norms, PReLU: one dimension of channels
     names = ("weight", "bias", "running_mean", "running_var")
     return tuple(Slice(name, 0) for name in names)
