@@ -54,9 +54,11 @@ _INTERPOLATION = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow number
 class Classifier(nn.Module):
     """A classifier of the library, from images `[B, C, H, W]` to logits `[B, K]`."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.network = network
+        self.input_shape = input_shape
+        """Channels, height, width: the forward passes of these networks branch on them."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(pixel_values=images).logits
@@ -121,7 +123,10 @@ def build(family: str, config: Mapping[str, Any], classes: int) -> nn.Module:
         UserError: the library refuses the settings.
     """
     try:
-        return Classifier(_make(family, config, classes))
+        network = _make(family, config, classes)
+        return Classifier(
+            network, (config.get("num_channels", 3), *_sides(config.get("image_size", 224)))
+        )
     except Exception as error:  # the library's own checks raise many kinds
         raise UserError(
             f"{PREFIX}{family} cannot be built with {dict(config)}: {_first_line(error)}"
@@ -130,8 +135,6 @@ def build(family: str, config: Mapping[str, Any], classes: int) -> nn.Module:
 
 def at_size(config: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """The settings for images of `size` (height, width), pixels."""
-    if "image_size" not in config:
-        return dict(config)
     return {**config, "image_size": size[0] if size[0] == size[1] else list(size)}
 
 
@@ -272,7 +275,7 @@ def _own_keys(family: str) -> set[str]:
     names = {name for name in noted if "ClassVar" not in str(noted[name])}
     names = names or set(inspect.signature(kind.__init__).parameters)
     left_out = {"self", "kwargs", "model_type", "out_features", "out_indices", "attribute_map"}
-    return {name for name in names - left_out if not name.startswith("_")}
+    return {name for name in names - left_out if not name.startswith("_")} | {"image_size"}
 
 
 def _settings(family: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -233,6 +233,28 @@ def open_attention(model: nn.Module, leaves: frozenset[str]) -> None:
                 parent.add_module(name, ours(child))
 
 
+def keep_masks(model: nn.Module) -> None:
+    """Let the shifted windows of transformers' Swin read their mask from a buffer: the graph then
+    has it as a tensor of its own. The sizes are those of the first call."""
+    for module in model.modules():
+        if type(module).__module__ == "transformers.models.swin.modeling_swin" and hasattr(
+            module, "get_attn_mask"
+        ):
+            _keep_mask(module)
+
+
+def _keep_mask(layer: Any) -> None:
+    make = layer.get_attn_mask
+
+    def kept(*sizes: Any, **options: Any) -> Tensor | None:
+        if not hasattr(layer, "attn_mask"):
+            layer.register_buffer("attn_mask", make(*sizes, **options))
+        found: Tensor | None = layer.attn_mask
+        return found
+
+    layer.get_attn_mask = kept
+
+
 def _is_plain(module: nn.Module) -> bool:
     return (
         type(module) is nn.MultiheadAttention

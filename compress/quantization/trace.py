@@ -13,7 +13,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from vcompress.bench.errors import UserError
 
-from .attention import OtherAttention, open_attention, open_products
+from .attention import OtherAttention, keep_masks, open_attention, open_products
+from .shaped import ShapedTracer, input_shape
 
 
 class SameConv2d(nn.Conv2d):
@@ -52,18 +53,16 @@ class Untraceable(UserError):
         """Path of the innermost module that stopped the tracer; None for the network itself."""
 
 
-class _Tracer(fx.Tracer):
+class _Whole(fx.Tracer):
     """Keeps whole what behaves differently in training, since a trace freezes that."""
 
-    def __init__(self, leaves: frozenset[str]) -> None:
-        super().__init__()
-        self.leaves = leaves
-        self.stopped: str | None = None
+    leaves: frozenset[str] = frozenset()
+    stopped: str | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.leaves:
             return True
-        if type(m).__name__ in {"StochasticDepth", "DropPath", "DropBlock2d"}:
+        if type(m).__name__.endswith(("StochasticDepth", "DropPath", "DropBlock2d")):
             return True
         if isinstance(m, SameConv2d) or _is_norm_act(m):
             return True
@@ -77,6 +76,21 @@ class _Tracer(fx.Tracer):
         except Exception:
             self.stopped = self.stopped or self.path_of_module(m)
             raise
+
+
+class _Tracer(_Whole):
+    pass
+
+
+class _WithSizes(_Whole, ShapedTracer):
+    pass
+
+
+def _tracer(model: nn.Module, leaves: frozenset[str]) -> _Whole:
+    shape = input_shape(model)
+    tracer = _Tracer() if shape is None else _WithSizes(shape)
+    tracer.leaves = leaves
+    return tracer
 
 
 _IN_PLACE_FUNCTIONS = {
@@ -180,7 +194,9 @@ def trace(
     model.eval()
     open_attention(model, leaves)
     _open_same_padding(model)
-    tracer = _Tracer(leaves)
+    if input_shape(model) is not None:
+        keep_masks(model)
+    tracer = _tracer(model, leaves)
     try:
         defaults = _defaults(model, inputs)
         traced = tracer.trace(model, concrete_args=defaults)
