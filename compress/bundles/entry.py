@@ -22,7 +22,10 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
 
 
-_PACKAGES = ("vision-compress", "torch", "torchvision", "onnx", "onnxruntime", "torch-pruning")
+_PACKAGES = (
+    "vision-compress", "torch", "torchvision", "timm", "transformers", "onnx", "onnxruntime",
+    "torch-pruning",
+)  # fmt: skip
 
 
 def record_entry(

@@ -100,7 +100,7 @@ class ShapedTracer(fx.Tracer):
         if kind != "output":
             values = tuple(self._value(node, batch) for batch in range(len(_BATCHES)))
             if not any(value is _MISSING for value in values):
-                self.values[node] = values  # type: ignore[assignment]
+                self.values[node] = values
         return node
 
     def _value(self, node: fx.Node, batch: int) -> Any:

@@ -62,6 +62,21 @@ def test_a_bundle_holds_all_that_the_page_of_its_nouns_says(made: Path) -> None:
     assert metrics.parity["ok"] is True
 
 
+def test_a_head_that_is_named_is_checked_trained_alone_and_remembered(work: Path) -> None:
+    given = [
+        "finetune", "--model", "runs/net", "--trust", OWN, "--epochs", "1", "--freeze", "backbone",
+    ]  # fmt: skip
+    assert main([*given, "--head", "9", "--out", "runs/headed"]) == 0
+    before, after = (
+        load_network(Bundle.open(work / "runs" / name), OWN) for name in ("net", "headed")
+    )
+    assert (before.spec.head, after.spec.head) == (None, "9")
+    old = before.model.state_dict()
+    moved = {n for n, t in after.model.state_dict().items() if not (t == old[n]).all()}
+    assert moved == {"9.weight", "9.bias"}
+    assert main([*given, "--head", "0", "--out", "runs/other"]) == 2
+
+
 def test_the_golden_outputs_are_what_the_file_computes(made: Path) -> None:
     from vcompress.bench.runtimes import open_session
 
