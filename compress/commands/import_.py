@@ -18,8 +18,8 @@ class Command:
     model: str
     """Alias, torchvision name, timm:NAME, hf:FOLDER or module:factory."""
     weights: str
-    """Checkpoint: state_dict, torchvision, timm, Lightning, DataParallel, or .safetensors; or the
-    word default for the weights in the folder of hf:FOLDER."""
+    """Checkpoint: state_dict, torchvision, timm, Lightning or DataParallel, or .safetensors; with
+    hf:FOLDER also default: the weights in the folder."""
     labels: Path | None = None
     """Text file, one class a line, in the order of the outputs."""
     out: Path | None = None
