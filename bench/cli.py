@@ -52,9 +52,11 @@ def parser() -> argparse.ArgumentParser:
 
     g = p.add_argument_group("accuracy")
     g.add_argument("--data", help="digits, a folder (class folders, or labels.csv or targets.csv), "
-                   "torchvision:NAME; by default the held-out images that the "
-                   "bundle records")  # fmt: skip
-    g.add_argument("--data-root", help="where torchvision's data lies")
+                   "torchvision:NAME, your own module:factory; by default the held-out images "
+                   "that the bundle records")  # fmt: skip
+    g.add_argument("--data-root", help="where torchvision's data lies; own code is told it too")
+    g.add_argument("--trust", metavar="MODULE:FACTORY",
+                   help="your own code that a bundle may run; several with commas")  # fmt: skip
     g.add_argument("--task", metavar="NAME",
                    help="what the model is for: "
                    f"{', '.join(TABLE)}; default: the bundle's, else classification")  # fmt: skip

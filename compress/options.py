@@ -21,9 +21,10 @@ class Options:
     classification."""
     data: str | None = None
     """Data set: digits, a folder (of class folders; for multilabel with labels.csv, for regression
-    with targets.csv), or torchvision:NAME. Default: what the bundle was made with, else digits."""
+    with targets.csv), torchvision:NAME, or your own module:factory. Default: what the bundle was
+    made with, else digits."""
     data_root: str | None = None
-    """Folder where the files of torchvision:NAME are, or shall go."""
+    """Folder where the files of torchvision:NAME are, or shall go; own code is told it too."""
     image_size: int | None = None
     """Side of the network's square input, pixels. Default: the bundle's, else by the data."""
     preprocess: str | None = None
@@ -50,7 +51,8 @@ class Options:
     weights_licence: str | None = None
     """Licence of the weights: the same. Default: what the bundle says, else unknown."""
     trust: str | None = None
-    """Name of your own module:factory that a bundle may run when it is loaded."""
+    """Names of your own module:factory, with commas between several, that a bundle may run when
+    its network or its data are loaded."""
     seed: Annotated[int, at_least(0)] = 0
     """Random seed for the split, the weights, the order and the augmentation, 0 or more."""
     resume: bool = False

@@ -191,6 +191,15 @@ def _distinct_roundings(traced: torch.export.ExportedProgram) -> int:
     return len({of[n] for n in _roundings(traced)})
 
 
+def _forget_the_machine(proto: onnx.ModelProto) -> None:
+    """Remove what the exporter notes about the source of every node: stack traces with the paths of
+    this machine, in a small file as many bytes as the weights."""
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output,
+                 *graph.initializer, *proto.functions):  # fmt: skip
+        del part.metadata_props[:]
+
+
 def _count(proto: onnx.ModelProto, operator: str) -> int:
     return sum(n.op_type == operator for n in proto.graph.node)
 
@@ -220,6 +229,7 @@ def export(
     proto, traced = _to_proto(model, example, dynamic_batch, opset or OPSET)
     before = len(_roundings(traced))
     rewrite(proto)
+    _forget_the_machine(proto)
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
     after = _count(proto, "DequantizeLinear")

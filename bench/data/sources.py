@@ -183,12 +183,17 @@ def _torchvision(source: str, root: str | None, seed: int) -> Dataset:
             ) from None
         return opened
 
-    width, height = image(0).size
-    small = max(width, height) <= 64
-    preprocess = Preprocess(size=(max(height, 32), max(width, 32))) if small else IMAGENET
     return Dataset(
-        source, classes, labels, splits, fingerprint(digest, splits), image, preprocess, root, seed
-    )
+        source, classes, labels, splits, fingerprint(digest, splits), image,
+        usual_preprocess(image(0)), root, seed,
+    )  # fmt: skip
+
+
+def usual_preprocess(image: Image.Image) -> Preprocess:
+    """For a set of images like this one: small ones keep their size, others are as ImageNet's."""
+    width, height = image.size
+    small = max(width, height) <= 64
+    return Preprocess(size=(max(height, 32), max(width, 32))) if small else IMAGENET
 
 
 def _open_torchvision(datasets: Any, name: str, root: str, held_out: bool) -> Any:

@@ -24,6 +24,7 @@ class Options:
     optimize: bool = True
     data: str | None = None
     data_root: str | None = None
+    trust: str | None = None
     task: str | None = None
     split: str = "test"
     limit: int | None = None
@@ -52,7 +53,7 @@ class Options:
         """The options of this runtime; one that another runtime has raises `UserError`."""
         from ..errors import UserError
 
-        asked = {
+        asked: dict[str, dict[str, object]] = {
             "onnxruntime": {"io_binding": self.io_binding, "optimize": self.optimize},
             "tensorrt": {"cuda_graph": self.cuda_graph},
             "torch": {"compile": self.compile},
@@ -63,4 +64,6 @@ class Options:
                 if value != defaults[name] and owner != runtime:
                     flag = "no-optimize" if name == "optimize" else name.replace("_", "-")
                     raise UserError(f"--{flag} belongs to {owner}; this model runs in {runtime}.")
-        return dict(asked.get(runtime, {}))
+        found = dict(asked.get(runtime, {}))
+        # The data may be of own code too, so it is no option of torch alone.
+        return found | {"trust": self.trust} if runtime == "torch" else found

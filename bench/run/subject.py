@@ -14,7 +14,8 @@ from ..bundle import IMAGENET, MODEL, Bundle, Preprocess, find_bundle, is_bundle
 from ..config import from_mapping
 from ..data.dataset import Dataset
 from ..errors import UserError
-from ..tasks import CLASSIFICATION, open_dataset
+from ..own_code import is_own_data
+from ..tasks import CLASSIFICATION, open_dataset, open_recorded
 from ..timing import inputs as feeds
 from ..timing.inputs import Feed
 
@@ -135,11 +136,10 @@ def images_for(options: Options, found: Sequence[Subject]) -> tuple[Images | Non
     if bundle is None or not bundle.data or not bundle.data.get("source") or not options.accuracy:
         return None, []
     try:
-        dataset = open_dataset(
-            bundle.data["source"], bundle.data.get("root"), int(bundle.data.get("seed", 0)),
-            bundle.data.get("on_bad_image", "fail"), task,
-        )  # fmt: skip
+        dataset = open_recorded(bundle.data, task, options.trust, str(bundle.path))
     except UserError as error:
+        if is_own_data(bundle.data["source"]):
+            return None, [f"no accuracy: {error}"]
         return None, [f"no accuracy: the data that the bundle records is not here ({error})"]
     if bundle.data.get("fingerprint") not in (None, dataset.fingerprint):
         return None, [

@@ -33,9 +33,11 @@ def library() -> Any:
 
 
 def open_session(
-    path: Path, *, device: str = "cpu", threads: int | None = None, compile: bool = False
-) -> TorchSession:
-    """Rebuild a bundle as a module. `threads` is torch.set_num_threads, for the whole process."""
+    path: Path, *, device: str = "cpu", threads: int | None = None, compile: bool = False,
+    trust: str | None = None,
+) -> TorchSession:  # fmt: skip
+    """Rebuild a bundle as a module. `threads` is torch.set_num_threads, for the whole process;
+    `trust` names the user's own code that the bundle may run."""
     torch = library()
     try:
         store = import_module(STORE)
@@ -52,7 +54,8 @@ def open_session(
     if threads is not None:
         torch.set_num_threads(threads)
     bundle = Bundle.open(path)
-    return TorchSession(torch, path, bundle, store.load_network(bundle).model, device, compile)
+    model = store.load_network(bundle, trust).model
+    return TorchSession(torch, path, bundle, model, device, compile)
 
 
 class TorchSession(Session):

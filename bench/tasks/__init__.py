@@ -6,11 +6,13 @@ is imported before a task is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, nearest
+from ..own_code import check_trusted, is_own_data
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset, OnBadImage
@@ -49,7 +51,8 @@ def open_dataset(
     """The images and targets of `source`, as `task` takes them.
 
     Args:
-        source: `digits`, a folder, or what else the task knows.
+        source: `digits`, a folder, what else the task knows, or the user's own `module:factory`,
+            which is run.
         root: where the files of a library's data set are, or shall go.
         seed: fixes the splits.
 
@@ -58,3 +61,22 @@ def open_dataset(
         EnvironmentLacks: a package or a download is missing.
     """
     return replace(load(task).open(source, root, seed), on_bad_image=on_bad_image, task=task)
+
+
+def open_recorded(record: Mapping[str, Any], task: str, trust: str | None, where: str) -> Dataset:
+    """The images and targets that a bundle records, which may have changed since.
+
+    Args:
+        trust: the names of own code that the user allows to be run.
+        where: names the bundle in messages.
+
+    Raises:
+        UserError: as `open_dataset`, or the record names code that is not trusted.
+    """
+    source = record["source"]
+    if is_own_data(source):
+        check_trusted(source, trust, f"{where}: its data are made by your own code")
+    return open_dataset(
+        source, record.get("root"), int(record.get("seed", 0)),
+        record.get("on_bad_image", "fail"), task,
+    )  # fmt: skip

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import stats
-from ..data import sources
+from ..data import own, own_targets, sources
 from ..data.dataset import Dataset
 from ..errors import UserError
+from ..own_code import is_own_data
 from .metrics import metric
 from .task import (
     Agreement,
@@ -111,7 +112,9 @@ class Classification:
     prepare = staticmethod(whole_image)
 
     def open(self, source: str, root: str | None, seed: int) -> Dataset:
-        """`digits`, a folder of class folders, or `torchvision:NAME` with `root`."""
+        """`digits`, a folder of class folders, `torchvision:NAME` with `root`, or own code."""
+        if is_own_data(source):
+            return own.open_own(source, root, seed, own_targets.class_targets)
         return sources.open_classes(source, root, seed)
 
     def evaluator(self, names: Sequence[str] | None, model: str = "the model") -> _Evaluator:

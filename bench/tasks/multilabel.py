@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import stats
-from ..data import composed, tables
+from ..data import composed, own, own_targets, tables
 from ..data.dataset import Dataset
 from ..errors import UserError
+from ..own_code import is_own_data
 from .metrics import metric
 from .task import (
     Agreement,
@@ -151,7 +152,9 @@ class MultiLabel:
 
     def open(self, source: str, root: str | None, seed: int) -> Dataset:
         """`digits` (which of them stand in a picture of several), or a folder with `labels.csv`
-        (columns image and labels) or `labels.jsonl`."""
+        (columns image and labels) or `labels.jsonl`, or own code."""
+        if is_own_data(source):
+            return own.open_own(source, root, seed, own_targets.label_targets)
         if source == "digits":
             return composed.several_digits(seed)
         return tables.labels_dataset(source, seed)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import stats
-from ..data import composed, tables
+from ..data import composed, own, own_targets, tables
 from ..data.dataset import Dataset
 from ..errors import UserError
+from ..own_code import is_own_data
 from .metrics import metric
 from .task import (
     Agreement,
@@ -111,7 +112,9 @@ class Regression:
 
     def open(self, source: str, root: str | None, seed: int) -> Dataset:
         """`digits` (the number that two of them form), or a folder with `targets.csv` (columns
-        image and one for each number)."""
+        image and one for each number), or own code."""
+        if is_own_data(source):
+            return own.open_own(source, root, seed, own_targets.number_targets)
         return (
             composed.two_digits(seed)
             if source == "digits"

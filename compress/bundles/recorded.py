@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vcompress.bench import tasks
 from vcompress.bench.bundle import Bundle, InputSpec, Preprocess
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
-from vcompress.bench.tasks import open_dataset
 
 from ..data.loader import Data
 
@@ -28,19 +28,19 @@ def noise(count: int, preprocess: Preprocess) -> Tensor:
     return torch.randn(count, *InputSpec.of(preprocess).shape, generator=generator)
 
 
-def open_recorded(bundle: Bundle) -> Dataset | None:
+def open_recorded(bundle: Bundle, trust: str | None) -> Dataset | None:
     """The data that the bundle was made with; None where it records none.
 
+    Args:
+        trust: the names of own code that the user allows to be run.
+
     Raises:
-        UserError: the images have changed since.
+        UserError: the images have changed since, or the record names code that is not trusted.
     """
     record = bundle.data
     if record is None:
         return None
-    dataset = open_dataset(
-        record["source"], record.get("root"), record.get("seed", 0),
-        record.get("on_bad_image", "fail"), bundle.task,
-    )  # fmt: skip
+    dataset = tasks.open_recorded(record, bundle.task, trust, str(bundle.path))
     if dataset.fingerprint != record["fingerprint"]:
         raise UserError(
             f"{record['source']}: the images have changed since {bundle.path} was written, so its "

@@ -6,6 +6,7 @@ The architecture is the name of a factory, what pruning changed in it, and where
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ def save_network(network: Network, folder: Path) -> None:
         raise UserError(
             f"{WEIGHTS} could not be written ({error}). Make room and retry."
         ) from error
+    shutil.copymode(folder / ARCHITECTURE, folder / WEIGHTS)  # safetensors keeps it to its owner
 
 
 def load_network(bundle: Bundle, trusted_factory: str | None = None) -> Network:

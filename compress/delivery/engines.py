@@ -109,11 +109,11 @@ def _source(
     if wanted == holds:
         return Source(bundle.file(MODEL), MODEL, {})
     if wanted == "fp8":
-        return _float8(bundle, work)
+        return _float8(bundle, work, trusted_factory)
     from ..data.loader import Data
 
     network = load_network(bundle, trusted_factory)
-    dataset = open_recorded(bundle)
+    dataset = open_recorded(bundle, trusted_factory)
     file = work / f"model.{_file_name(wanted)}.onnx"
     log.info("casting the network to %s and checking it", wanted)
     half: Any = wanted.rpartition("+")[2]
@@ -133,7 +133,7 @@ def _source(
     return Source(file, f"{FOLDER}/{file.name}", facts)
 
 
-def _float8(bundle: Bundle, work: Path) -> Source:
+def _float8(bundle: Bundle, work: Path, trusted_factory: str | None) -> Source:
     """The quantised file with FP8 in the place of int8 and float16 around it.
 
     ONNX Runtime 1.31 fuses FP8 pairs into int8 operators that do not take them, so the file is
@@ -147,7 +147,7 @@ def _float8(bundle: Bundle, work: Path) -> Source:
     shutil.copyfile(bundle.file(MODEL), file)
     converted = float8.convert_file(file)
     cast = precision_of_file.convert_file(file, "fp16")
-    dataset = open_recorded(bundle)
+    dataset = open_recorded(bundle, trusted_factory)
     images = parity_images(dataset, bundle.preprocess).numpy()
     int8, fp8 = (
         parity.run_onnx(path, images, optimised=False)[0] for path in (bundle.file(MODEL), file)

@@ -24,7 +24,7 @@ from ..models.foreign import infer_classes, load_into
 from ..models.head import heads
 from ..options import Options
 from ..pipeline.finish import finish
-from ..pipeline.resolve import choose_preprocess, free_name, short_name
+from ..pipeline.resolve import check_trains, choose_preprocess, free_name, short_name
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ def import_checkpoint(
     dataset = None
     if options.data:
         dataset = open_dataset(options.data, options.data_root, options.seed, task=task)
+        check_trains(dataset)
     theirs = huggingface.preprocess(name)
     usual = dataset.default_preprocess if dataset else IMAGENET
     preprocess = choose_preprocess(options, theirs or usual)

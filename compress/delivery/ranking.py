@@ -28,7 +28,7 @@ def rank_layers(
         UserError: a bundle that is quantised already or records no data.
     """
     bundle = Bundle.open(path)
-    dataset = open_recorded(bundle)
+    dataset = open_recorded(bundle, trusted_factory)
     if dataset is None:
         raise UserError(f"{path}: the bundle records no data to calibrate and score with.")
     model = load_network(bundle, trusted_factory).model

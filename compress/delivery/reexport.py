@@ -32,7 +32,7 @@ def export_bundle(path: Path, opset: int | None, trusted_factory: str | None) ->
     *before, last = bundle.history
     return finish(
         network, path, last, before, labels=bundle.labels, preprocess=bundle.preprocess,
-        dataset=open_recorded(bundle), task=bundle.task, opset=opset,
+        dataset=open_recorded(bundle, trusted_factory), task=bundle.task, opset=opset,
         section=report_section(bundle),
     )  # fmt: skip
 
@@ -52,7 +52,7 @@ def export_file(
     if options is not None:
         options.check_task(bundle.task)
     network = load_network(bundle, trusted_factory)
-    dataset = open_recorded(bundle)
+    dataset = open_recorded(bundle, trusted_factory)
     images = parity_images(dataset, bundle.preprocess)
     out.parent.mkdir(parents=True, exist_ok=True)
     notes: tuple[str, ...] = ()

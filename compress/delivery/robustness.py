@@ -37,7 +37,7 @@ def measure_bundles(
             raise UserError(f"{found.path}: the bundle records no data to measure on.")
     for found in opened:
         log.info("measuring the robustness of %s", found.path)
-        dataset = open_recorded(found)
+        dataset = open_recorded(found, trusted_factory)
         assert dataset is not None
         model = load_network(found, trusted_factory).model
         data = Data(dataset, found.preprocess)

@@ -4,11 +4,9 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.config import from_mapping
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
+from vcompress.bench.own_code import check_trusted, import_own
 
 from . import huggingface
 from .head import note_head, of_classes, with_outputs
@@ -78,11 +77,9 @@ def spec_from_json(data: Any, where: str, trusted_factory: str | None = None) ->
         UserError: anything else.
     """
     spec = from_mapping(_SpecJson, data, where)
-    if _is_factory(spec.name) and spec.name != trusted_factory:
-        raise UserError(
-            f"{where}: this bundle is built by your own factory {spec.name!r}. Loading runs that "
-            f"code; if you trust it, give --trust {spec.name}."
-        )
+    if _is_factory(spec.name):
+        what = f"{where}: this bundle is built by your own factory"
+        check_trusted(spec.name, trusted_factory, what)
     if spec.name.startswith(huggingface.PREFIX):
         return _hf_spec_from_json(spec, where)
     if odd := set(spec.kwargs) - _SAFE_KWARGS:
@@ -252,7 +249,7 @@ def _factory(name: str) -> Any:
     if name.startswith("timm:"):
         return _timm_factory(name[len("timm:") :])
     if _is_factory(name):
-        return _own_factory(name)
+        return import_own(name)
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -302,27 +299,6 @@ def _takes_size(name: str, side: int) -> bool:
     except Exception:  # it takes a size, but not this one: `build` says why
         return True
     return True
-
-
-def _own_factory(name: str) -> Any:
-    module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in module_name.split(".")):
-        raise UserError(f"{name}: {module_name!r} is not a module's name. Give module:factory.")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"{name}: the module {module_name!r} cannot be imported from {here} ({error})."
-        ) from None
-    factory = getattr(module, attribute, None)
-    if not callable(factory) or inspect.isbuiltin(factory):
-        raise UserError(
-            f"{name}: {module_name} has no function {attribute!r}.{nearest(attribute, dir(module))}"
-        )
-    return factory
 
 
 def _pretrained(spec: ModelSpec) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def finish(
             latency=latency(file, images, runtime) if runs else None,
             parity=plain(asdict(proof)),
             parity_openvino=plain(openvino_parity(network.model, file, images, runtime, task)),
-            export=plain(asdict(exported)),
+            export=plain({**asdict(exported), "path": MODEL}),
             sparsity=sparsity_of(network.model, file),
         )
         if robustness and data and runs:

@@ -170,5 +170,7 @@ def run_recipe(
         done[step.name] = run_stage(step.stage, step.config, given, out / step.name, options)
     bundles = list(done.values())
     if process_state().is_main_process:
-        write_side_by_side(bundles[0], bundles[-1], out / "report.html")
+        # What the recipe names was run already.
+        trust = ",".join(filter(None, (options.trust, options.data))) or None
+        write_side_by_side(bundles[0], bundles[-1], out / "report.html", trust)
     return bundles[-1], out / "report.html"

@@ -14,6 +14,7 @@ from torch import nn
 
 from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess, is_bundle
 from vcompress.bench.config import from_mapping
+from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
 from vcompress.bench.tasks import CLASSIFICATION, open_dataset
 
@@ -45,7 +46,7 @@ def open_data(options: Options, opened: list[Bundle], names: Iterable[str] = ())
     task = task_of(options, opened)
     recorded = next((b for b in reversed(opened) if b.data is not None), None)
     if options.data is None and recorded is not None:
-        dataset = open_recorded(recorded)
+        dataset = open_recorded(recorded, options.trust)
         assert dataset is not None
         if options.on_bad_image == "skip":
             dataset = replace(dataset, on_bad_image="skip")
@@ -53,6 +54,7 @@ def open_data(options: Options, opened: list[Bundle], names: Iterable[str] = ())
         dataset = open_dataset(
             options.data or "digits", options.data_root, options.seed, options.on_bad_image, task
         )
+    check_trains(dataset)
     theirs = next(filter(None, map(huggingface.preprocess, names)), dataset.default_preprocess)
     given = next((b.preprocess for b in reversed(opened)), theirs)
     return Data(
@@ -62,6 +64,16 @@ def open_data(options: Options, opened: list[Bundle], names: Iterable[str] = ())
         options.seed,
         erase=options.erase,
     )
+
+
+def check_trains(dataset: Dataset) -> None:
+    """Raise a UserError where there are images to measure on alone, as own code may give them."""
+    for name in ("train", "val"):
+        if not len(dataset.splits[name]):
+            raise UserError(
+                f"{dataset.source} has no {name} images, and is good for vbench alone. Return "
+                f"train as well; val is taken from it."
+            )
 
 
 def task_of(options: Options, opened: list[Bundle]) -> str:

@@ -18,16 +18,16 @@ from ..reporting.page import summary, write_report
 log = logging.getLogger(__name__)
 
 
-def write_side_by_side(first: Bundle, last: Bundle, report: Path) -> None:
+def write_side_by_side(first: Bundle, last: Bundle, report: Path, trust: str | None = None) -> None:
     """Interleave both files on one thread, log what it says in a sentence, write the page.
 
-    The numbers stand beside the page as JSON.
+    The numbers stand beside the page as JSON. `trust` names the own code that may be run.
     """
     comparison = None
     if first.path != last.path:
         log.info("measuring %s and %s side by side", first.path, last.path)
         files = first.file(MODEL), last.file(MODEL)
-        dataset = open_recorded(last)
+        dataset = open_recorded(last, trust)
         # Both in the runtime of the last one: the float file runs there too.
         _, metrics = measured(last.history)[-1]
         runtime = metrics.latency.runtime if metrics.latency is not None else "onnxruntime"

@@ -65,6 +65,24 @@ def test_a_float_network_is_written_with_its_batch_norms_folded(
     assert found.plain.top1_agreement == 1.0
 
 
+def test_the_file_says_nothing_about_the_machine_that_wrote_it(
+    small: nn.Module, deployed: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [str(Path(__file__).parent), str(Path(torch.__file__).parent),
+              str(Path(to_onnx.__file__).parent), str(tmp_path)]  # fmt: skip
+    for model in (small, deployed):
+        export(model, tmp_path / "m.onnx", SPEC, metadata={"made_by": "a test"})
+        content = (tmp_path / "m.onnx").read_bytes()
+        for text in (*places, "stack_trace", "pkg.torch", ".py"):
+            assert text.encode() not in content, text
+    with monkeypatch.context() as patch:
+        patch.setattr(to_onnx, "_forget_the_machine", lambda proto: None)
+        export(deployed, tmp_path / "talks.onnx", SPEC, metadata={"made_by": "a test"})
+    talks = (tmp_path / "talks.onnx").read_bytes()
+    assert b"to_onnx.py" in talks and b"stack_trace" in talks
+    assert len(content) < 0.6 * len(talks)
+
+
 def test_the_batch_is_dynamic_and_the_names_are_fixed(small: nn.Module, tmp_path: Path) -> None:
     export(small, tmp_path / "m.onnx", SPEC, metadata={})
     proto = onnx.load(str(tmp_path / "m.onnx"))

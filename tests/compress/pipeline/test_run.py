@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vcompress.bench.bundle import IMAGENET, Bundle, InputSpec, Preprocess
-from vcompress.bench.bundle.history import read, to_json
+from vcompress.bench.bundle.history import measured, read, to_json
 from vcompress.bench.errors import UserError
 from vcompress.compress import stages
 from vcompress.compress.bundles.store import load_network
@@ -75,6 +76,14 @@ def test_a_head_that_is_named_is_checked_trained_alone_and_remembered(work: Path
     moved = {n for n, t in after.model.state_dict().items() if not (t == old[n]).all()}
     assert moved == {"9.weight", "9.bias"}
     assert main([*given, "--head", "0", "--out", "runs/other"]) == 2
+
+
+def test_files_are_all_readable_alike_and_none_is_recorded_where_it_was_made(made: Path) -> None:
+    folder = made / "runs" / "net"
+    assert len({stat.S_IMODE(p.stat().st_mode) for p in folder.iterdir()}) == 1
+    ((_, metrics),) = measured(Bundle.open(folder).history)
+    assert metrics.export is not None and metrics.export["path"] == "model.onnx"
+    assert ".writing" not in (folder / "manifest.json").read_text()
 
 
 def test_the_golden_outputs_are_what_the_file_computes(made: Path) -> None:

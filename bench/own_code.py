@@ -1,0 +1,118 @@
+"""Code of the user's own: `module:function`, imported from the working folder.
+
+What the user names on a command line is run. What a bundle names is code from elsewhere: it is run
+only where the user names it too, with `--trust module:function`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError, nearest
+
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def is_own_data(source: str) -> bool:
+    """Whether a source of data has the form `module:function`; nothing is imported."""
+    return _NAME.fullmatch(source) is not None and not source.startswith("torchvision:")
+
+
+def check_trusted(name: str, trust: str | None, what: str) -> None:
+    """Raise a UserError where `name` is none of the names in `trust`, which commas separate.
+
+    Args:
+        what: names the bundle and what the code is of, as the beginning of a sentence.
+    """
+    given = [] if trust is None else [part.strip() for part in trust.split(",")]
+    if name not in given:
+        more = ", with a comma between several" if given else ""
+        raise UserError(
+            f"{what} {name!r}. Loading runs that code; if you trust it, give --trust {name}{more}."
+        )
+
+
+def import_own(name: str) -> Callable[..., Any]:
+    """The function of `module:function`.
+
+    Raises:
+        UserError: no such module or function, or a module that cannot be run.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise UserError(f"{name}: {module_name!r} is not a module's name. Give module:factory.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        hint = ""
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            hint = nearest(module_name, ["torchvision", *_modules(Path(here))])
+        raise UserError(
+            f"{name}: the module {module_name!r} cannot be imported from {here} ({error}).{hint}"
+        ) from None
+    except Exception as error:
+        raise UserError(
+            f"{name}: the module {module_name!r} cannot be imported from {here} "
+            f"({raised(error, name)})."
+        ) from None
+    function: Callable[..., Any] | None = getattr(module, attribute, None)
+    if not callable(function) or inspect.isbuiltin(function):
+        raise UserError(
+            f"{name}: {module_name} has no function {attribute!r}.{nearest(attribute, dir(module))}"
+        )
+    return function
+
+
+def raised(error: Exception, name: str) -> str:
+    """What the code of `module:function` raised and at which of its own lines: the innermost one
+    beside that module.
+
+    `ValueError: no images (mine.py, line 7: raise ValueError("no images"))`.
+    """
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename:
+        text = (error.text or "").strip()
+        return f"{type(error).__name__}: {error.msg} ({_at(error.filename, error.lineno, text)})"
+    ours = Path(__file__).parent.parent
+    folder = _folder(name)
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if (path := Path(frame.filename)).is_relative_to(folder)
+        and "site-packages" not in path.parts
+        and not any(path.is_relative_to(ours / room) for room in ("bench", "compress", "export"))
+    ]
+    if not own:
+        return said
+    return f"{said} ({_at(own[-1].filename, own[-1].lineno, own[-1].line or '')})"
+
+
+def _folder(name: str) -> Path:
+    """Where the outermost package of `module:function` lies; the working folder before it does."""
+    file = getattr(sys.modules.get(name.partition(":")[0].partition(".")[0]), "__file__", None)
+    if file is None:
+        return Path.cwd()
+    return Path(file).parents[1 if Path(file).stem == "__init__" else 0]
+
+
+def _at(file: str, line: int | None, text: str) -> str:
+    return f"{Path(file).name}, line {line}{f': {text}' if text else ''}"
+
+
+def _modules(folder: Path) -> list[str]:
+    """What could be imported from `folder`."""
+    return [
+        path.stem
+        for path in folder.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    ]
