@@ -1,8 +1,8 @@
 """What a network is for: the contract of a task's numpy half, which goes to the device.
 
-A task is one file here and one in `compress/tasks/`, with a line in each table. Everything between
-the images of a data set and the number that a gate looks at goes through it: how images and targets
-are opened and prepared, how the network's outputs are read, scored, compared and agreed upon.
+A task is one file here and one in `compress/tasks/`. Everything between the images of a data set and
+the number that a gate looks at goes through it: images and targets are opened and prepared, the
+network's outputs are read, scored and compared.
 """
 
 from __future__ import annotations

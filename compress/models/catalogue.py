@@ -163,7 +163,7 @@ def build(spec: ModelSpec, weights: str | None = None) -> nn.Module:
     if weights == "default":
         _load_matching(model, _pretrained(spec), paths)
     elif weights is not None:
-        from .foreign import load_into
+        from .checkpoints import load_into
 
         load_into(model, Path(weights), heads=paths)
     return model
