@@ -1,4 +1,4 @@
-"""What a student is taught with: teachers, losses with weights, and what is trained beside it."""
+"""The distillation loss: teachers, weighted terms, projections trained beside the student."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ class TaughtLoss(nn.Module):
 
     @torch.no_grad()
     def _average_logits(self, images: Tensor) -> Tensor:
-        """Of the student's average, brought up to date first; a young average forgets faster."""
+        """Outputs of the averaged student, updated first; a young average forgets faster."""
         self.updates += 1
         count = float(self.updates)
         share = 1 - min(self.self_decay, (1 + count) / (10 + count))

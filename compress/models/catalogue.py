@@ -1,4 +1,4 @@
-"""Which network: an alias, a name of torchvision, `timm:NAME`, `hf:NAME`, or the user's own
+"""Networks by name: an alias, a name of torchvision, `timm:NAME`, `hf:NAME`, or the user's own
 `module:factory`.
 """
 

@@ -1,4 +1,4 @@
-"""Distil a teacher into a student: the student learns what the teacher makes of the images."""
+"""Distil a teacher into a student, which learns the teacher's outputs or features."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def _teachers(config: Config, context: Context) -> list[Teacher]:
 
 
 def _logits(teacher: Teacher, data: Data) -> Any:
-    """Of one image."""
+    """A teacher's outputs for one image."""
     import torch
 
     teacher.model.eval()
@@ -262,7 +262,7 @@ def _weight(teacher: Teacher, data: Data, task: TrainingTask, batch_size: int) -
 
 
 def _digest(teacher: Teacher) -> str:
-    """Of the weights and of the layers that they are in."""
+    """A hash of the weights and of the layers that they are in."""
     import hashlib
 
     from ..training.identity import digest

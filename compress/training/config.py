@@ -1,4 +1,4 @@
-"""How to train, and what a stage is given besides the model: free of heavy imports."""
+"""Options of training, and the context of a stage; free of heavy imports."""
 
 from __future__ import annotations
 
