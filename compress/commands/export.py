@@ -18,8 +18,8 @@ class Command:
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
     """Bundle whose model.onnx and metrics, or engines, are replaced."""
     to: tuple[Literal["onnx", "tensorrt", "tensorrt-rtx", "triton"], ...] = ("onnx",)
-    """Formats to make, one or more. tensorrt builds for the GPU of this machine, tensorrt-rtx for those
-    in --sm; triton writes a model repository to --out."""
+    """Formats to make, one or more. tensorrt builds for the GPU of this machine, tensorrt-rtx for
+    those in --sm; triton writes a model repository to --out."""
     opset: int | None = None
     """Number of the ONNX operator set. Default: the exporter's."""
     out: Path | None = None
