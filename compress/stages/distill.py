@@ -103,7 +103,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     from ..data.unlabelled import has_label, with_unlabelled
     from ..distillation.features import captured
-    from ..distillation.teaching import TaughtLoss, live
+    from ..distillation.teaching import Lesson, LossOptions, TaughtLoss, live
     from ..models.cost import count_parameters
     from ..tasks import training_task
     from ..training.loop import fit
@@ -156,12 +156,15 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         students = stack.enter_context(
             captured(model, sorted({n for p in pairs for n in _names(p, "student")}))
         )
+        options = LossOptions(
+            terms=terms, alpha=config.alpha, temperature=config.temperature,
+            label_smoothing=config.label_smoothing, ensemble=config.ensemble,
+            self_decay=config.self_decay,
+        )  # fmt: skip
+        lesson = Lesson(student=model, teachers=teachers, ask=ask, pairs=pairs, seen=students)
         loss = TaughtLoss(
-            task, terms, ask, teachers, pairs, model, students, alpha=config.alpha,
-            temperature=config.temperature, label_smoothing=config.label_smoothing,
-            how=config.ensemble, labelled=labelled, self_decay=config.self_decay,
-            seed=context.seed, view=lambda epoch: epoch % count,
-            identity={"teachers": digests, "labelled": labelled},
+            task, options, lesson, labelled=labelled, seed=context.seed,
+            view=lambda epoch: epoch % count, identity={"teachers": digests, "labelled": labelled},
         )  # fmt: skip
         trained = fit(model, config, replace(context, data=training), loss, name="distill")
     return Outcome(model, {**trained, **facts}, _explained(model, teachers, context))
