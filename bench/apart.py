@@ -1,7 +1,7 @@
 """One question to a fresh process of this package: JSON in, marked lines of JSON out.
 
-A file from elsewhere can crash a library, keep it busy without end or take all memory. It does so
-in that process, and here it becomes one message.
+A file from elsewhere can crash a library, run without end or take all memory. It does so in the
+other process; here that becomes one message.
 """
 
 from __future__ import annotations

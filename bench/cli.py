@@ -1,4 +1,4 @@
-"""The command vbench. It imports nothing heavy, so that its help is there at once."""
+"""The command vbench. It imports nothing heavy, so its help appears at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ examples:
   vbench model.onnx --baseline result.json --gate gate.toml --junit report.xml
   vbench selftest                          is this machine quiet enough to measure on?
 
-exit status: 0 it holds, 1 a gate failed, 2 usage or bad input, 3 inconclusive,
+exit status: 0 the limits hold, 1 a gate failed, 2 usage or bad input, 3 inconclusive,
 4 this machine cannot do what was asked
 """
 
@@ -32,68 +32,102 @@ def parser() -> argparse.ArgumentParser:
         "accuracy on the same file, and a verdict on two.",
     )  # fmt: skip
     p.add_argument("models", nargs="+", type=Path, metavar="MODEL",
-                   help=".onnx, .engine, a bundle; two are compared; or: selftest")  # fmt: skip
+                   help="file (.onnx, .engine) or bundle; of two the second is compared with the "
+                   "first; selftest measures the machine")  # fmt: skip
 
     g = p.add_argument_group("what runs it")
-    g.add_argument("--runtime", help="by default the one for the file's ending")
-    g.add_argument("--device", help="cpu, cuda, tensorrt...; never replaced by another")
-    g.add_argument("--threads", type=int, metavar="N", help="by default the runtime's own choice")
-    g.add_argument("--batch", type=_ints, default=(1,), metavar="N[,N...]", help="several: a sweep")
-    g.add_argument("--shape", type=_shape, action="append", default=[], metavar="NAME=1x3x224x224")
-    g.add_argument("--inputs", type=Path, metavar="FILE.npz", help="arrays by input name")
+    g.add_argument("--runtime", metavar="NAME",
+                   help="runtime; default: the one for the file's ending, or for the bundle's "
+                   "target")  # fmt: skip
+    g.add_argument("--device", metavar="NAME",
+                   help="device, such as cpu, cuda or tensorrt; no other one stands "
+                   "in for it")  # fmt: skip
+    g.add_argument("--threads", type=int, metavar="N",
+                   help="number of threads, 1 or more; default: the runtime's choice")  # fmt: skip
+    g.add_argument("--batch", type=_ints, default=(1,), metavar="N[,N...]",
+                   help="images in a call, 1 or more; several numbers make a "
+                   "sweep; default: 1")  # fmt: skip
+    g.add_argument("--shape", type=_shape, action="append", default=[], metavar="NAME=1x3x224x224",
+                   help="shape of an input whose dimensions are free")  # fmt: skip
+    g.add_argument("--inputs", type=Path, metavar="FILE.npz", help="arrays by the input's name")
     g.add_argument("--io-binding", action="store_true", help="keep the arrays on the device")
-    g.add_argument("--cuda-graph", action="store_true", help="TensorRT engines as a CUDA graph")
+    g.add_argument("--cuda-graph", action="store_true",
+                   help="run a TensorRT engine as a CUDA graph")  # fmt: skip
     g.add_argument("--rebuild", action="store_true",
-                   help="an engine of a bundle that does not fit this GPU or TensorRT is built "
-                   "here from the bundle's ONNX file, and kept")  # fmt: skip
-    g.add_argument("--compile", action="store_true", help="PyTorch with torch.compile")
+                   help="build the engine of a bundle again, from its ONNX file, where it does not "
+                   "fit this GPU or TensorRT, and keep it")  # fmt: skip
+    g.add_argument("--compile", action="store_true", help="run PyTorch with torch.compile")
     g.add_argument("--no-optimize", dest="optimize", action="store_false",
-                   help="ONNX Runtime without graph optimisation")  # fmt: skip
+                   help="run ONNX Runtime without graph optimisation")  # fmt: skip
 
     g = p.add_argument_group("accuracy")
-    g.add_argument("--data", help="digits, a folder (class folders, or labels.csv or targets.csv), "
-                   "torchvision:NAME, your own module:factory; by default the held-out images "
-                   "that the bundle records")  # fmt: skip
-    g.add_argument("--data-root", help="where torchvision's data lies; own code is told it too")
+    g.add_argument("--data",
+                   help="data set: digits, a folder (class folders, labels.csv or targets.csv), "
+                   "torchvision:NAME, or your own module:factory; default: the held-out "
+                   "images that the bundle records")  # fmt: skip
+    g.add_argument("--data-root", metavar="DIR",
+                   help="folder of torchvision's files; your own factory is told it")  # fmt: skip
     g.add_argument("--trust", metavar="MODULE:FACTORY",
-                   help="your own code that a bundle may run; several with commas")  # fmt: skip
+                   help="your own code that a bundle may run; several "
+                   "are separated by commas")  # fmt: skip
     g.add_argument("--task", metavar="NAME",
-                   help="what the model is for: "
-                   f"{', '.join(TABLE)}; default: the bundle's, else classification")  # fmt: skip
-    g.add_argument("--split", default="test", help="train, val or test")
-    g.add_argument("--limit", type=int, metavar="N", help="only so many images, spread over all")
-    g.add_argument("--preprocess", metavar="imagenet|JSON", help="where there is no bundle")
-    g.add_argument("--no-accuracy", dest="accuracy", action="store_false")
+                   help=f"task of the model: {', '.join(TABLE)}; default: the bundle's, else "
+                   "classification")  # fmt: skip
+    g.add_argument("--split", default="test",
+                   help="split that is measured on: train, val or test; default: test")  # fmt: skip
+    g.add_argument("--limit", type=int, metavar="N",
+                   help="number of images, spread over the split; default: all")  # fmt: skip
+    g.add_argument("--preprocess", metavar="imagenet|JSON",
+                   help="preprocessing of a model that is in no bundle")  # fmt: skip
+    g.add_argument("--no-accuracy", dest="accuracy", action="store_false",
+                   help="measure no accuracy")  # fmt: skip
 
     g = p.add_argument_group("how to measure")
-    g.add_argument("--seconds", type=float, help="so long, the warm-up apart")
+    g.add_argument("--seconds", type=float, metavar="S",
+                   help="duration of a measurement without its warm-up, seconds; default: 2 to 3, "
+                   "as the interval needs")  # fmt: skip
     g.add_argument("--publish", type=int, nargs="?", const=5, default=0, metavar="N",
-                   help="the protocol in full, in N fresh processes (5)")  # fmt: skip
+                   help="run the full protocol in N fresh processes (5 "
+                   "without a number)")  # fmt: skip
     g.add_argument("--concurrency", type=int, default=0, metavar="N",
-                   help="throughput with N calls in flight, a run of its own")  # fmt: skip
+                   help="number of calls in flight, for a separate run "
+                   "that measures throughput")  # fmt: skip
     g.add_argument("--rate", type=float, default=0.0, metavar="HZ",
-                   help="response times to requests that arrive at random")  # fmt: skip
-    g.add_argument("--profile", action="store_true", help="the ten costliest nodes")
+                   help="requests a second at random times, for a separate run that measures "
+                   "response times")  # fmt: skip
+    g.add_argument("--profile", action="store_true", help="show the ten costliest nodes")
     g.add_argument("--no-cold-start", dest="cold_start", action="store_false",
-                   help="skip the fresh process: no shelter from a file that crashes")  # fmt: skip
-    g.add_argument("--load-timeout", type=float, default=120.0, metavar="S")
-    g.add_argument("--seed", type=int, default=0, help="of random inputs, and of --data's splits")
+                   help="skip the fresh process, which also protects from a "
+                   "file that crashes")  # fmt: skip
+    g.add_argument("--load-timeout", type=float, default=120.0, metavar="S",
+                   help="time limit of loading in the fresh process, "
+                   "seconds; default: 120")  # fmt: skip
+    g.add_argument("--seed", type=int, default=0,
+                   help="random seed for inputs and for the splits of "
+                   "--data; default: 0")  # fmt: skip
 
     g = p.add_argument_group("comparison and gate")
-    g.add_argument("--baseline", type=Path, metavar="JSON", help="a saved result to compare with")
-    g.add_argument("--margin", type=float, default=0.01, help="what counts as the same speed")
-    g.add_argument("--gate", type=Path, metavar="TOML", help="limits to hold; docs/vbench.md")
+    g.add_argument("--baseline", type=Path, metavar="JSON", help="saved result to compare with")
+    g.add_argument("--margin", type=float, default=0.01,
+                   help="difference in speed that counts as none, a "
+                   "share; default: 0.01")  # fmt: skip
+    g.add_argument("--gate", type=Path, metavar="TOML",
+                   help="file of limits that the model must hold; see docs/vbench.md")  # fmt: skip
     g.add_argument("--require", action="append", default=[], metavar="LIMIT",
-                   help="one limit without a file, such as 'latency_ms<=4' or 'top1>=0.97'; may be "
-                   "given several times")  # fmt: skip
+                   help="one limit, such as 'latency_ms<=4', 'top1>=0.97' or 'mAP_drop<=0.01'; may "
+                   "be given several times")  # fmt: skip
 
     g = p.add_argument_group("output")
-    g.add_argument("--json", type=Path, metavar="FILE", help="everything, the raw samples included")
-    g.add_argument("--html", type=Path, metavar="FILE", help="a page with plots; works offline")
-    g.add_argument("--junit", type=Path, metavar="FILE", help="the gate as JUnit XML")
-    g.add_argument("--markdown", type=Path, metavar="FILE", help="a summary for a pull request")
+    g.add_argument("--json", type=Path, metavar="FILE",
+                   help="file for the whole result as JSON, raw samples included")  # fmt: skip
+    g.add_argument("--html", type=Path, metavar="FILE",
+                   help="file for a page with plots that works offline")  # fmt: skip
+    g.add_argument("--junit", type=Path, metavar="FILE", help="file for the gate as JUnit XML")
+    g.add_argument("--markdown", type=Path, metavar="FILE",
+                   help="file for a summary for a pull request")  # fmt: skip
     g.add_argument("--as", dest="restate", metavar="TOOL",
-                   help="as trtexec10, trtexec11, perf_test, benchmark_app say it")  # fmt: skip
+                   help="tool in whose terms the numbers are shown as well: trtexec10, trtexec11, "
+                   "perf_test or benchmark_app")  # fmt: skip
     return p
 
 

@@ -1,8 +1,8 @@
 """Dataclasses from data: a recipe's table, a manifest, a gate file.
 
-Data is only data: an unknown key is an error that names the nearest known one. A dataclass takes
-unknown keys all the same where it has a field for them, of the metadata `{"rest": True}`, and
-records of an older form where it has a static method `from_older` that gives today's.
+An unknown key is an error that names the nearest known one. A dataclass with a field of the
+metadata `{"rest": True}` keeps unknown keys there. One with a static method `from_older` also takes
+records of an older form, which that method turns into today's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a user can do something about: one message, an exit status, no traceback.
+"""Errors that a user can mend: one message, an exit status, no traceback.
 
 Exit statuses: 0 holds, 1 a gate failed, 2 usage or bad input, 3 inconclusive,
 4 the environment cannot do what was asked.

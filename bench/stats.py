@@ -1,6 +1,6 @@
 """The statistics of latency and accuracy: pure functions on arrays.
 
-scipy is imported where it is needed: a device that predicts has no use for it.
+scipy is imported where it is needed: a device that predicts does not need it.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def verdict(
 ) -> Verdict:
     """What a latency ratio B/A says about B.
 
-    FASTER and SLOWER need an interval clear of 1 and an effect above both the margin and the
+    FASTER and SLOWER need an interval without 1 and an effect above both the margin and the
     noise floor, the largest |log ratio| that an A/A run's interval holds. EQUIVALENT needs the
     whole interval within the margin. `strict` is a wider interval that a difference must be clear
     of as well: a false alarm costs more than an INCONCLUSIVE.

@@ -28,12 +28,15 @@ PROG = "vcompress"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATH_ERRORS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR)
 
-_NAMES = "alias (r18, mnv2, vitb16, ...), torchvision name, timm:NAME, module:factory, or a bundle"
+_NAMES = (
+    "Network: an alias (r18, mnv2, vitb16, ...), a torchvision name, timm:NAME, hf:NAME, "
+    "module:factory, or a bundle"
+)
 _KIND_HELP = {
-    Kind.FRESH: f"{_NAMES}; a name starts with random weights, or with --weights",
-    Kind.TRAINED: f"{_NAMES}; a name alone is fine-tuned first",
-    Kind.OPTIONAL: f"{_NAMES}; a name alone is fine-tuned first; none: only the network as it came",
-    Kind.SEVERAL: f"{_NAMES}, one or more; a name alone is fine-tuned first",
+    Kind.FRESH: f"{_NAMES}. A name starts with random weights, or with --weights.",
+    Kind.TRAINED: f"{_NAMES}. A name alone is fine-tuned first.",
+    Kind.OPTIONAL: f"{_NAMES}. A name alone is fine-tuned first; none: the unchanged network.",
+    Kind.SEVERAL: f"{_NAMES}; one or more. A name alone is fine-tuned first.",
 }
 
 
@@ -46,7 +49,7 @@ def commands() -> dict[str, type[Any]]:
 def _stage_command(stage: Stage[Any]) -> type[Any]:
     """The flags of a stage: its networks, where to write, its own `Config`, and `Options`."""
     flat = tyro.conf.OmitArgPrefixes
-    out = Annotated[Path | None, tyro.conf.arg(help="where the bundle goes; default: under runs/")]
+    out = Annotated[Path | None, tyro.conf.arg(help="Folder of the bundle. Default: under runs/.")]
     fields: list[Any] = [
         *(_role_flag(role) for role in stage.roles),
         ("out", out, dataclasses.field(default=None)),
@@ -98,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown command {name!r}.{hint}")
         # Only the chosen command's parser is built: all of them would take as long as the imports.
         command = tyro.cli(
-            known[name], prog=f"{PROG} {name}", args=rest, config=(tyro.conf.FlagCreatePairsOff,)
+            known[name],
+            prog=f"{PROG} {name}",
+            args=rest,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
         )
         _configure_logging()
         command.run()

@@ -14,7 +14,7 @@ TargetName = Literal["onnxruntime", "openvino", "tensorrt"]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Data, preprocessing and how a command runs."""
+    """Data, preprocessing, and how a command runs."""
 
     task: str | None = None
     """Task of the network: classification, multilabel or regression. Default: the bundle's, else
@@ -49,7 +49,8 @@ class Options:
     """Licence of the images: an SPDX identifier such as CC-BY-4.0, or words. Default: what the
     bundle says, what is known of digits, else unknown."""
     weights_licence: str | None = None
-    """Licence of the weights: the same. Default: what the bundle says, else unknown."""
+    """Licence of the weights: an SPDX identifier, or words. Default: what the bundle says, else
+    unknown."""
     trust: str | None = None
     """Names of your own module:factory, with commas between several, that a bundle may run when
     its network or its data are loaded."""

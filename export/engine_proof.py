@@ -1,4 +1,4 @@
-"""Proof that what a file quantises runs quantised: the ONNX graph against an engine's layers."""
+"""Proves that a file's quantised nodes run quantised: its graph against the engine's layers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""An int8 Q/DQ graph for TensorRT in FP8 (E4M3) instead: the same places, the same ranges.
+"""Turns an int8 Q/DQ graph into FP8 (E4M3) for TensorRT: the same places, the same ranges.
 
-A step of int8 covers its range in 127 equal parts, E4M3 in values up to 448 that lie closer the
-smaller they are. So the scales become 127/448 of what they were, and weights are rounded again
-from what the int8 file holds. ONNX Runtime computes such graphs on the CPU; TensorRT from SM 89.
+int8 divides its range into 127 equal steps. E4M3 has values up to 448, which lie closer the smaller
+they are. So the scales become 127/448 of the int8 ones, and weights are rounded again from the int8
+values. ONNX Runtime computes such graphs on the CPU; TensorRT from SM 89.
 """
 
 from __future__ import annotations

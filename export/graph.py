@@ -1,4 +1,4 @@
-"""An ONNX graph that is read and rewritten: its makers, readers and constants by name."""
+"""An ONNX graph to read and rewrite: makers, readers and constants by name."""
 
 from __future__ import annotations
 

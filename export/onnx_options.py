@@ -1,7 +1,7 @@
-"""What an ONNX file of its own may be asked for beside the network: how it is fed, how it answers.
+"""Options of an exported ONNX file: preprocessing inside, softmax, top-k, fixed batch, clean-up.
 
-The file was proved against torch before. Every step here is proved against that file in ONNX
-Runtime, or left out and said.
+The plain file was proved against torch before. Every step here is proved against the plain file in
+ONNX Runtime. A step that fails is left out, and the log says so.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Run = Callable[[Mapping[str, Array]], list[Array]]
 FLOAT_SQNR_DB, QUANTISED_SQNR_DB = 60.0, 40.0
 """Least signal to error against the plain file; in int8 a last bit may turn a tie into a step."""
 MOST_LEVELS = 1
-"""Of 255, between the embedded resize and Pillow's: its weights and sums are rounded in float32."""
+"""Most levels of 255 between the embedded resize, rounded in float32, and Pillow's."""
 
 
 ONLY_ONNX_RUNTIME = (

@@ -1,4 +1,4 @@
-"""What an ONNX file says about itself in its own properties, so that it can travel alone."""
+"""Properties inside an ONNX file, so that it can travel without its bundle."""
 
 from __future__ import annotations
 

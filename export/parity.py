@@ -1,4 +1,4 @@
-"""Whether the file computes what the network in torch computes: fake-quant against ONNX Runtime."""
+"""Parity: proves that the ONNX file computes what the network in torch computes."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def check(
 LEAST_CAST_SQNR_DB = {"fp16": 40.0, "bf16": 25.0, "int8+fp16": 15.0}
 """What a cast may cost. In a quantised network float16 turns values near a tie into whole steps."""
 HELD_PIXELS = 8 * 224 * 224
-"""Of the images whose tensors are all held at once; 32 of MaxViT's took 20 GB."""
+"""Most pixels of the images whose tensors are held at once; 32 images took 20 GB in MaxViT."""
 REFERENCE_IMAGES = 4
 """The reference evaluator of ONNX is slow."""
 

@@ -1,4 +1,4 @@
-"""Whether OpenVINO computes what the network in torch computes, and in which type."""
+"""Parity in OpenVINO: proves that it computes what torch computes, and says in which type."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 The graph was exported in float32 first, so that BN is folded there (half the error of folding in
 float16). One Cast stands behind the input and one before the output: a device, a bundle's golden
 values and every benchmark feed float32 whatever the precision, and an engine fuses the Cast into
-its first kernel. In a quantised graph the scales change too, since a strongly typed builder takes
-no mixture; the integers are rounded again to the scale that is left, so that no weight moves by
-more than its step already allows.
+its first kernel. In a quantised graph the scales become half precision too, because a strongly
+typed builder takes no mixture. The integers are rounded again to the new scale, so no weight moves
+by more than a step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rewrites of an exported graph: integers stored as integers, pooling and BN in their best form."""
+"""Rewrites an exported graph: integers are stored as such, pooling and BN get their best form."""
 
 from __future__ import annotations
 

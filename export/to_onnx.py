@@ -1,4 +1,4 @@
-"""From an `nn.Module` to an ONNX file that was read again and checked before it got its name."""
+"""Exports an `nn.Module` to ONNX; the file is read again and checked before it gets its name."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Serving:
     """How the server runs the model."""
 
     name: str
-    """Of the model, in requests."""
+    """Name of the model in requests."""
     max_batch: Annotated[int, at_least(1)] = 8
     """Requests of one shape are gathered up to so many images; needs a model with a free batch."""
     instances: Annotated[int, at_least(1)] = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +139,19 @@ def test_a_room_imports_from_lower_floors_alone(package: str) -> None:
             parts = name.split(".")
             if parts[:2] == ["vcompress", package] and len(parts) > 2 and parts[2] in floor:
                 assert parts[2] == room or floor[parts[2]] < floor[room], f"{inside}: {name}"
+
+
+@pytest.mark.parametrize("package", list(FLOORS))
+def test_contributing_has_a_line_for_every_room_floor_after_floor(package: str) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    part = text[text.index(f"\n`{package}`: ") :]
+    table = part[: part.index("\n\n", part.index("| --- |"))]
+    cells = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+    listed = [room.rstrip("/") for cell in cells for room in re.findall(r"`([^`]+)`", cell)]
+    floors = {room: n for n, rooms in enumerate(FLOORS[package]) for room in rooms}
+    floors.pop("__main__", None)
+    assert sorted(listed) == sorted(floors)
+    assert [floors[room] for room in listed] == sorted(floors.values())
 
 
 def test_every_room_is_installed() -> None:

@@ -68,7 +68,7 @@ def pack(folder: Path, out: Path, sign: Path | None = None) -> None:
     elif signed is not None:
         signatures.parse(signed, str(folder / SIGNATURE))
     with staged_file(out) as stream:
-        # A bundle of before the manifest had a hash gets one here.
+        # An older bundle, whose manifest has no hash, gets one here.
         _write(stream, MANIFEST, manifest)
         _write(stream, SEAL, manifests.seal_of(manifest))
         if signed is not None:

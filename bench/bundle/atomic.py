@@ -1,4 +1,4 @@
-"""Written whole or not at all: a temporary sibling, fsync, one rename."""
+"""Files and folders are written whole or not at all: a temporary sibling, fsync, one rename."""
 
 from __future__ import annotations
 

@@ -327,7 +327,7 @@ def check_target(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+    """The SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb", buffering=0) as stream:
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(_CHUNK_BYTES))

@@ -1,7 +1,7 @@
-"""The history of a bundle: one entry a stage, what it was told, and what was measured.
+"""The history of a bundle: an entry for each stage with its options and what was measured.
 
-`read` and `to_json` are the one way from the manifest's JSON and back. What an entry, written by a
-newer version, says under names that are not known here stays in `extra` and is written again.
+`read` and `to_json` are the one way from the manifest's JSON and back. Keys of a newer version,
+which are not known here, stay in `extra` and are written again.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class Entry:
     started: str | None = None
     """ISO 8601, UTC."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of Python and of packages."""
+    """Versions of Python and of packages."""
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By role: the name, or the path and the hash of the weights."""
     licences: Licences | None = None
@@ -180,7 +180,7 @@ class Entry:
     bad_images: Mapping[str, Any] | None = None
     """How many images could not be read and were skipped, and which."""
     task: str | None = None
-    """None in records of before, which knew classification alone."""
+    """None in older records, which knew classification alone."""
     extra: Mapping[str, Any] = _extra()
 
 

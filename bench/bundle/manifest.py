@@ -1,9 +1,9 @@
-"""The text of a manifest, before anything in it is believed.
+"""The text of a manifest: read with limits, parsed strictly, hashed, written.
 
 `manifest.json` holds the SHA-256 of every other file; `manifest.sha256` beside it holds that of
 `manifest.json`, as the tool `sha256sum` writes it, so that `sha256sum -c manifest.sha256` works on
-a device. A reader of schema 1 that knows nothing of the second file is not disturbed by it. The
-last entry of the history names it, so that losing it is found as well.
+a device. Older readers ignore the second file. The last entry of the
+history names it, so its loss is found as well.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Pictures composed of the embedded digits, for the tasks that need more than one in a picture.
+"""Pictures composed of the embedded digits, for tasks that need more than one in a picture.
 
-The digits are divided first, so that none is in pictures of two splits; everything is drawn by the
-seed, and nothing is on disk.
+The digits are divided first, so none is in pictures of two splits. The seed draws everything, and
+nothing is on disk.
 """
 
 from __future__ import annotations

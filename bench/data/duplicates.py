@@ -1,4 +1,4 @@
-"""Images that are there twice, found by their bytes, with as little reading as possible."""
+"""Duplicate images, found by their bytes with as little reading as possible."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def repeated_across(
 ) -> list[list[int]]:
     """Groups of files with the same bytes that lie in more than one part.
 
-    Of a large set nearly every size occurs twice, so of files of one size first the last 4 KiB are
+    In a large set nearly every size occurs twice, so of files of one size first the last 4 KiB are
     compared, and only where they agree the whole. A file that cannot be read is in no group.
 
     Args:

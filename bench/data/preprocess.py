@@ -17,7 +17,7 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 _MOST_PIXELS = 2**28
-"""Of a resized image, as much as a network of the largest size takes."""
+"""Most pixels of a resized image: those of the largest network input."""
 
 
 def apply(preprocess: Preprocess, image: Image.Image) -> npt.NDArray[np.float32]:

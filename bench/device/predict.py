@@ -6,7 +6,7 @@
         for found in model.predict("cat.jpg"):
             print(found.label, found.score)
 
-No torch, and nothing is imported that a first prediction does not need.
+It needs no torch and imports only what the first prediction needs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Engines of TensorRT and TensorRT-RTX: build one from an ONNX file, and read what became of it.
+"""Engines of TensorRT and TensorRT-RTX: build one from an ONNX file, and read its layers.
 
-It lies in `bench` because a device builds its engine again with it; nothing here needs torch.
+This room is in `bench` because a device builds its engine again with it. Nothing here needs torch.
 """
 
 from .build import BuildReport, build_engine

@@ -1,4 +1,4 @@
-"""One message from what a builder says when it refuses, with what to do about it."""
+"""Turns what a builder says when it refuses into one message with advice."""
 
 from __future__ import annotations
 

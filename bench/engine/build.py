@@ -1,7 +1,7 @@
 """From an ONNX file to an engine, in a process of its own.
 
-A malformed graph can crash the builder outright, and a large one can take all memory: what happens
-there becomes one message here, and never half a file.
+A malformed graph can crash the builder, and a large one can take all memory. Either becomes one
+message here, and never half a file.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What the builder made of each node: read from the message "Layers:" of TensorRT-RTX's builder.
+"""Types of an engine's layers, read from the message "Layers:" of TensorRT-RTX's builder.
 
 With detailed profiling verbosity and a logger that takes VERBOSE, the builder logs one message: a
 line a layer, with its type, the types of its inputs, constants and outputs, and the names of the
-ONNX nodes in it. So a machine with no GPU can say what runs in int8. The format is no promise of
-NVIDIA's: it is read strictly, and a stored sample of each version is in the tests.
+ONNX nodes in it. So a machine with no GPU can say what runs in int8. NVIDIA does not promise the
+format, so it is read strictly, and a stored sample of each version is in the tests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import UserError
 
 KNOWN_VERSIONS = ("1.7",)
-"""Of TensorRT-RTX, whose message this parser was held against."""
+"""Versions of TensorRT-RTX whose message this parser was held against."""
 HEADER = "Layers:\n"
 COMPUTE = frozenset({"correlation", "deconv", "gemm", "runtime_fusion"})
 """Convolution, transposed convolution, matrix product, and one of these fused at run time."""

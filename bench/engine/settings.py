@@ -1,4 +1,4 @@
-"""What is asked of a build. It goes to the builder's process and into the bundle as JSON."""
+"""Settings of a build. They go to the builder's process and into the bundle as JSON."""
 
 from __future__ import annotations
 

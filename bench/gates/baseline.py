@@ -1,4 +1,4 @@
-"""A measurement against a saved one. Only like is compared with like."""
+"""Compares a measurement with a saved one, if both were taken under the same conditions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model must hold before it ships, decided on the interval's bound and not on the point."""
+"""Limits that a model must hold before it ships, decided on the bounds of the interval."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _amount(name: str, kind: str, model: ModelResult) -> float:
 
 
 def _share(name: str, budget: Budget, result: Result) -> _Found:
-    """Of the first model's size or memory."""
+    """The last model's size or memory as a share of the first one's."""
     if budget.kind == "p99_ms":
         raise UserError(f"The gate asks for {name}: the tail is held in ms, such as p99_ms<=8.")
     if len(result.models) < 2:

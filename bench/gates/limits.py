@@ -20,7 +20,7 @@ class Kind:
     """A quantity that can be limited."""
 
     form: Form
-    """count: a whole number; share: only ever a part of the network as it came; unit: a number in
+    """count: a whole number; share: always a part of the unchanged network; unit: a number in
     `unit`; fraction: of the images, from 0 to 1; ratio: of two latencies; change: of a metric, in
     its own unit."""
     unit: str = ""
@@ -62,7 +62,7 @@ class Budget:
     kind: str
     """One of `KINDS`, or the name of a task's metric."""
     value: float
-    """In the unit of `kind`; where `relative`, the share of the network as it came, below 1."""
+    """In the unit of `kind`; where `relative`, a share of the unchanged network, below 1."""
     relative: bool = False
     at_least: bool = False
     """Whether `value` is the least allowed; else it is the most."""
@@ -83,14 +83,14 @@ class Budget:
             return f"{self.name}{sign}{_number(value)}, since {self.name} is better {better}"
         if self.relative:
             if kind is None or kind.form in ("fraction", "ratio", "change"):
-                return f"a value of its own: {self.kind} is no share of the network as it came"
+                return f"a value of its own: {self.kind} is no share of the unchanged network"
             if not 0 < value < 1:
                 absolute = f"; for {kind.unit} write {self.kind}<={_number(value)}"
-                return "the share of the network as it came that remains, between 0 and 1" + (
+                return "the share of the unchanged network that remains, between 0 and 1" + (
                     absolute if kind.unit and value >= 1 else ""
                 )
         elif kind is not None and kind.form == "share":
-            return "the share of the network as it came that remains, between 0 and 1"
+            return "the share of the unchanged network that remains, between 0 and 1"
         elif kind is not None and kind.form == "count" and not (value > 1 and value == int(value)):
             return "a share below 1, or a whole number above 1"
         fraction = kind.form == "fraction" if kind is not None else bool(metric(self.kind).unit)
@@ -110,7 +110,7 @@ class Budget:
 
     @property
     def unit(self) -> str:
-        """Of `value`; empty for shares and counts."""
+        """The unit of `value`; empty for shares and counts."""
         return KINDS[self.kind].unit if self.kind in KINDS and not self.relative else ""
 
     @property
@@ -133,7 +133,7 @@ class Budget:
 def parse(text: str, metrics: Mapping[str, bool] = METRICS) -> Budget:
     """Read a kind, `<=` or `>=`, and a number.
 
-    - macs and params: a share of the network as it came below 1, a count above 1 (`macs<=0.5`,
+    - macs and params: a share of the unchanged network below 1, a count above 1 (`macs<=0.5`,
       `macs<=2e6`). channels is always a share.
     - A kind with a unit in its name is in that unit (`latency_ms<=0.5` is half a millisecond);
       without the unit it is a share (`latency<=0.5`).

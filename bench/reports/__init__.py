@@ -1,1 +1,1 @@
-"""What one call of vbench found out, and how it is shown: terminal, JSON, HTML, JUnit."""
+"""The result of one call of vbench, and its forms: terminal, JSON, HTML, JUnit."""

@@ -1,7 +1,7 @@
 """One trace in the definitions of other tools, so that people can compare.
 
-The samples are vbench's own; only the arithmetic is the other tool's. What differs in how the
-samples come about is said with the numbers.
+The samples are vbench's own; only the arithmetic is the other tool's. Where the other tool takes
+its samples differently, a note beside the numbers says so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything that one call of vbench found out, frozen; the reports only print it."""
+"""The result of one call of vbench, frozen; the reports only print it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A result as a terminal table that is read in five seconds."""
+"""A result as a table for the terminal, readable in five seconds."""
 
 from __future__ import annotations
 

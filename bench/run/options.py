@@ -1,4 +1,4 @@
-"""What one call of vbench is asked for, free of heavy imports."""
+"""The options of one call of vbench, free of heavy imports."""
 
 from __future__ import annotations
 

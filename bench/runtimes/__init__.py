@@ -1,4 +1,4 @@
-"""One file for each runtime; it is found by lying here.
+"""One file for each runtime; every file in this folder is one.
 
 A runtime's file has `SUFFIXES`, the file endings it opens (`""` for a bundle's folder),
 `DEVICES`, the first of which is its default, `library()`, which imports it or raises

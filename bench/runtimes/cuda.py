@@ -1,7 +1,7 @@
-"""The few calls of the CUDA runtime that timing an engine needs, by ctypes.
+"""The few calls of the CUDA runtime that timing an engine needs, through ctypes.
 
-A device has libcudart with its runtime already; a package of bindings would be one more thing to
-install there. The names and signatures are those of the CUDA runtime API, 12 and 13.
+A device has libcudart already; a package of bindings would have to be installed there. The names
+and signatures are those of the CUDA runtime API, 12 and 13.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ONNX Runtime: CPU, CUDA and TensorRT execution providers. None takes over for another."""
+"""ONNX Runtime: CPU, CUDA and TensorRT execution providers. None falls back to another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every runtime gives back: an opened model that says what really runs."""
+"""`Session`: an opened model, the same for every runtime; it says which provider really runs."""
 
 from __future__ import annotations
 

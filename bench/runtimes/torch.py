@@ -1,4 +1,4 @@
-"""PyTorch: a bundle rebuilt as a module, eager or compiled. Not for a device: it needs torch."""
+"""PyTorch: a bundle rebuilt as a module, eager or compiled. Not on a device: it needs torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a network is for: how its outputs are decoded, scored and compared. Needs no torch.
 
-A new task is a file here, one in `compress/tasks/`, and a line in the table of each. Nothing heavy
-is imported before a task is asked for.
+A new task is a file here, a file of the same name in `compress/tasks/`, and a line in `TABLE`.
+Nothing heavy is imported before a task is asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TABLE = {
     "multilabel": "any number of labels an image",
     "regression": "one or more numbers an image",
 }
-"""The name of a task, which is its file's, to what it is."""
+"""What each task is, by its name, which is that of its file."""
 
 
 def load(name: str) -> Task:

@@ -1,4 +1,4 @@
-"""One class an image: accuracy in the runtime that was timed, and what changed between two models.
+"""Classification, one class an image: accuracy, and what changed between two models.
 
 `top1` is the share of images whose largest output is the label's; Wilson intervals, McNemar's test.
 """
@@ -44,7 +44,7 @@ class _Evaluator:
     names: Sequence[str] | None
     model: str
     best: list[Array] = field(default_factory=list)
-    """Of each batch the five best classes, `[B, 5]`; -1 where an output is not finite."""
+    """The five best classes of each batch, `[B, 5]`; -1 where an output is not finite."""
     labels: list[Array] = field(default_factory=list)
     width: int = 0
 

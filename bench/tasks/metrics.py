@@ -1,4 +1,4 @@
-"""The numbers that a network is judged by: their names, units, and how they are written.
+"""Metrics: their names, their units, and how they are written.
 
 Nothing heavy is imported: a table or a page that shows a metric needs no numpy.
 """

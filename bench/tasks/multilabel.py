@@ -1,4 +1,4 @@
-"""Any number of labels an image: mean average precision, F1, and what changed between two models.
+"""Multi-label classification, any number of labels an image: mean average precision and F1.
 
 The network gives a logit for each label; a label counts as predicted above the probability 0.5.
 """

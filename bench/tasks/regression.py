@@ -1,4 +1,4 @@
-"""One or more numbers an image: errors in the unit of the targets, and R squared."""
+"""Regression, one or more numbers an image: errors in the unit of the targets, and R squared."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def errors(predicted: Array, targets: Array, weights: Array) -> Array:
     total = weights.sum(1, keepdims=True)
     difference = predicted - targets
     squares = weights @ np.square(difference)
-    moved = targets - targets.mean(0)  # far from nought the squares would swallow the spread
+    moved = targets - targets.mean(0)  # far from 0 the squares would lose the spread
     centre = (weights @ moved) / total
     spread = weights @ np.square(moved) - total * np.square(centre)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""A score in the runtime that was timed: the session's outputs, batch by batch, to the task."""
+"""Scores a data set in an open session: its outputs go to the task's evaluator, batch by batch."""
 
 from __future__ import annotations
 

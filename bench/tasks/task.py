@@ -1,8 +1,8 @@
-"""What a network is for: the contract of a task's numpy half, which goes to the device.
+"""The contract of a task's numpy half, which goes to the device.
 
-A task is one file here and one in `compress/tasks/`, with a line in each table. Everything between
-the images of a data set and the number that a gate looks at goes through it: how images and targets
-are opened and prepared, how the network's outputs are read, scored, compared and agreed upon.
+A task is one file here and one in `compress/tasks/`. Everything between the images of a data set
+and the number that a gate looks at goes through it: images and targets are opened and prepared, the
+network's outputs are read, scored and compared.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Part:
     n: int
     """Images that tell something about it."""
     value: float
-    """Of the task's first metric, or of its kin for one part; NaN where `n` is 0."""
+    """Value of the task's first metric, or of the like for one part; NaN where `n` is 0."""
     low: float
     high: float
     """95 % interval; NaN where there is none."""
@@ -54,7 +54,7 @@ class Score:
     n: int
     """Images."""
     values: Mapping[str, Interval]
-    """By metric, with 95 % intervals; the first one is what the task is judged by."""
+    """Values by metric, with 95 % intervals; the first one judges the task."""
     parts: tuple[Part, ...]
     evidence: Mapping[str, Array]
     """What a paired comparison needs, a row for each image: `predictions` and `labels`."""
@@ -72,12 +72,12 @@ class Score:
 
     @property
     def value(self) -> float:
-        """Of `metric`."""
+        """The value of `metric`."""
         return self.values[self.metric.name].value
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of `metric`, 95 %."""
+        """The 95 % interval of `metric`."""
         found = self.values[self.metric.name]
         return found.low, found.high
 
@@ -128,7 +128,7 @@ class Agreement:
     """Two sets of outputs of one network on the same images."""
 
     share: float
-    """Of the decisions that are the same, 0 to 1."""
+    """Share of the decisions that are the same, 0 to 1."""
     beyond: int
     """Decisions that differ though they were clear: noise cannot have turned them."""
     what: str
@@ -143,7 +143,7 @@ class Prediction:
     score: float
     """Probability from 0 to 1, or the value of a regression."""
     index: int
-    """Of the network's output."""
+    """Number of the network's output, from 0."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """Of its file, and in a bundle's manifest."""
+        """The name of its file, also in a bundle's manifest."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -1,4 +1,4 @@
-"""A against B, interleaved, so that what drifts hits both."""
+"""Two models measured interleaved, so that a drift of the machine hits both."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class CompareBudget:
     """Blocks of A B B A. Two quads make four of the protocol's pairs."""
 
     quads: int = 10
-    """At least so many; a quad holds two pairs."""
+    """Least number of quads; a quad holds two pairs."""
     floor_quads: int = 10
-    """Of the A/A run, at least."""
+    """Least number of quads of the A/A run."""
     floor_seconds: float = 4.0
-    """Of the A/A run, where its interval stays wide."""
+    """Longest duration of the A/A run, seconds, where its interval stays wide."""
     block_seconds: float = 0.02
     """Short, so that the noise of a shared machine hits both models alike: in one run of 6 s
     each, blocks of 100 ms knew the ratio to 1.3 to 3.9 %, blocks of 20 ms to 0.6 %."""
@@ -83,10 +83,10 @@ class Comparison:
     blocks: Blocks
     a: Measurement
     b: Measurement
-    """Of the interleaved runs."""
+    """The interleaved runs of each model."""
     ratio: stats.Interval
     ratio_99: stats.Interval
-    """At 99 %: what FASTER and SLOWER must be clear of."""
+    """The 99 % interval: FASTER and SLOWER need 1 outside of it."""
     floor_blocks: Blocks
     floor_ratio: stats.Interval
     """A against a second session of A, measured in the same way."""

@@ -1,4 +1,4 @@
-"""The machine a number was taken on, and what disturbed it meanwhile."""
+"""The machine that a number was taken on, and what disturbed the measurement."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Environment:
     cpus_allowed: tuple[int, ...]
     """The affinity of this process."""
     cpu_quota: float | None
-    """Of the control group, in CPUs; None where there is no limit."""
+    """Quota of the control group, in CPUs; None where there is no limit."""
     governor: str | None
     virtual: bool
     memory_bytes: int

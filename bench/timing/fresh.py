@@ -1,4 +1,4 @@
-"""Load a model in a fresh process: cold start, memory, and shelter from a file that crashes."""
+"""Loads a model in a fresh process: cold start, memory, and protection from a file that crashes."""
 
 from __future__ import annotations
 

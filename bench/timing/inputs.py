@@ -1,4 +1,4 @@
-"""What a model is fed while it is timed: a ring of different arrays, never zeros."""
+"""Inputs of a model while it is timed: a ring of different arrays, never zeros."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What speaks against a measurement. A disturbed sample is flagged and kept, never deleted."""
+"""Warnings about a disturbed measurement. Disturbed samples are flagged and kept."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 ONNX Runtime multiplies uint8 activations by int8 weights. Without VNNI the instruction for that
 (`vpmaddubsw`) adds two products in 16 bits and clips: 2 * 255 * 127 does not fit, 2 * 255 * 63
-does. The same file is then less accurate on such a machine than where it was made, without a word.
+does. The same file is then less accurate on such a machine than where it was made, and nothing says
+so.
 """
 
 from __future__ import annotations

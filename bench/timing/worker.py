@@ -1,8 +1,7 @@
-"""A fresh process that loads and runs a model for `fresh.py`.
+"""The fresh process of `fresh.py`, which loads and runs a model.
 
-`python -m vcompress.bench.timing.worker` starts it.
-
-A file that crashes the runtime or never ends does so here, away from the measurement.
+`python -m vcompress.bench.timing.worker` starts it. A file that crashes the runtime or never ends
+does so here, away from the measurement.
 """
 
 from __future__ import annotations

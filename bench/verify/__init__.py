@@ -1,4 +1,4 @@
-"""Is a bundle whole, as it was written, and does it compute here what it computed there?"""
+"""Whether a bundle is whole and unchanged, and computes here what it computed where it was made."""
 
 from .check import verify
 

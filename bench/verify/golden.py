@@ -3,8 +3,8 @@
 Each runtime has a fresh process (`python -m vcompress.bench.verify.golden`): a file that crashes a
 runtime or never ends does so there.
 
-How much may differ depends on the precision of the file. The measure is the signal-to-error ratio
-over all golden outputs, and beside it the best class of each image:
+The limit depends on the precision of the file. It is a signal-to-error ratio over all golden
+outputs; the best class of each image is compared as well:
 
 - float32: runtimes add in another order; 115 to 140 dB were measured between ONNX Runtime with and
   without its optimisations and OpenVINO. 80 dB is asked. A GPU multiplies float32 in TF32 (10 bits
@@ -12,7 +12,7 @@ over all golden outputs, and beside it the best class of each image:
 - float16 (10 bits of mantissa) 40 dB, bfloat16 (7 bits) 30 dB.
 - int8: where two runtimes round a value to two neighbouring steps, the step is the error, and it
   goes on through the layers: 36 to 62 dB were measured within one runtime. 20 dB is asked, an error
-  of a tenth of the signal. What falls below computes another network: uint8 by int8 products that
+  of a tenth of the signal. A file below that computes another network: uint8 by int8 products that
   saturate on a CPU without VNNI gave 4 dB and half of the classes.
 
 Another best class counts only where the recorded margin between the two classes is larger than what
@@ -49,7 +49,7 @@ class Found:
     runtime: str
     device: str
     file: str
-    """Of the bundle: model.onnx, or an engine."""
+    """File of the bundle: model.onnx, or an engine."""
     state: Literal["agrees", "differs", "fails", "absent"]
     message: str
     version: str = ""
@@ -258,7 +258,7 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _batches(images: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
-    """Of exactly `size`; the last one is filled up with the first images."""
+    """Batches of exactly `size`; the last one is filled up with the first images."""
     import numpy as np
 
     for start in range(0, len(images), size):

@@ -1,1 +1,1 @@
-"""What a bundle holds beside the model: network, history, engines, licences, parts."""
+"""Parts of a bundle: network, history, engines, licences, parts."""

@@ -1,4 +1,4 @@
-"""One entry of a bundle's history: what was done, with what, and what came of it."""
+"""Makes one entry of a bundle's history: options, inputs, versions, metrics."""
 
 from __future__ import annotations
 

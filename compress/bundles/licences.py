@@ -1,4 +1,4 @@
-"""The licences of data and weights: said with an option, inherited from a bundle, or unknown.
+"""The licences of data and weights: from an option, from a bundle, or unknown.
 
 Each stage's entry in the history keeps its own, so the licence of a teacher or of the data of an
 earlier stage is not lost. They are texts, SPDX identifiers where possible.
@@ -46,6 +46,6 @@ def record(
 
 
 def recorded(bundle: Bundle) -> Licences:
-    """Of the bundle's last stage; unknown where nothing is recorded."""
+    """The licences of the bundle's last stage; unknown where nothing is recorded."""
     last = bundle.history[-1].licences if bundle.history else None
     return last or Licences()

@@ -1,4 +1,4 @@
-"""What a bundle was made with: its data as recorded, or noise where it records none."""
+"""The data that a bundle records, or noise where it records none."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A bundle written again, whole, with other files or another history.
 
-What a report says of the last stage alone, such as where a student and its teacher disagree, is
-HTML in a file of its own: the report is drawn again with new numbers, and that part is not.
+The part of a report that belongs to the last stage alone, such as where a student and its teacher
+disagree, is HTML in a file of its own: it stays when the report is drawn again with new numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `vcompress lint` does: lint, the findings by rule as text, JSON, the status."""
+"""`vcompress lint` at work: the findings by rule as text, the JSON, the exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command shows at its end."""
+"""Shows what a command has made: the table, and where the bundle is."""
 
 from __future__ import annotations
 

@@ -10,17 +10,17 @@ from ._show import show
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """The whole way on scikit-learn's digits: R50, distilled, pruned, quantised, measured.
+    """Run all stages on scikit-learn's digits: R50, distilled, pruned, quantised, measured.
 
     A demo that was interrupted goes on where it stopped.
     """
 
     out: Path = Path("runs/demo")
-    """Where the bundles and the report go."""
+    """Folder of the bundles and the report."""
     short: bool = False
-    """A smaller one of about a minute, for a quick look."""
+    """Run a smaller demo of about a minute."""
     overwrite: bool = False
-    """Start again."""
+    """Start again instead of going on where the demo stopped."""
 
     def run(self) -> None:
         from ..pipeline.recipe import read_recipe, run_recipe

@@ -16,57 +16,59 @@ class Command:
     """Export a bundle's network again, check it, measure it, and build engines from it."""
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
-    """The bundle; its model.onnx and metrics are replaced, or its engines."""
+    """Bundle whose model.onnx and metrics, or engines, are replaced."""
     to: tuple[Literal["onnx", "tensorrt", "tensorrt-rtx", "triton"], ...] = ("onnx",)
-    """Formats. tensorrt builds for the GPU of this machine, tensorrt-rtx for those in --sm; triton
-    writes a model repository to --out."""
+    """Formats to make, one or more. tensorrt builds for the GPU of this machine, tensorrt-rtx for
+    those in --sm; triton writes a model repository to --out."""
     opset: int | None = None
-    """ONNX operator set; default: the exporter's."""
+    """Number of the ONNX operator set. Default: the exporter's."""
     out: Path | None = None
-    """Write the ONNX file here instead and leave the bundle as it is."""
+    """File, or with --to triton folder, that is written instead; the bundle stays as it is."""
     embed_preprocess: Literal["normalise", "resize"] | None = None
-    """With --out: take uint8 pixels, NHWC; of the network's size, or of any size."""
+    """Preprocessing inside the file (with --out), which then takes uint8 pixels, NHWC. normalise:
+    images of the network's size; resize: images of any size."""
     softmax: bool = False
-    """With --out: answer with probabilities (classification)."""
+    """Give probabilities of the classes (with --out)."""
     sigmoid: bool = False
-    """With --out: answer with the probability of each label (multilabel)."""
+    """Give the probability of each label (with --out)."""
     top_k: int | None = None
-    """With --out: answer with the k best scores and their class numbers."""
+    """Number of best scores, with their class numbers, that the file gives (--out), 1 or more."""
     static_batch: int | None = None
-    """With --out: a fixed number of images in a call; default: free."""
+    """Fixed number of images in a call (with --out), 1 or more. Default: free."""
     slim: bool = False
-    """With --out: clean the graph with onnxslim, kept only if quantisers and numbers stay."""
+    """Clean the graph with onnxslim (with --out); kept only if quantisers and numbers stay."""
     infer_shapes: bool = False
-    """With --out: write the shape of every tensor into the file."""
+    """Write the shape of every tensor into the file (with --out)."""
     serve_name: str | None = None
-    """With --to triton: the model's name in requests; default: the bundle's."""
+    """Name of the model in requests (--to triton). Default: the bundle's."""
     max_batch: int = 8
-    """With --to triton: requests are gathered up to so many images."""
+    """Largest batch that requests are gathered into (--to triton), images, 1 or more."""
     instances: int = 1
-    """With --to triton: copies of the model on each device."""
+    """Number of copies of the model on each device (--to triton), 1 or more."""
     engine: str | None = None
-    """With --to triton: the bundle's engine to serve, such as tensorrt-fp16-sm86."""
+    """Engine of the bundle that is served (--to triton), such as tensorrt-fp16-sm86."""
     precision: Literal["fp32", "fp16", "bf16", "int8", "int8+fp16", "fp8"] | None = None
-    """Of the engine; default: what the bundle holds. int8 and fp8 need a quantised bundle.
-    fp8 puts E4M3 in the place of int8, with fp16 around it."""
+    """Precision of an engine. int8, int8+fp16 and fp8 (E4M3 in the place of int8, fp16 around it)
+    need a quantised bundle. Default: the bundle's."""
     sm: str = ""
-    """Compute capabilities for tensorrt-rtx, such as 75,86,89,120."""
+    """Compute capabilities that tensorrt-rtx builds for, such as 75,86,89,120."""
     batch: str = "1:1:8"
-    """Least, usual and largest batch of an engine; it is tuned for the usual one."""
+    """Least, usual and largest batch of an engine, images; it is tuned for the usual one."""
     hw: str | None = None
-    """Height x width of an engine; default: the bundle's."""
+    """Height x width of an engine's input, pixels, such as 224x224. Default: the bundle's."""
     workspace_mib: int | None = None
-    """Most scratch memory of the GPU for an engine."""
+    """Most scratch memory of an engine on the GPU, MiB."""
     timing_cache: Path | None = None
-    """File with what earlier builds have measured; read and written."""
+    """File that keeps the builder's timings for later builds; read and written."""
     optimisation_level: int | None = None
-    """0 builds fast, 5 searches longest; default: TensorRT's own, 3."""
+    """Effort of the builder, from 0 (fast) to 5 (longest search). Default: TensorRT's own, 3."""
     build_timeout: float = 900.0
-    """Seconds after which a build is given up."""
+    """Time after which a build is given up, seconds, above 0."""
     require_int8: str | None = None
-    """Fail when less became int8: `all` that the file quantises, or a number of layers."""
+    """Layers that must run in int8: all that the file quantises, or a number. With fewer the exit
+    status is 1."""
     trust: str | None = None
-    """Your own module:factory that the bundle may run."""
+    """Name of your own module:factory that the bundle may run when it is loaded."""
 
     def run(self) -> None:
         from vcompress.bench.engine.settings import (

@@ -16,14 +16,14 @@ class Command:
     """Take in a backbone that was fine-tuned elsewhere, and measure it."""
 
     model: str
-    """Alias, torchvision name, timm:NAME, hf:FOLDER or module:factory."""
+    """Name of the network: an alias, a torchvision name, timm:NAME, hf:FOLDER or module:factory."""
     weights: str
-    """Checkpoint: state_dict, torchvision, timm, Lightning or DataParallel, or .safetensors; with
-    hf:FOLDER also default: the weights in the folder."""
+    """File of the checkpoint: a state_dict, one of torchvision, timm, Lightning or DataParallel, or
+    .safetensors; the word default means the weights in the folder of hf:FOLDER."""
     labels: Path | None = None
-    """Text file, one class a line, in the order of the outputs."""
+    """Text file with a class in each line, in the order of the outputs."""
     out: Path | None = None
-    """Folder of the bundle; default: under runs/."""
+    """Folder of the bundle. Default: under runs/."""
     common: Annotated[
         Options,
         only(

@@ -11,10 +11,10 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What is in a bundle and how it came to be; every file's hash is checked."""
+    """Show what is in a bundle and its history; every file's hash is checked."""
 
     bundle: Annotated[Path, tyro.conf.Positional]
-    """Folder written by vcompress."""
+    """Folder of a bundle."""
 
     def run(self) -> None:
         from ._inspect import inspect

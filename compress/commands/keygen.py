@@ -14,7 +14,7 @@ class Command:
     """Make a pair of Ed25519 keys: the private one signs, devices get the public one."""
 
     key: Annotated[Path, tyro.conf.Positional]
-    """The private key, such as release.pem; the public one stands beside it as release.pub.pem."""
+    """File of the private key, such as release.pem; the public key goes to release.pub.pem."""
 
     def run(self) -> None:
         from vcompress.bench.bundle.signature import make_keys

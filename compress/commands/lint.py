@@ -12,28 +12,28 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Which rules of the target an ONNX file breaks, before anything is built.
+    """Find the rules of a target that an ONNX file breaks, before anything is built.
 
     Verdicts: blocked (will not build), unverified (an error that builds, or something unknown),
-    likely (nothing stands against it), verified (built here now, with --build).
+    likely (no rule is broken), verified (built here now, with --build).
     """
 
     model: Annotated[Path, tyro.conf.Positional]
-    """Anybody's ONNX file, or a bundle."""
+    """Any ONNX file, or a bundle."""
     target: Literal["tensorrt", "onnxruntime"] = "tensorrt"
-    """Where it will run."""
+    """Runtime that the file will run in."""
     fail_on: Literal["error", "warning", "never"] = "error"
-    """What ends with status 1."""
+    """Least severity that gives the exit status 1."""
     json: Path | None = None
-    """Write all findings here; - is the standard output."""
+    """File for all findings as JSON; - is the standard output."""
     build: bool = False
-    """Build it with TensorRT as well (TensorRT-RTX builds on a machine with no GPU)."""
+    """Build the file with TensorRT as well; TensorRT-RTX needs no GPU for that."""
     sm: tuple[int, ...] = (89,)
-    """Compute capabilities to build for, with TensorRT-RTX."""
+    """Compute capabilities that TensorRT-RTX builds for, such as 86 89."""
     batch: tuple[int, int, int] = (1, 1, 8)
-    """Least, usual and largest batch of the build, where the file leaves it open."""
+    """Least, usual and largest batch of the build, images, where the file leaves it open."""
     hw: tuple[int, int] | None = None
-    """Height and width of the build, where the file leaves them open."""
+    """Height and width of the build, pixels, where the file leaves them open."""
 
     def run(self) -> None:
         from ._lint import run_lint

@@ -13,13 +13,13 @@ from ._flags import only
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Suggest a learning rate: a short training with ever higher ones; nothing is changed.
+    """Suggest a learning rate by a short training with rising rates; the model is not changed.
 
-    Give it the options of the training to come.
+    Give the same options as for the training that follows.
     """
 
     model: str
-    """Alias, torchvision name, timm:NAME, module:factory, or a bundle."""
+    """Network: an alias, a torchvision name, timm:NAME, hf:NAME, module:factory, or a bundle."""
     common: Annotated[
         Options,
         only(
@@ -38,7 +38,7 @@ class Command:
     steps: int = 100
     """Number of steps, one batch each, 10 or more."""
     out: Path | None = None
-    """File of the plot, .svg; default: under runs/."""
+    """File of the plot, .svg. Default: under runs/."""
 
     def run(self) -> None:
         from vcompress.bench.errors import UserError

@@ -11,14 +11,14 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Make one file of a bundle, the same bytes every time; signed on request."""
+    """Pack a bundle into one file, with the same bytes every time; --sign signs it."""
 
     bundle: Annotated[Path, tyro.conf.Positional]
-    """Folder written by vcompress."""
+    """Folder of a bundle."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """The archive; default: the folder's name with .vcb."""
+    """File of the archive. Default: the folder's name with .vcb."""
     sign: Path | None = None
-    """Private key (Ed25519, PEM), as vcompress keygen makes one."""
+    """File of the private key (Ed25519, PEM) that signs; vcompress keygen makes one."""
 
     def run(self) -> None:
         from vcompress.bench.bundle import sha256

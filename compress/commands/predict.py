@@ -12,24 +12,24 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Name what is on images, with a bundle on the runtime that ships; needs no torch."""
+    """Predict what images show, with a bundle in the runtime that ships; needs no torch."""
 
     bundle: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
-    """The bundle."""
+    """Folder of a bundle."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
-    """Image files."""
+    """Files of the images, one or more."""
     top: int = 5
     """Number of classes to name for each image, the likeliest first (classification)."""
     threshold: float = 0.5
     """Probability, from 0 to 1, above which a label is named (multilabel)."""
     json: bool = False
-    """Print JSON."""
+    """Print the predictions as JSON."""
     runtime: str | None = None
-    """onnxruntime or openvino; default: ONNX Runtime."""
+    """Runtime: onnxruntime or openvino. Default: ONNX Runtime."""
     device: str | None = None
-    """cpu, cuda, ...; never replaced by another."""
+    """Device of the runtime, such as cpu or cuda; no other one stands in for it."""
     threads: int | None = None
-    """By default the runtime's own choice."""
+    """Number of threads, 1 or more. Default: the runtime's choice."""
 
     def run(self) -> None:
         from vcompress.bench import load

@@ -12,23 +12,23 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Accuracy under an attack and under common corruptions, of every bundle given.
+    """Measure the accuracy of bundles under an attack and under common corruptions.
 
     The numbers are also written into each bundle and its report.
     """
 
     bundles: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE...")]
-    """The bundles, for example a teacher and what was made of it."""
+    """Folders of the bundles, such as a teacher and its student."""
     images: int = 256
-    """Test images, spread over the split."""
+    """Number of test images, spread over the split, 1 or more."""
     epsilon: float = 0.03
-    """Largest change of a pixel by the attack, on a scale of 0 to 1."""
+    """Largest change of a pixel by the attack, on a scale of 0 to 1; above 0, at most 1."""
     attack_steps: int = 10
-    """Of PGD."""
+    """Number of PGD steps, 1 or more."""
     json: Path | None = None
-    """Write the numbers to this file too."""
+    """File for the numbers as JSON."""
     trust: str | None = None
-    """Your own module:factory that a bundle may run."""
+    """Name of your own module:factory that a bundle may run when it is loaded."""
 
     def run(self) -> None:
         from vcompress.bench.bundle.history import to_json

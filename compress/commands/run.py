@@ -16,9 +16,9 @@ class Command:
     """Run the stages of a recipe file, then measure the first against the last."""
 
     recipe: Annotated[Path, tyro.conf.Positional]
-    """TOML file."""
+    """File of the recipe, TOML."""
     out: Path | None = None
-    """Where the bundles go; default: what the recipe says, else runs/NAME."""
+    """Folder of the bundles. Default: what the recipe says, else runs/NAME."""
     resume: bool = False
     """Go on where a run of the same recipe stopped."""
     overwrite: bool = False

@@ -11,12 +11,12 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """The bill of materials of a bundle: model, data, packages, licences (CycloneDX 1.6)."""
+    """Write the bill of materials of a bundle: model, data, packages, licences (CycloneDX 1.6)."""
 
     bundle: Annotated[Path, tyro.conf.Positional]
-    """Folder written by vcompress."""
+    """Folder of a bundle."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """JSON file; default: the terminal."""
+    """File of the JSON. Default: the terminal."""
 
     def run(self) -> None:
         from vcompress.bench.bundle import Bundle

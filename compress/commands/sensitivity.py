@@ -13,20 +13,20 @@ from ..options import TargetName
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What quantising each layer alone costs, the most sensitive first."""
+    """Measure what quantising each layer alone costs; the most sensitive comes first."""
 
     bundle: Annotated[Path, tyro.conf.Positional]
-    """A float bundle with data."""
+    """Folder of a float bundle that records its data."""
     target: TargetName = "onnxruntime"
-    """Where the network will run."""
+    """Runtime that the network will run in."""
     observer: Literal["mse", "minmax", "percentile", "entropy"] = "mse"
-    """How calibration chooses a range."""
+    """Rule by which calibration chooses a range."""
     weight_bits: int = 8
-    """2 to 8."""
+    """Bits of a weight, 2 to 8."""
     out: Path | None = None
-    """Draw it as well: a page (.html), a picture (.svg), or the numbers (.json)."""
+    """File for the ranking: a page (.html), a plot (.svg) or the numbers (.json)."""
     trust: str | None = None
-    """Your own module:factory that the bundle may run."""
+    """Name of your own module:factory that the bundle may run when it is loaded."""
 
     def run(self) -> None:
         from ..delivery.ranking import rank_layers

@@ -11,14 +11,14 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Make a bundle of an archive again; nothing is written unless all of it is right."""
+    """Unpack an archive into a bundle; nothing is written unless all of it is right."""
 
     archive: Annotated[Path, tyro.conf.Positional]
-    """File written by vcompress pack."""
+    """File that vcompress pack wrote."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Where the bundle goes; default: the archive's name without .vcb, in the working directory."""
+    """Folder of the bundle. Default: the archive's name without .vcb, in the working directory."""
     key: Path | None = None
-    """Public key that it must be signed with."""
+    """File of the public key that the signature must belong to."""
     overwrite: bool = False
     """Replace a bundle that is already at --out."""
 

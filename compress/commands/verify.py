@@ -11,18 +11,19 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Whether a bundle is as it was written, and computes here what it computed there."""
+    """Verify that a bundle is unchanged, and computes here what it computed where it was made."""
 
     bundle: Annotated[Path, tyro.conf.Positional]
-    """Folder, or archive of vcompress pack."""
+    """Folder of a bundle, or an archive of vcompress pack."""
     key: Path | None = None
-    """Public key that it must be signed with."""
+    """File of the public key that the signature must belong to."""
     no_golden: bool = False
-    """Check files only; do not run the golden inputs."""
+    """Check the files alone, without running the golden inputs."""
     runtime: tuple[str, ...] = ()
-    """Runtimes that must be present and agree; by default onnxruntime decides."""
+    """Runtimes that must be present and agree. Default: the one that the network was quantised
+    for, else onnxruntime."""
     timeout_s: float = 300.0
-    """For each runtime, seconds."""
+    """Time limit of each runtime, seconds, above 0."""
 
     def run(self) -> None:
         from vcompress.bench.verify.check import show

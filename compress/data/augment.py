@@ -1,6 +1,6 @@
-"""What changes training images: each alone before preprocessing, and a batch after it.
+"""Augmentation of training images: each alone before preprocessing, then batches (MixUp, CutMix).
 
-All of it draws from torch's global generator; `seeded` puts that under a seed of its own.
+All of it draws from torch's global generator; `seeded` gives that a seed of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The training side of the data: torch loaders from the same list of images and `Preprocess`.
+"""Torch loaders from the list of images and the `Preprocess` of `bench`.
 
 Everything random is drawn from (seed, epoch, image), never from a running generator. So a resumed
 run, any number of loader workers and any number of processes see the same images.

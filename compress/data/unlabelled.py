@@ -1,4 +1,4 @@
-"""Images without labels beside those of the data set: only a teacher can say what they show."""
+"""Images without labels beside those of the data set, for distillation alone."""
 
 from __future__ import annotations
 

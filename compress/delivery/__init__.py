@@ -1,1 +1,1 @@
-"""What is made of a finished bundle: engines, exports, Triton repositories, imports."""
+"""What is done with a finished bundle: engines, exports, Triton, robustness; and imports."""

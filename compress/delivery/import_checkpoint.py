@@ -20,7 +20,7 @@ from ..bundles.recorded import noise
 from ..bundles.store import Network
 from ..models import huggingface
 from ..models.catalogue import build, check_forward, make_spec
-from ..models.foreign import infer_classes, load_into
+from ..models.checkpoints import infer_classes, load_into
 from ..models.head import heads
 from ..options import Options
 from ..pipeline.finish import finish

@@ -1,1 +1,1 @@
-"""What a student learns from a teacher: losses, features, caches, where they disagree."""
+"""Distillation: losses on outputs and features, the teacher's cache, Grad-CAM."""

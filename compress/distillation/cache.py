@@ -1,9 +1,9 @@
-"""What a teacher says about every training image, kept on disk: a later epoch or run only reads.
+"""The teacher's outputs for every training image, kept on disk: later epochs and runs only read.
 
-A folder with `cache.json`, which says of which teacher, images and augmentation, and one folder for
-each view (an epoch's augmentation) with a `.npy` for each output, memory-mapped when read. A view
-appears by a rename when it is whole, so one that was interrupted is never used, and filling goes on
-with the first that is missing.
+The folder has `cache.json`, which names the teacher, the images and the augmentation, and a folder
+for each view (one augmentation of every image) with a `.npy` for each output, memory-mapped when
+read. A view appears by a rename when it is whole, so an interrupted one is never used. Filling goes
+on with the first view that is missing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where two networks look, on images about which they disagree.
+"""Grad-CAM of two networks on images about which they disagree.
 
 Selvaraju et al.: Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization,
 ICCV 2017, arXiv:1610.02391.

@@ -1,6 +1,6 @@
-"""Losses on features as pure functions: shapes and scale are in each docstring, the paper too.
+"""Losses on features as pure functions; each docstring gives shapes, scale and paper.
 
-A feature map is `[B, C, H, W]`, an embedding `[B, D]`. The caller detaches the teacher's side.
+A feature map is `[B, C, H, W]`, an embedding `[B, D]`. The caller detaches the teacher's tensors.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Where a student's features meet its teacher's: found by running both once, not typed by hand.
+"""Pairs of feature points of a student and its teacher, found by running both once.
 
-A feature point is a module through whose output everything flows: nothing that was computed before
-it is used after it. That is read from the autograd graph, so it works for networks that cannot be
-traced symbolically. Maps `[B, C, H, W]`, channels-last maps `[B, H, W, C]` and tokens `[B, N, D]`
-(with or without class tokens) all count, and are handed on as `[B, C, H, W]`.
+A feature point is a module through whose output everything flows: nothing computed before it is
+used after it. That is read from the autograd graph, so it works for networks that cannot be traced
+symbolically. Maps `[B, C, H, W]`, channels-last maps `[B, H, W, C]` and tokens `[B, N, D]` (with or
+without class tokens) all count and become `[B, C, H, W]`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Losses as pure functions: shapes and scale are in each docstring, the paper too."""
+"""Losses on outputs as pure functions; each docstring gives shapes, scale and paper."""
 
 from __future__ import annotations
 

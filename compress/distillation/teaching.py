@@ -1,10 +1,10 @@
-"""What a student is taught with: teachers, losses with weights, and what is trained beside it."""
+"""The distillation loss: teachers, weighted terms, projections trained beside the student."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,6 +77,37 @@ def ensemble(
     return task.mixture(outputs, share / share.sum(0), temperature)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """The terms of a distillation loss and their weights."""
+
+    terms: Mapping[str, float]
+    """Loss to its weight: names of the task's `distils`."""
+    alpha: float
+    """Weight of the distillation loss against the label loss, from 0 to 1."""
+    temperature: float
+    """Temperature of the softmax of student and teacher, above 0."""
+    label_smoothing: float = 0.0
+    ensemble: str = "mean"
+    """Weights of several teachers: `mean`, `accuracy` or `confidence`."""
+    self_decay: float = 0.99
+    """EMA decay of the student's average in the loss `self`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """A student, its teachers, and the features of both."""
+
+    student: nn.Module
+    teachers: Sequence[Teacher] = ()
+    ask: Ask | None = None
+    """Asks the teachers about a batch; None where there is none."""
+    pairs: Sequence[Sequence[Pair]] = ()
+    """Feature points of student and teacher, for each teacher."""
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
+    """The student's features: `features.captured` fills it on every run of `student`."""
+
+
 class TaughtLoss(nn.Module):
     """`alpha * sum of weight * loss + (1 - alpha) * loss against the labels`, for `fit`.
 
@@ -86,36 +117,27 @@ class TaughtLoss(nn.Module):
     """
 
     def __init__(
-        self, task: TrainingTask, terms: Mapping[str, float], ask: Ask | None,
-        teachers: Sequence[Teacher], pairs: Sequence[Sequence[Pair]], student: nn.Module,
-        seen: Mapping[str, Tensor], *,
-        alpha: float, temperature: float, label_smoothing: float = 0.0, how: str = "mean",
-        labelled: float = 1.0, self_decay: float = 0.99, seed: int = 0,
-        view: Callable[[int], int] = int, identity: Mapping[str, Any] | None = None,
+        self, task: TrainingTask, options: LossOptions, lesson: Lesson, *, labelled: float = 1.0,
+        seed: int = 0, view: Callable[[int], int] = int, identity: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
             task: gives the loss against the labels and those on outputs.
-            terms: loss to its weight: the task's `distils`.
-            ask: what the teachers say; None where there is none.
-            pairs: for each teacher.
-            seen: what `features.captured` fills on every run of `student`.
             labelled: share of the training images that have a label.
+            seed: of the projections' initial weights.
             view: from the epoch to the epoch whose augmentation is used.
+            identity: what must be unchanged for a resumed run.
         """
         super().__init__()
-        self.task, self.terms, self.how = task, dict(terms), how
-        self.alpha, self.temperature, self.label_smoothing = alpha, temperature, label_smoothing
-        self.labelled, self.self_decay = labelled, self_decay
+        self.task, self.options, self.labelled = task, options, labelled
         self.view, self.identity = view, dict(identity or {})
-        # As functions and tuples they are not registered, so they are in no state_dict.
-        self._ask, self._teachers = ask, tuple(teachers)
-        self._pairs, self._seen = tuple(map(tuple, pairs)), seen
-        self._student = (student,)
+        student = lesson.student
+        # A lesson is no module, so the networks in it are in no state_dict.
+        self._lesson = lesson
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.projections = nn.ModuleDict(self._projections())
-        if "self" in terms:
+        if "self" in options.terms:
             self.average = copy.deepcopy(student).requires_grad_(False).eval()
             _forget_hooks(self.average)
             self.updates: Tensor
@@ -123,39 +145,41 @@ class TaughtLoss(nn.Module):
 
     def forward(self, logits: Tensor, images: Tensor, labels: Tensor, samples: Samples) -> Tensor:
         """The loss of a batch `[B, K]`, `[B, C, H, W]`, `[B]`."""
-        logits = logits.float()
-        parts = self.task.loss(logits, labels, self.label_smoothing, self.labelled)
+        options, ask, logits = self.options, self._lesson.ask, logits.float()
+        parts = self.task.loss(logits, labels, options.label_smoothing, self.labelled)
         hard = torch.stack(list(parts.values())).sum()
         soft = torch.zeros((), device=logits.device)
-        if "self" in self.terms:
+        if "self" in options.terms:
             target = self._average_logits(images)
-            soft = soft + self.terms["self"] * self.task.soft(logits, target, self.temperature)
-        if self._ask is not None:
+            found = self.task.soft(logits, target, options.temperature)
+            soft = soft + options.terms["self"] * found
+        if ask is not None:
             with torch.no_grad():
-                answer = self._ask(images, samples)
+                answer = ask(images, samples)
             soft = soft + self._taught(logits, labels, answer)
-        return self.alpha * soft + (1 - self.alpha) * hard
+        return options.alpha * soft + (1 - options.alpha) * hard
 
     def _taught(self, logits: Tensor, labels: Tensor, answer: Answer) -> Tensor:
-        weights = [teacher.weight for teacher in self._teachers]
-        target = ensemble(self.task, answer.logits, self.how, weights, self.temperature)
+        options = self.options
+        weights = [teacher.weight for teacher in self._lesson.teachers]
+        target = ensemble(self.task, answer.logits, options.ensemble, weights, options.temperature)
         total = torch.zeros((), device=logits.device)
-        for name, weight in self.terms.items():
+        for name, weight in options.terms.items():
             if name in ON_FEATURES:
                 total = total + weight * self._on_features(name, labels, answer)
             elif name != "self":
-                found = self.task.distil(name, logits, target, labels, self.temperature)
+                found = self.task.distil(name, logits, target, labels, options.temperature)
                 total = total + weight * found
         return total
 
     def _on_features(self, name: str, labels: Tensor, answer: Answer) -> Tensor:
         """The mean over the teachers, and over their pairs where a loss compares maps."""
         found: list[Tensor] = []
-        for t, pairs in enumerate(self._pairs):
+        for t, pairs in enumerate(self._lesson.pairs):
             chosen = range(len(pairs)) if name in ("fitnet", "at") else [len(pairs) - 1]
             for n in chosen:
                 pair = pairs[n]
-                ours = pair.student.as_map(self._seen[pair.student.name].float())
+                ours = pair.student.as_map(self._lesson.seen[pair.student.name].float())
                 theirs = pair.teacher.as_map(answer.features[t][n].float())
                 key = f"{name}-{t}-{n}"
                 if name == "at":
@@ -175,27 +199,27 @@ class TaughtLoss(nn.Module):
     def _projections(self) -> dict[str, nn.Module]:
         """From the student's channels to the teacher's, by loss, teacher and pair."""
         made: dict[str, nn.Module] = {}
-        for t, pairs in enumerate(self._pairs):
+        for t, pairs in enumerate(self._lesson.pairs):
             for n, pair in enumerate(pairs):
                 ours, theirs = pair.student.shape[0], pair.teacher.shape[0]
-                if "fitnet" in self.terms:
+                if "fitnet" in self.options.terms:
                     made[f"fitnet-{t}-{n}"] = nn.Conv2d(ours, theirs, 1, bias=False)
                 if n != len(pairs) - 1:
                     continue
-                if "srd" in self.terms:
+                if "srd" in self.options.terms:
                     made[f"srd-{t}-{n}"] = nn.Linear(ours, theirs)
-                if "infonce" in self.terms:
+                if "infonce" in self.options.terms:
                     made[f"infonce-{t}-{n}"] = nn.Linear(ours, EMBEDDING)
                     made[f"infonce-{t}-{n}-teacher"] = nn.Linear(theirs, EMBEDDING)
         return made
 
     @torch.no_grad()
     def _average_logits(self, images: Tensor) -> Tensor:
-        """Of the student's average, brought up to date first; a young average forgets faster."""
+        """Outputs of the averaged student, updated first; a young average forgets faster."""
         self.updates += 1
         count = float(self.updates)
-        share = 1 - min(self.self_decay, (1 + count) / (10 + count))
-        ours = self._student[0].state_dict()
+        share = 1 - min(self.options.self_decay, (1 + count) / (10 + count))
+        ours = self._lesson.student.state_dict()
         for name, mean in self.average.state_dict().items():
             if mean.is_floating_point():
                 mean.lerp_(ours[name].detach().to(mean), share)

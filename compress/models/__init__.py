@@ -1,1 +1,1 @@
-"""Networks: names, heads, checkpoints of other trainers, what changed in them, what they cost."""
+"""Networks: by name, their heads, checkpoints of other trainers, changes, costs."""

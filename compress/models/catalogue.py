@@ -1,4 +1,4 @@
-"""Which network: an alias, a name of torchvision, `timm:NAME`, `hf:NAME`, or the user's own
+"""Networks by name: an alias, a name of torchvision, `timm:NAME`, `hf:NAME`, or the user's own
 `module:factory`.
 """
 
@@ -160,7 +160,7 @@ def build(spec: ModelSpec, weights: str | None = None) -> nn.Module:
     if weights == "default":
         _load_matching(model, _pretrained(spec), paths)
     elif weights is not None:
-        from .foreign import load_into
+        from .checkpoints import load_into
 
         load_into(model, Path(weights), heads=paths)
     return model

@@ -1,4 +1,4 @@
-"""A changed network as data: what differs from the architecture it came from, and its tensors.
+"""A changed network as data: what differs from its original architecture, and its tensors.
 
 A pruned network's state_dict does not fit a fresh network, and a pickled module runs code when
 it is loaded. Here a description (JSON) names the attributes and shapes that changed; a fresh

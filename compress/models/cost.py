@@ -1,4 +1,4 @@
-"""What a network costs, counted and not timed: multiply-accumulates and parameters."""
+"""The cost of a network, counted and not timed: multiply-accumulates and parameters."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The layer that gives the logits: which one it is, and a new one for other classes.
+"""The head, the layer that gives the logits: which one it is, and a new one for other classes.
 
-A width says little: a hidden layer may have as many outputs as there are classes. So a network that
-is built by name carries the paths of its head, as the library records them or as two networks of
-different classes show. For any other module the way back from its output is followed.
+A width does not show it: a hidden layer may have as many outputs as there are classes. So a network
+built by name carries the paths of its head, as the library records them or as two networks of
+different classes show. Any other module is followed back from its output.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _before_output(model: nn.Module, example: Tensor) -> tuple[str, ...]:
 
 
 def _from_input(end: Any) -> dict[Any, bool]:
-    """Of each node of the graph behind `end`, whether the input comes into it."""
+    """Whether the input reaches each node of the graph behind `end`."""
     found: dict[Any, bool] = {}
     stack: list[tuple[Any, bool]] = [(end, False)]
     while stack:

@@ -1,4 +1,4 @@
-"""A network in eval mode for a while."""
+"""Puts a network into eval mode for a while."""
 
 from __future__ import annotations
 

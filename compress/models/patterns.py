@@ -1,4 +1,4 @@
-"""Modules that a user names: by path, or by a pattern such as layer4.*."""
+"""Finds the modules that a user names by path or by a pattern such as layer4.*."""
 
 from __future__ import annotations
 

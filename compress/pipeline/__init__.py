@@ -1,1 +1,1 @@
-"""From what a user names to a finished bundle: resolve, run, prove, measure, write."""
+"""The way of a stage: resolve names, run, export and prove, measure, write the bundle."""

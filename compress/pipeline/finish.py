@@ -1,4 +1,4 @@
-"""The end of every command: export, prove, measure on the runtime that ships, write the bundle."""
+"""The end of every stage: export, prove, measure in the runtime that ships, write the bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export, and proof that the file computes what the network computes."""
+"""Exports a network and proves that the file computes what the network computes."""
 
 from __future__ import annotations
 

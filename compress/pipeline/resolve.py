@@ -1,4 +1,4 @@
-"""From what a user names to a network, its data and its teacher."""
+"""Resolves what a user names: the network, its data, its teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a user names to a finished bundle, the same for every stage and every command."""
+"""Runs one stage for any command: opens its inputs, applies it, writes the bundle."""
 
 from __future__ import annotations
 

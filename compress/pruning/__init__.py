@@ -1,4 +1,4 @@
-"""Structured pruning on torch-pruning's dependency graph; the choice of channels is ours."""
+"""Structured pruning on torch-pruning's dependency graph; the choice of channels is our own."""
 
 from .blocks import drop_blocks
 from .optimizer import remap_optimizer

@@ -1,7 +1,7 @@
-"""What torch-pruning cannot trace, made traceable on the copy that is traced.
+"""Makes modules traceable that torch-pruning cannot trace, on the copy that is traced.
 
-A module whose inside confuses the graph is drawn as one opaque operation that keeps its channels;
-one whose channels move in a known way is drawn as an operation with that mapping.
+A module whose inside confuses the graph becomes one opaque operation that keeps its channels. A
+module whose channels move in a known way becomes an operation with that mapping.
 """
 
 from __future__ import annotations

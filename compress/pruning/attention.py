@@ -1,4 +1,4 @@
-"""Where attention layers keep their projections, for the kinds whose channels we can cut.
+"""Layouts of attention layers: where the kinds that we can cut keep their projections.
 
 Attention has two widths: the stream that goes in and out, and the inner width of its heads. Many
 implementations need the two equal, though they are different channels: then their *widths* are

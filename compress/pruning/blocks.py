@@ -1,7 +1,7 @@
-"""Depth: residual blocks and transformer layers that can go whole, and which matter least.
+"""Depth pruning: residual blocks and transformer layers that can be removed, least important first.
 
-A block that adds to its input can be replaced by nothing. Which blocks those are is found by
-running them: with all its weights at zero, a residual block hands on its input.
+A block that adds to its input can be removed. Running finds those blocks: with all its weights at
+zero, a residual block hands on its input.
 """
 
 from __future__ import annotations

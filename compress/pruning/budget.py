@@ -1,4 +1,4 @@
-"""Widths for a budget: predicted by a model of the cost, corrected by what trial cuts cost."""
+"""Finds the widths for a budget: a model predicts the cost, trial cuts correct it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Export = Callable[[nn.Module, Path], object]
 
 _MOST_TRIALS = 10
 _BYTES = 4
-"""Of a weight; pruning is in float32."""
+"""Bytes of a weight: pruning is in float32."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Meter:
 
     kind: str
     whole: float
-    """Of the unpruned network: multiply-accumulates, parameters, channels or bytes."""
+    """Cost of the unpruned network: multiply-accumulates, parameters, channels or bytes."""
     cost: CostModel
     count: Callable[[nn.Module], float] | None
     """None where the prediction is exact."""

@@ -1,4 +1,4 @@
-"""What a choice of widths costs, from one forward pass of the unpruned network."""
+"""Predicts the cost of widths from one forward pass of the unpruned network."""
 
 from __future__ import annotations
 

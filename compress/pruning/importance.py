@@ -1,7 +1,7 @@
-"""How much each unit matters, by one of several criteria.
+"""Scores the importance of each unit by one of several criteria.
 
 A criterion gives a score per weight; a unit's score is summed over its weights in each layer and
-averaged over the layers of its group, so that long groups are not worth more by their length.
+averaged over the layers of its group, so a long group does not score higher.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tracing in a process of its own: it can hang, and then it must be possible to stop it."""
+"""Traces in a process of its own, which can be stopped when it hangs."""
 
 from __future__ import annotations
 

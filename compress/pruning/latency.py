@@ -1,4 +1,4 @@
-"""Widths for a latency: the least lost importance that the measured time allows.
+"""Finds the widths for a latency that lose the least importance.
 
 Latencies of layers are measured at the widths in question (`latency_table`). The sum over layers
 is not separable (a layer's time depends on two widths), so the budget comes down in steps, and in
@@ -41,7 +41,7 @@ class LatencyReport:
     before_ms: float
     predicted_ms: float
     measured_ms: float
-    """Of the exported pruned network, by the same loop."""
+    """Latency of the exported pruned network, by the same loop."""
 
 
 def knapsack(

@@ -27,7 +27,7 @@ class LayerCall:
     kind: str
     """conv, depthwise or linear."""
     shape: tuple[int, ...]
-    """Of the input without its channels: [H, W] of a convolution, [rows] of a linear layer."""
+    """Shape of the input without channels: [H, W] of a convolution, [rows] of a linear layer."""
     inputs: int
     outputs: int
     groups: int = 1

@@ -1,4 +1,4 @@
-"""The optimiser's state of a network that was pruned: momenta of what stays, stay."""
+"""Prunes an optimiser's state along with the network: the momenta of what stays are kept."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Whether a structure is right: the network with channels cut against the one with them zeroed.
+"""Probes a structure: the network with channels cut against the one with them zeroed.
 
-A group that was traced wrongly either does not run once it is cut, or gives other numbers than
-the same network with those channels switched off. Both are found here, before anything is cut
-from the user's network, and such a group is left alone.
+A group that was traced wrongly fails when it is cut, or gives other numbers than the same network
+with those channels switched off. Both are found here, before anything is cut from the user's
+network. Such a group is left alone.
 """
 
 from __future__ import annotations

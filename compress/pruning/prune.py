@@ -48,7 +48,7 @@ class PruneReport:
     left_alone: dict[str, str]
     """Layers that were not pruned, with the reason."""
     size_mb: tuple[float, float] | None = None
-    """Of the ONNX file before and after, where it was measured."""
+    """Size of the ONNX file before and after, where it was measured."""
     kept: tuple[Kept, ...] = field(repr=False, default=())
     """What stays of each tensor, for `remap_optimizer`."""
     groups: tuple[Group, ...] = field(repr=False, default=())

@@ -1,8 +1,8 @@
-"""Cut units out of a network, in place.
+"""Cuts units out of a network, in place.
 
-torch-pruning's `Group.prune()` walks the graph again for every group, drops `requires_grad` and
-the memory format, and does not tell what it cut. With the structure as data one pass cuts every
-tensor once, and what was kept is known for the optimiser's state.
+torch-pruning's `Group.prune()` walks the graph again for every group, drops `requires_grad` and the
+memory format, and does not tell what it cut. Here one pass over the structure cuts every tensor
+once and records what was kept, for the optimiser's state.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Copies of a network to trace and to try things on, and what they put out."""
+"""Copies of a network to trace and to try cuts on, and their outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""2:4 sparsity: two of four neighbouring weights are zero, which sparse tensor cores skip.
+"""2:4 sparsity: two of four neighbouring weights are zero, and sparse tensor cores skip them.
 
 Neighbours lie along the input channels, as TensorRT wants them. Mishra et al., Accelerating
 Sparse Deep Neural Networks, 2021, arXiv:2104.08378.

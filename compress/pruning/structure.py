@@ -1,4 +1,4 @@
-"""Which channels hang together, as plain data.
+"""The structure of a network as plain data: which channels must be cut together.
 
 A *unit* is the smallest set of channels that can go at once: one output channel of a layer, the
 matching weights of its norm, the matching input channel of every layer that reads it. A *group*

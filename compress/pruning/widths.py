@@ -1,4 +1,4 @@
-"""Which width each group gets, so that the whole meets a budget. Pure functions."""
+"""Distributes a budget over the widths of the groups. Pure functions."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""AdaRound: each weight is rounded up or down so that the layer's output, not the weight, is near.
+"""AdaRound: rounds each weight up or down so that the layer's output is near, not the weight.
 
 Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (2020),
 arXiv:2004.10568, layer by layer with asymmetric reconstruction: the layer reads what the quantised
-layers before it make and is held against the float layer's output. A rectified sigmoid of one
-number a weight says how far up it goes, and a penalty drives it to 0 or 1. The steps of the weights
-stay; afterwards each weight lies on its step, so nothing else in the network need know.
+layers before it make and is held against the float layer's output. Each weight has one number; its
+rectified sigmoid says how far up the weight goes, and a penalty drives it to 0 or 1. The steps of
+the weights stay, and afterwards each weight lies on its step, so the rest of the network does not
+change.
 
-The output is looked at in a sample of places: a convolution there is a matrix product of patches,
+The output is compared in a sample of places. There a convolution is a matrix product of patches,
 which costs the same at any image size.
 """
 
@@ -26,7 +27,7 @@ from .walk import Site, walk
 STRETCH = (-0.1, 1.1)
 """The sigmoid reaches past 0 and 1 and is clipped there, as in the paper."""
 PLACES = 4096
-"""Of the layer's output that are looked at."""
+"""Number of places of the layer's output that are compared."""
 BATCH = 128
 PENALTY = 0.01
 BETA = (20.0, 2.0)

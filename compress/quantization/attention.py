@@ -1,7 +1,7 @@
-"""Attention with its matrix products in the open, so that they can be quantised.
+"""Attention with its matrix products as separate operations, so that they can be quantised.
 
-Modules that stand for the library's own ones, which hide their products in one call. Parameters
-keep their names. What only moves values is a leaf of the graph: it looks at shapes.
+These modules replace the library's own ones, which hide their products in one call. Parameters keep
+their names. A function that only moves values is a leaf of the graph, because it looks at shapes.
 """
 
 from __future__ import annotations

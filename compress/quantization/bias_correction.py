@@ -1,4 +1,4 @@
-"""Empirical bias correction: rounding must not shift the mean of what a layer makes.
+"""Empirical bias correction: takes back the shift of a layer's mean output that rounding makes.
 
 Nagel et al., "Data-free quantization through weight equalization and bias correction" (2019),
 arXiv:1906.04721, section 4.2 with means from images. The error of a rounded weight times an input

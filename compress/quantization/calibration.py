@@ -1,4 +1,4 @@
-"""Ranges for a prepared network from a few batches of images."""
+"""Calibration: sets the ranges of a prepared network from a few batches of images."""
 
 from __future__ import annotations
 

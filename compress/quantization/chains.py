@@ -1,4 +1,4 @@
-"""Which layer feeds which through operations that keep channels apart and let a factor through.
+"""Finds layers that feed others through operations which keep channels apart and let a factor pass.
 
 f(s x) = s f(x) for s > 0 holds for a ReLU, pooling, dropout and the identity, channel by channel.
 So a positive factor may move from the output of one layer into the weights of the next ones, and
@@ -29,7 +29,7 @@ class Chain:
     tensor: str
     """Name of the node behind the ReLU: the tensor that is rounded."""
     axis: int
-    """Of the channels in that tensor."""
+    """Axis of the channels in that tensor."""
     limited: bool
     """Whether a ReLU6 stands between; a channel that reaches 6 must then stay as it is."""
 

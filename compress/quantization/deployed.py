@@ -1,9 +1,9 @@
-"""Modules of the network that is exported, and their arithmetic as ONNX Runtime does it.
+"""Modules of the exported network, with the arithmetic of ONNX Runtime.
 
-Rounding makes a whole step of a last-bit difference near a tie, and in a deep network such steps
-multiply until two implementations differ by about the quantisation error. So where ONNX Runtime
-computes in integers, these modules compute the same integers, in the same order: the network in
-torch then equals the file bit for bit, and what differs is a fault.
+Near a tie, rounding turns a last-bit difference into a whole step. In a deep network such steps add
+up until two implementations differ by about the quantisation error. So where ONNX Runtime computes
+in integers, these modules compute the same integers in the same order. The network in torch then
+equals the file bit for bit, and any difference is a fault.
 """
 
 from __future__ import annotations

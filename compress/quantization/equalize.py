@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: channels of one tensor brought to like ranges, exactly.
+"""Cross-layer equalisation: brings the channels of one tensor to similar ranges, exactly.
 
 Nagel et al., "Data-free quantization through weight equalization and bias correction" (2019),
 arXiv:1906.04721. A tensor has one step for all its channels, so a channel whose values are a

@@ -1,4 +1,4 @@
-"""What a node of the graph does, and where a tensor comes from and goes to."""
+"""Reads a graph: what a node does, where its tensor comes from and goes to."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ PASSES_ON = frozenset({"reshape", "maxpool", "identity"})
 def source(node: fx.Node) -> fx.Node:
     """The node that made the values of a tensor, before they were only moved.
 
-    Of a module that makes several tensors, that which takes one of them.
+    For a module that makes several tensors: the node that takes one of them.
     """
     found = node
     while kind(node) in PASSES_ON and tensor_inputs(node):

@@ -1,4 +1,4 @@
-"""From the network that was trained to the one that is exported: BN folded, plain operators."""
+"""Turns the trained network into the exported one: BN folded, plain operators."""
 
 from __future__ import annotations
 

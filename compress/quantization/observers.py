@@ -1,4 +1,4 @@
-"""From the values seen in calibration to a step and a zero point: pure functions on samples."""
+"""Observers: a step and a zero point from the values of calibration. Pure functions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Networks that cannot be traced whole: what can be traced of them is quantised.
+"""Quantises networks in parts that cannot be traced whole.
 
-Where one module stops the tracer, it is left whole and the graph goes around it. Where the
-network's own forward pass does, its children are taken one by one, as large as they can be traced.
-Both go on inside: a module that was left whole is itself quantised in parts.
+A module that stops the tracer is left whole, and the graph goes around it. Where the network's own
+forward pass stops the tracer, its children are taken one by one, as large as they can be traced.
+Both rules apply inside again: a module that was left whole is itself quantised in parts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Put quantisers into a network, and say where in JSON, so that it can be built again."""
+"""Puts quantisers into a network, and records their places as JSON to build it again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Post-training quantisation without repairs: quantisers put in and their ranges set."""
+"""Post-training quantisation without repairs: places quantisers and sets their ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration with the repairs that a network needs, each kept only where it helps."""
+"""Calibration with repairs, each kept only where it helps."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Floating-point operations of the exported network, rounded as ONNX Runtime rounds them.
 
-Between rounded tensors the last bit of a float decides where it lies next to a tie, and what a tie
-decides grows with depth (EfficientNet-B1: 12.5 dB with torch's sigmoid). What torch computes in
-another order is replaced.
+The last bit of a float can decide how a value near a tie is rounded, and such differences grow with
+depth (EfficientNet-B1: 12.5 dB with torch's sigmoid). So operations that torch computes in another
+order are replaced.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class DeployedBatchNorm(nn.Module):
 class DeployedLayerNorm(nn.Module):
     """Layer norm over the last dimension as ONNX Runtime sums it.
 
-    Of a sum of two tensors that nothing else reads, it is one operator with sums of its own.
+    Behind a sum of two tensors that nothing else reads, the two are one operator with its own sums.
     """
 
     weight: Tensor

@@ -1,4 +1,4 @@
-"""Which layers quantisation hurts: one at a time, by SQNR and by lost accuracy."""
+"""Sensitivity: quantises one layer at a time and measures SQNR and lost accuracy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LayerSensitivity:
 
     layer: str
     sqnr_db: float
-    """Of the logits against those of the float network; infinite where nothing changed."""
+    """SQNR of the logits against the float network's; infinite where nothing changed."""
     lost_accuracy: float
     """Float accuracy less the accuracy with this layer quantised: points (0 to 100), or the unit of
     a metric that is no share."""
@@ -150,7 +150,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
 
 
 def _weight_quantizer(node: fx.Node) -> WeightQuantizer | None:
-    """Of a layer, or of a function whose weight is a parameter of the graph."""
+    """The quantiser of a layer's weight, or of a weight that is a parameter of the graph."""
     module = leaf(node)
     found = None if module is None else weight_of(module)
     if found is not None:

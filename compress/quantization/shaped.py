@@ -1,7 +1,7 @@
 """A trace that knows the sizes of one network's input, for forward passes that branch on them.
 
-Every step is also run on two batches of fake tensors, of 2 and of 3 images. A size that is the same
-in both is a number; one that differs hangs on the batch and stays a node of the graph.
+Every step also runs on two batches of fake tensors, of 2 and of 3 images. A size that is the same
+in both is a number; one that differs depends on the batch and stays a node of the graph.
 """
 
 from __future__ import annotations

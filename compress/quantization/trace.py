@@ -1,4 +1,4 @@
-"""From an `nn.Module` to a graph of tensors that does not change when training starts or ends."""
+"""Traces an `nn.Module` into a graph that is the same in training and evaluation."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def trace(
         graph = fx.GraphModule(model, traced)
     except Exception as error:
         raise Untraceable(
-            f"{type(model).__name__} cannot be traced: {_culprit(error)} ({error}). {_cure(error)}",
+            f"{type(model).__name__} cannot be traced: {_place(error)} ({error}). {_cure(error)}",
             tracer.stopped,
         ) from error
     _open_norm_act(graph)
@@ -244,7 +244,7 @@ def _cure(error: BaseException) -> str:
     )
 
 
-def _culprit(error: BaseException) -> str:
+def _place(error: BaseException) -> str:
     """File and line of the user's code that stopped the tracer."""
     place = "in its forward pass"
     traceback = error.__traceback__

@@ -1,9 +1,8 @@
-"""Float and quantised values of a prepared network side by side, one operation after the other.
+"""Walks a prepared network with its float and its quantised values side by side.
 
-Post-training repairs look at a layer's output in floating point and at what the quantised network
-makes of it, mend the layer, and go on to the next one with the mended values. Here every batch is
-carried through the graph at once, node by node, so that each operation runs once for each network
-however many layers are mended.
+Post-training repairs compare a layer's float output with the quantised one, mend the layer, and go
+on to the next one with the mended values. Here all batches go through the graph together, node by
+node, so each operation runs once for each network however many layers are mended.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from .graph import bn_after, leaf
 from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of
 
 PIXELS = 64 * 224 * 224
-"""Of all images together that are held at once: 3,136 of 32 px, 64 of 224 px."""
+"""Most pixels of the images that are held at once: 3,136 images of 32 px, 64 of 224 px."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What a bundle's history looks like: the page, its pictures, the terminal's tables."""
+"""Shows a bundle's history: `report.html`, its plots, the tables of the terminal."""

@@ -1,4 +1,4 @@
-"""What a stage was asked to cut a network to, and what it reached, in words."""
+"""A budget in words: asked and reached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is left of the accuracy under an attack and under corruptions, as a part of the report."""
+"""Accuracy under an attack and under corruptions, as a part of the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ranking of layers as a picture: a row a layer, SQNR on the left, lost accuracy beside it."""
+"""The ranking of layers as a plot: a row for each layer with its SQNR and lost accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of the command line: the one at every command's end, and the ranking of layers."""
+"""Tables of the command line: the stages of a bundle, rankings, engines."""
 
 from __future__ import annotations
 

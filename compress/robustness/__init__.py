@@ -1,1 +1,1 @@
-"""Attacks and corruptions, and how much accuracy is left under them."""
+"""Attacks and corruptions, and the accuracy under them."""

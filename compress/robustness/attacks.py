@@ -1,4 +1,4 @@
-"""Images changed as little as can be seen, so that a network is wrong about them.
+"""Adversarial examples: FGSM and PGD.
 
 FGSM: Goodfellow et al.: Explaining and Harnessing Adversarial Examples, 2015, arXiv:1412.6572.
 PGD: Madry et al.: Towards Deep Learning Models Resistant to Adversarial Attacks, 2018,

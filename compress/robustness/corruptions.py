@@ -1,8 +1,8 @@
 """Five common corruptions in five severities, on the pixels that the network is shown.
 
 Hendrycks and Dietterich: Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations, ICLR 2019, arXiv:1903.12261. The severities are theirs: those of ImageNet-C, and up
-to 64 px, where the same ones would leave nothing to see, those of CIFAR-10-C.
+Perturbations, ICLR 2019, arXiv:1903.12261. The severities are those of ImageNet-C; up to 64 px,
+where these would leave nothing to see, those of CIFAR-10-C.
 """
 
 from __future__ import annotations

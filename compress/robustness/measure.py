@@ -1,4 +1,4 @@
-"""How much of a network's accuracy is left under an attack and under common corruptions."""
+"""Measures a network's accuracy under an attack and under common corruptions."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from .contract import Stage
 
 
 def names() -> tuple[str, ...]:
-    """Of all stages, sorted."""
+    """The names of all stages, sorted."""
     return tuple(sorted(m.name for m in iter_modules(__path__) if m.name != "contract"))
 
 

@@ -1,4 +1,4 @@
-"""Export in half precision: float16 or bfloat16, int8 networks with float16 around.
+"""Export in half precision: float16 or bfloat16; int8 networks become int8 with float16.
 
 The weights in torch stay float32, so that the bundle can be trained on; the exported file is cast.
 BN is folded in float32 first. The file's input and output stay float32 with one Cast at each edge.

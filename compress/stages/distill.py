@@ -1,4 +1,4 @@
-"""Distil a teacher into a student: the student learns what the teacher makes of the images."""
+"""Distil a teacher into a student, which learns the teacher's outputs or features."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     from ..data.unlabelled import has_label, with_unlabelled
     from ..distillation.features import captured
-    from ..distillation.teaching import TaughtLoss, live
+    from ..distillation.teaching import Lesson, LossOptions, TaughtLoss, live
     from ..models.cost import count_parameters
     from ..tasks import training_task
     from ..training.loop import fit
@@ -156,12 +156,15 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         students = stack.enter_context(
             captured(model, sorted({n for p in pairs for n in _names(p, "student")}))
         )
+        options = LossOptions(
+            terms=terms, alpha=config.alpha, temperature=config.temperature,
+            label_smoothing=config.label_smoothing, ensemble=config.ensemble,
+            self_decay=config.self_decay,
+        )  # fmt: skip
+        lesson = Lesson(student=model, teachers=teachers, ask=ask, pairs=pairs, seen=students)
         loss = TaughtLoss(
-            task, terms, ask, teachers, pairs, model, students, alpha=config.alpha,
-            temperature=config.temperature, label_smoothing=config.label_smoothing,
-            how=config.ensemble, labelled=labelled, self_decay=config.self_decay,
-            seed=context.seed, view=lambda epoch: epoch % count,
-            identity={"teachers": digests, "labelled": labelled},
+            task, options, lesson, labelled=labelled, seed=context.seed,
+            view=lambda epoch: epoch % count, identity={"teachers": digests, "labelled": labelled},
         )  # fmt: skip
         trained = fit(model, config, replace(context, data=training), loss, name="distill")
     return Outcome(model, {**trained, **facts}, _explained(model, teachers, context))
@@ -210,7 +213,7 @@ def _teachers(config: Config, context: Context) -> list[Teacher]:
 
 
 def _logits(teacher: Teacher, data: Data) -> Any:
-    """Of one image."""
+    """A teacher's outputs for one image."""
     import torch
 
     teacher.model.eval()
@@ -262,7 +265,7 @@ def _weight(teacher: Teacher, data: Data, task: TrainingTask, batch_size: int) -
 
 
 def _digest(teacher: Teacher) -> str:
-    """Of the weights and of the layers that they are in."""
+    """A hash of the weights and of the layers that they are in."""
     import hashlib
 
     from ..training.identity import digest

@@ -1,4 +1,4 @@
-"""Fine-tune a backbone on labelled images; from a name it starts with random or given weights."""
+"""Fine-tune a backbone on labelled images, from random or given weights."""
 
 from __future__ import annotations
 

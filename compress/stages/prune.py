@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from ..pruning.prune import PruneReport
 
 BATCHES = 16
-"""Of training images, for criteria that take gradients and for the statistics of batch norms."""
+"""Batches of training images for criteria on gradients and for the statistics of batch norms."""
 LEAST_BATCH = 16
-"""Images that the statistics of batch norms are taken over at once, at least."""
+"""Least number of images in a batch that the statistics of batch norms are taken over."""
 SPARE_BYTES = 2000
-"""Of model.onnx, for its provenance, which is written after pruning."""
+"""Bytes of model.onnx for its provenance, which is written after pruning."""
 
 
 @dataclass(frozen=True, kw_only=True)

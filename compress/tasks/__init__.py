@@ -1,7 +1,7 @@
-"""The torch half of each task: loss, distillation, what an attack raises, how a head starts.
+"""The torch half of each task: loss, distillation, attack, initial head.
 
-The numpy half is in `bench/tasks/`, under the same name; a new task is a file in each and a line in
-the table there. Nothing heavy is imported before a task is asked for.
+The numpy half is in `bench/tasks/` under the same name, with the table of all tasks. Nothing heavy
+is imported before a task is asked for.
 """
 
 from __future__ import annotations

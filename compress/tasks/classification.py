@@ -1,4 +1,4 @@
-"""One class an image: cross entropy, Hinton's distillation and its kin."""
+"""Classification, one class an image: cross entropy and the distillation losses on outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any number of labels an image: a binary decision for each."""
+"""Multi-label classification, any number of labels an image: binary cross entropy for each."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class MultiLabel:
         return (2 * torch.sigmoid(outputs) - 1).abs().mean(-1)
 
     def harm(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Of the label that is most wrong: its logit with the wrong sign."""
+        """The logit of the label that is most wrong, with the wrong sign."""
         return torch.where(targets > 0.5, -outputs, outputs).amax(1)
 
     def numbers(self, outputs: Tensor) -> Tensor:

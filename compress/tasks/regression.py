@@ -1,4 +1,4 @@
-"""One or more numbers an image: smooth L1 in units of the targets' spread."""
+"""Regression, one or more numbers an image: smooth L1 in units of the targets' spread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network is trained for: the contract of a task's torch half.
+"""The contract of a task's torch half: what a network is trained for.
 
 A file of this folder has a frozen dataclass with these methods and `fitted(targets)`, which makes
 one for the training targets of a data set. Every function is pure; shapes are `[B, K]` for the

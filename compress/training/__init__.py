@@ -1,1 +1,1 @@
-"""The only training loop, and what belongs to it: schedule, optimiser, resume, adapters."""
+"""The only training loop, with its schedule, optimiser, resume, adapters."""

@@ -1,10 +1,12 @@
-"""How to train, and what a stage is given besides the model: free of heavy imports."""
+"""Options of training, and the context of a stage; free of heavy imports."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from vcompress.bench.errors import UserError
 from vcompress.bench.ranges import above, at_least, check_ranges, share
@@ -28,9 +30,9 @@ class TrainConfig:
     """Peak learning rate, 0 or more, reached after the warm-up."""
     schedule: Literal["cosine", "onecycle"] = "cosine"
     """Schedule of the learning rate. cosine: decay to zero; onecycle: rise for 30 %, then decay."""
-    part: tuple[float, float] = (0.0, 1.0)
+    part: Annotated[tuple[float, float], tyro.conf.Fixed, tyro.conf.Suppress] = (0.0, 1.0)
     """Part of the schedule that these epochs run through, two shares from 0 to 1, where several
-    stages share one schedule."""
+    stages share one schedule. No flag: the [joint] of a recipe sets it."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimiser: AdamW or stochastic gradient descent."""
     weight_decay: Annotated[float, at_least(0)] = 0.02

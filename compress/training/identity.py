@@ -1,4 +1,4 @@
-"""What must be the same for a resume to end as the undisturbed run would."""
+"""What must be unchanged for a resumed run to end with the weights of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def identity_of(
     model: nn.Module, config: TrainConfig, context: Context, name: str
 ) -> dict[str, Any]:
-    """What must be the same for a resume to end as the undisturbed run would."""
+    """What must be unchanged for a resumed run to end with the weights of an undisturbed one."""
     teacher = context.teacher
     return {
         "name": name,

@@ -1,7 +1,7 @@
-"""A network as an ordered list of layer groups, from the input to the head, whatever it is.
+"""Divides any network into ordered layer groups, from the input to the head.
 
 Layer-wise learning rates (ULMFiT, arXiv:1801.06146; BEiT, arXiv:2106.08254) and gradual unfreezing
-(ULMFiT) go by them.
+(ULMFiT) use them.
 """
 
 from __future__ import annotations

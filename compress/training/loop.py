@@ -156,7 +156,7 @@ class _Run:
     history: list[dict[str, float]]
     best: dict[str, Tensor]
     best_score: float | None = None
-    """Of the validation images, in the task's metric; None before the first epoch."""
+    """The task's metric on the validation images; None before the first epoch."""
     best_epoch: int = 0
     on_epoch: Callable[[int, nn.Module], None] | None = None
     on_batch: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
@@ -329,7 +329,7 @@ def _save(run: _Run, file: Path, identity: Mapping[str, Any], finished: bool) ->
 
 
 def _hand_back(run: _Run) -> None:
-    """The model as it came, on the CPU, with the best weights: accelerate's marks are taken off."""
+    """Give the model back on the CPU with the best weights, without what accelerate added."""
     accelerator, model = run.accelerator, run.model
     for tracker in accelerator.trackers:
         tracker.finish()  # not end_training: it dissolves the group that later stages need

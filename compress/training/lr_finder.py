@@ -1,5 +1,4 @@
-"""A sweep of learning rates, each step a higher one, to see where the loss falls and where it blows
-up.
+"""The learning-rate finder: a sweep that raises the rate with each step, until the loss blows up.
 
 Smith: Cyclical Learning Rates for Training Neural Networks, WACV 2017, arXiv:1506.01186.
 """
@@ -33,7 +32,7 @@ _LEAST_STEPS = 10
 
 @dataclass(frozen=True)
 class Sweep:
-    """Of each step that was taken."""
+    """The learning rate and the loss of each step that was taken."""
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]

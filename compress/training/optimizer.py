@@ -1,4 +1,4 @@
-"""The optimiser of a training, and what learns."""
+"""The optimiser of a training, and which parameters learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process or several: asked through here, so that accelerate is told what it cannot guess."""
+"""The processes of a training; accelerate is told here what it cannot find out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning from a teacher beside the labels: recovery after pruning, and QAT."""
+"""Training with a teacher beside the labels: recovery after pruning, and QAT."""
 
 from __future__ import annotations
 

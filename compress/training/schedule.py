@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, so that a resumed run needs no state of it."""
+"""The schedule of the learning rate, a function of the step: a resumed run needs no state of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a training after an epoch, as one safetensors file: whole or not at all."""
+"""The state of a training after an epoch, as one safetensors file, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class State:
     best: dict[str, Tensor]
     moments: Mapping[str, Tensor]
     loss: Mapping[str, Tensor]
-    """Of a loss with parameters of its own; empty for others."""
+    """Parameters of the loss; empty where it has none."""
 
     def restore(
         self, model: nn.Module, ema: nn.Module | None, optimizer: Any, scaler: Any,

@@ -1,4 +1,4 @@
-"""What a device build includes: a CMake package, headers, and an example application in C++."""
+"""Files of a device build: a CMake package, headers, and an example application in C++."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C header of a bundle: what an application knows about its model at compile time."""
+"""The C header of a bundle: constants that an application needs at compile time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before an application is compiled: verify the bundle, and write what the compiler needs."""
+"""Prepares a build: verifies the bundle and writes the files that the compiler needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rule of a target an ONNX file breaks, before anything is built."""
+"""Lint: the rules of a target that an ONNX file breaks, found before a build."""
 
 from .findings import Finding, Report, Rule, verdict_of
 from .lint import TARGETS, lint

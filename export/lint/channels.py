@@ -1,4 +1,4 @@
-"""Channels that do not fit, which ONNX's own checker and shape inference let pass."""
+"""Finds channels that do not fit, which ONNX's own checker and shape inference miss."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What reads a whole file in C++ and can crash on a hostile one: the ONNX checker, shape inference,
-ONNX Runtime.
+"""Runs the ONNX checker, shape inference and ONNX Runtime, which can crash on a hostile file.
 
-Run as a program it reads one file in a process of its own, with bounded time and memory.
+Run as a program, this module reads one file in a process of its own with bounded time and memory.
 """
 
 from __future__ import annotations

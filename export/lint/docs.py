@@ -1,4 +1,4 @@
-"""The rules as a page: `python -m vcompress.export.lint.docs` writes them into docs/lint.md."""
+"""Writes the rules into docs/lint.md: `python -m vcompress.export.lint.docs`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lint says: rules, findings, and the verdict of a whole file."""
+"""Rules, findings, and the verdict on a whole file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Functions that a file defines itself: how large the graph becomes when they are expanded.
+"""The size of a graph after the functions that its file defines are expanded.
 
-A few lines can ask for billions of nodes, or call themselves; the ONNX checker follows them.
+A few lines can expand to billions of nodes, or call themselves, and the ONNX checker follows them.
 """
 
 from __future__ import annotations

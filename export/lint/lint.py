@@ -1,4 +1,4 @@
-"""From a file to a report: the file itself, then the rules of one target, then perhaps a build."""
+"""Lints a file: the file itself, then the rules of one target, then, if asked, a build."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lint(
     """What is wrong with an ONNX file for a target.
 
     Args:
-        path: anybody's file; what it names outside its folder is never opened.
+        path: any ONNX file; what it names outside its folder is never opened.
         target: tensorrt or onnxruntime.
         build: build it as well, as these settings say; a file that builds is verified.
         apart: run the ONNX checker, and ONNX Runtime, in a process of their own, for files that

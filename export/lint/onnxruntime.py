@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: which nodes of a Q/DQ graph run in int8, and what it refuses.
+"""Rules of ONNX Runtime on the CPU: which Q/DQ nodes run in int8, which files it refuses.
 
 It fuses DQ -> operator -> Q, so an operator runs in int8 only where its output is rounded too.
 """

@@ -1,7 +1,7 @@
-"""What TensorRT has no operator, option or data type for, as measured by builds.
+"""Operators, options and data types that TensorRT does not have, as builds have shown.
 
-Known are the operators that were seen to build with TensorRT-RTX 1.7 in ONNX's own conformance
-graphs (one or more for every operator) and in the labelled set of the tests.
+An operator is known if it built with TensorRT-RTX 1.7 in ONNX's own conformance graphs (one or more
+for every operator) or in the labelled set of the tests.
 """
 
 from __future__ import annotations

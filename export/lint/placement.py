@@ -1,4 +1,4 @@
-"""Where Q and DQ stand, for TensorRT: what builds and costs speed or accuracy."""
+"""Rules on where Q and DQ stand, for TensorRT: graphs that build and lose speed or accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each Q and DQ alone, for TensorRT: types, scales, zero points, axes, pairs."""
+"""Rules on each Q and DQ, for TensorRT: types, scales, zero points, axes, pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules: one table, from which the findings, the page in docs/ and the tests are made."""
+"""The rules in one table, which the findings, the page in docs/ and the tests use."""
 
 from __future__ import annotations
 

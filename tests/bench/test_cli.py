@@ -48,7 +48,7 @@ def test_help_is_there_at_once_and_loads_nothing_heavy() -> None:
         )
         took.append(time.perf_counter() - start)
     assert "LOADED []" in done.stdout
-    assert "exit status: 0 it holds" in done.stdout
+    assert "exit status: 0 the limits hold" in done.stdout
     # A quarter of a second on a quiet machine; others may use this one's cores now.
     assert min(took) < 0.5
 

@@ -1,4 +1,4 @@
-"""Targets: where a runtime wants its quantisers, and where it runs.
+"""Targets: which tensors a runtime wants quantised, and where it runs.
 
 A file in this folder is one target. It ends with `TARGET = Target(...)`, and `TargetName` in
 `compress/options.py` has its name.
@@ -112,7 +112,7 @@ class Target:
     runtime: str
     """A name in `bench/runtimes`."""
     device: str
-    """Of that runtime."""
+    """A device of that runtime."""
     unmeasured: str = ""
     """Why an ONNX file cannot be measured in that runtime; empty where it can."""
     no_float16: str = ""

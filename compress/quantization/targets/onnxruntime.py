@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU: an operator runs in int8 where its inputs and its output are quantised.
 
-Activations are uint8 with a zero point: one of zero after a ReLU, which the rounding then
-absorbs. Convolutions, residual additions, gates of squeeze-and-excite, concatenation and pooling
+Activations are uint8 with a zero point. After a ReLU it is zero, and the rounding absorbs the ReLU.
+Convolutions, residual additions, gates of squeeze-and-excite, concatenation and pooling
 carry Q/DQ on both sides; matrix products on their inputs only, since they have an int8 form with
 a floating point result.
 """

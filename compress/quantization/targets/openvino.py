@@ -1,8 +1,9 @@
 """OpenVINO on the CPU: inputs of convolutions and matrix products, uint8 with a zero point.
 
-OpenVINO moves Q/DQ past pooling and reshaping by itself, fuses the addition of a shortcut and the
-next rounding into the convolution before it, and needs no rounding behind a layer: so, unlike for
-ONNX Runtime, outputs are not quantised, and of a residual addition the shortcut alone is.
+OpenVINO moves Q/DQ past pooling and reshaping by itself. It fuses the addition of a shortcut and
+the next rounding into the convolution before it, and needs no rounding behind a layer. So, unlike
+for ONNX Runtime, outputs are not quantised, and a residual addition has its shortcut alone
+quantised.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """TensorRT and TensorRT-RTX with explicit quantisation: int8, symmetric, inputs only.
 
 The inputs of convolutions and matrix products are quantised and their outputs are not, so that
-convolution, batch norm and ReLU stay together; of a residual addition the shortcut alone is,
-which lets the other branch fuse with it.
+convolution, batch norm and ReLU stay together. A residual addition has its shortcut alone
+quantised, so the other branch fuses with it.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from vcompress.compress.distillation.features import captured, find_pairs
 from vcompress.compress.distillation.teaching import (
     ON_FEATURES,
     Answer,
+    Lesson,
+    LossOptions,
     TaughtLoss,
     Teacher,
     ensemble,
@@ -53,12 +55,10 @@ def taught(terms: dict[str, float], **options: Any) -> tuple[TaughtLoss, nn.Modu
     ours = HOOKS.enter_context(captured(student, [p.student.name for p in pairs]))
     teachers = [Teacher(teacher, SIZE)]
     ask = live(teachers, [theirs], [pairs], ())
-    options = {"alpha": 0.5, "temperature": 2.0, **options}
-    return (
-        TaughtLoss(TASK, terms, ask, teachers, [pairs], student, ours, **options),
-        student,
-        teacher,
-    )
+    own = {name: options.pop(name) for name in ("seed", "labelled") if name in options}
+    lesson = Lesson(student=student, teachers=teachers, ask=ask, pairs=[pairs], seen=ours)
+    chosen = LossOptions(terms=terms, **{"alpha": 0.5, "temperature": 2.0, **options})
+    return TaughtLoss(TASK, chosen, lesson, **own), student, teacher
 
 
 def logits_of(*probabilities: list[float]) -> Tensor:
@@ -189,9 +189,10 @@ def test_a_cnn_learns_the_tokens_of_a_vit_and_the_other_way_round(turned: bool) 
     theirs = HOOKS.enter_context(captured(teacher, [p.teacher.name for p in pairs]))
     ours = HOOKS.enter_context(captured(student, [p.student.name for p in pairs]))
     teachers = [Teacher(teacher, SIZE)]
+    ask = live(teachers, [theirs], [pairs], ())
     loss = TaughtLoss(
-        TASK, dict.fromkeys(ON_FEATURES, 1.0), live(teachers, [theirs], [pairs], ()), teachers,
-        [pairs], student, ours, alpha=1.0, temperature=1.0,
+        TASK, LossOptions(terms=dict.fromkeys(ON_FEATURES, 1.0), alpha=1.0, temperature=1.0),
+        Lesson(student=student, teachers=teachers, ask=ask, pairs=[pairs], seen=ours),
     )  # fmt: skip
     optimizer = torch.optim.Adam([*student.parameters(), *loss.parameters()], lr=0.01)
     values = []
@@ -210,8 +211,10 @@ def test_a_student_with_its_teachers_features_has_no_attention_loss() -> None:
     seen = HOOKS.enter_context(captured(teacher, [p.teacher.name for p in pairs]))
     ask = live([Teacher(teacher, SIZE)], [seen], [pairs], ())
     loss = TaughtLoss(
-        TASK, {"at": 1.0}, ask, [Teacher(teacher, SIZE)], [pairs], teacher, seen, alpha=1.0,
-        temperature=1.0,
+        TASK, LossOptions(terms={"at": 1.0}, alpha=1.0, temperature=1.0),
+        Lesson(
+            student=teacher, teachers=[Teacher(teacher, SIZE)], ask=ask, pairs=[pairs], seen=seen
+        ),
     )  # fmt: skip
     found = loss(teacher(IMAGES), IMAGES, LABELS, SAMPLES)
     assert float(found.detach()) == pytest.approx(0.0, abs=1e-6)
@@ -227,7 +230,8 @@ def test_the_projections_are_the_same_for_a_seed_and_no_random_number_is_used_up
     assert not any(torch.equal(first[k], other[k]) for k in first)
     student = net(4)
     torch.manual_seed(5)
-    TaughtLoss(TASK, {"self": 1.0}, None, [], [], student, {}, alpha=1.0, temperature=1.0)
+    alone = LossOptions(terms={"self": 1.0}, alpha=1.0, temperature=1.0)
+    TaughtLoss(TASK, alone, Lesson(student=student))
     assert torch.equal(torch.rand(1), after)
 
 
@@ -244,18 +248,8 @@ def test_the_average_of_the_student_teaches_it_and_follows_it() -> None:
     student = net(4)
     with torch.no_grad():
         start = student[0].weight.clone()  # type: ignore[union-attr]
-        loss = TaughtLoss(
-            TASK,
-            {"self": 1.0},
-            None,
-            [],
-            [],
-            student,
-            {},
-            alpha=1.0,
-            temperature=2.0,
-            self_decay=0.5,
-        )
+        alone = LossOptions(terms={"self": 1.0}, alpha=1.0, temperature=2.0, self_decay=0.5)
+        loss = TaughtLoss(TASK, alone, Lesson(student=student))
         student[0].weight.add_(1.0)  # type: ignore[union-attr]
         found = loss(student(IMAGES), IMAGES, LABELS, SAMPLES)
         # Young averages forget faster: 2 / 11 is kept, then 3 / 12, and half from the eighth on.

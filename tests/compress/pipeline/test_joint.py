@@ -22,6 +22,19 @@ def read(tmp_path: Path, text: str) -> Recipe:
     return read_recipe(tmp_path / "mine.toml")
 
 
+@pytest.mark.parametrize("command", ["finetune", "distill", "prune", "quantize", "sparsify"])
+def test_the_part_of_a_schedule_is_no_flag(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert "--schedule" in shown and "--part" not in shown
+    with pytest.raises(SystemExit) as end:
+        main([command, "--part", "0", "0.5"])
+    assert end.value.code == 2
+
+
 def test_a_budget_is_divided_into_three_stages_with_one_schedule(tmp_path: Path) -> None:
     recipe = read(
         tmp_path,

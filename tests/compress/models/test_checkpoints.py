@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
-from vcompress.compress.models.foreign import (
+from vcompress.compress.models.checkpoints import (
     infer_classes,
     load_into,
     read_checkpoint,

@@ -1,4 +1,4 @@
-"""Checkpoints that people have: plain state_dicts, torchvision's reference training, timm with
+"""Checkpoints of other trainers: plain state_dicts, torchvision's reference training, timm with
 EMA, Lightning, DataParallel prefixes, safetensors. Only tensors are read, no code runs.
 """
 
