@@ -307,9 +307,20 @@ def bootstrap(
 
 
 def percentile_interval(value: float, replicates: Floats, confidence: float = 0.95) -> Interval:
-    """The middle `confidence` of a bootstrap's replicates `[rounds]`, widened to hold `value`."""
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(replicates, [tail, 1 - tail])
+    """Bias-corrected percentiles of a bootstrap's replicates `[rounds]`, widened to hold `value`.
+
+    Efron, 1981. An average precision is higher where images are drawn twice, so plain percentiles
+    lie too high: they held the truth of 200 images with rare labels in 79 of 100 trials, and of
+    1,000 in 89; these in 87 and 94 (tests/benchmarks/bootstrap_coverage.py).
+    """
+    from scipy.special import ndtr, ndtri
+
+    known = replicates[np.isfinite(replicates)]
+    below = (float((known < value).mean()) + float((known <= value).mean())) / 2
+    shift = 2 * float(ndtri(min(max(below, 1e-3), 1 - 1e-3)))
+    z = float(ndtri(1 - (1 - confidence) / 2))
+    low, high = np.quantile(known, [ndtr(shift - z), ndtr(shift + z)])
     return Interval(
-        value, min(float(low), value), max(float(high), value), "bootstrap of images", confidence
-    )
+        value, min(float(low), value), max(float(high), value),
+        "bootstrap of images, bias-corrected", confidence,
+    )  # fmt: skip
