@@ -1,4 +1,4 @@
-"""Dataclasses from data: a recipe's table, a manifest, a gate file.
+"""Dataclasses from data (a recipe's table, a manifest, a gate file), and values as plain data.
 
 An unknown key is an error that names the nearest known one. A dataclass with a field of the
 metadata `{"rest": True}` keeps unknown keys there. One with a static method `from_older` also takes
@@ -8,6 +8,7 @@ records of an older form, which that method turns into today's.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
@@ -33,6 +34,20 @@ def from_mapping(cls: type[T], data: Any, where: str) -> T:
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: {error}") from None
     return made
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types: arrays and tuples become lists, a number that is not finite null
+    (the SQNR of two equal outputs is infinite), paths and all else text."""
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers, without importing it
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
 def _made(kind: Any, value: Any, where: str, path: str) -> Any:

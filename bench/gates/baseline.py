@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from .. import stats
+from ..config import plain
 from ..errors import UserError
-from ..reports.json import plain, score_from
+from ..reports.json import score_from
 from ..reports.result import SCHEMA_VERSION, Against, ModelResult
 from ..tasks import load
 from ..tasks.task import ScoreChange

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import stats
+from ..config import plain
 from ..errors import UserError
 from ..tasks.classification import from_schema_1
 from ..tasks.task import Part, Score
@@ -19,21 +19,6 @@ from ..timing import noise
 from ..timing.compare import Blocks, Comparison
 from ..timing.measure import Measurement
 from .result import SCHEMA_VERSION, ModelResult, Result
-
-
-def plain(value: Any) -> Any:
-    """Arrays to lists, paths to text, what is not finite to null."""
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def as_dict(result: Result) -> dict[str, Any]:

@@ -24,11 +24,11 @@ from ..runtimes.tensorrt import SUFFIXES as ENGINES
 from ..tasks import load, scoring
 from ..tasks.task import Score
 from ..timing import fresh, noise, saturation, traffic
-from ..timing.compare import CompareBudget, compare
+from ..timing.compare import CompareEffort, compare
 from ..timing.environment import Disturbance, Environment, counters, disturbance, preflight
 from ..timing.fresh import ColdStart
 from ..timing.inputs import Feed, resolve_shapes, synthetic
-from ..timing.measure import Budget, Measurement, measure
+from ..timing.measure import Effort, Measurement, measure
 from .options import Options
 from .subject import (
     Images,
@@ -41,7 +41,7 @@ from .subject import (
 )
 
 Tell = Callable[[str], None]
-HARNESS = Budget(
+HARNESS = Effort(
     seconds=0.15, most_seconds=0.15, warmup_seconds=0.05, warmup_runs=20, most_warmup_seconds=0.1
 )
 
@@ -91,9 +91,9 @@ def run(options: Options, tell: Tell = lambda text: None) -> Result:
     return replace(result, checks=gate.check(asked, result)) if asked else result
 
 
-def budget(options: Options) -> Budget:
+def effort(options: Options) -> Effort:
     """The protocol in full for `--publish`, else a few seconds."""
-    found = Budget.publish() if options.publish else Budget()
+    found = Effort.publish() if options.publish else Effort()
     if options.seconds is not None:
         found = replace(
             found, seconds=options.seconds, most_seconds=options.seconds,
@@ -183,13 +183,13 @@ def _one(
             before = counters()
             apart = options.publish and batch == options.batch[0]
             # What is measured in processes of its own is only looked at here.
-            limits = Budget.quick(0.5) if apart else budget(options)
+            limits = Effort.quick(0.5) if apart else effort(options)
             measurement = measure(session, feed, limits)
             if apart:
                 tell(f"measuring in {options.publish} fresh processes")
                 request = _request(options, subject)
                 measurement = fresh.processes(
-                    request, budget(options), options.publish, measurement
+                    request, effort(options), options.publish, measurement
                 )
             disturbed = disturbance(before, counters())
             sweep.append(_model(file, measurement, disturbed, result.environment, cold))
@@ -224,7 +224,7 @@ def _two(
             feed_for(session, s, images, p, options, options.batch[0])
             for s, session, p in zip(found, (a, b), prepared, strict=True)
         ]
-        limits = CompareBudget(margin=options.margin)
+        limits = CompareEffort(margin=options.margin)
         if options.seconds is not None:
             limits = replace(limits, seconds=options.seconds)
         before = counters()

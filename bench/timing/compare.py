@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from .. import stats
 from ..runtimes.session import Session
 from .inputs import Feed
-from .measure import Budget, Measurement, Ring, Warmup, first_run, no_collection, warm_up
+from .measure import Effort, Measurement, Ring, Warmup, first_run, no_collection, warm_up
 
 Progress = Callable[[str, float], None]
 DROPPED = 3  # runs at the head of a block: the other model has just had the caches
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareBudget:
+class CompareEffort:
     """Blocks of A B B A. Two quads make four of the protocol's pairs."""
 
     quads: int = 10
@@ -39,8 +39,8 @@ class CompareBudget:
     """Half the interval of the ratio that ends the run."""
     margin: float = 0.01
     """What counts as the same speed."""
-    warmup: Budget = field(
-        default_factory=lambda: Budget(warmup_seconds=0.5, most_warmup_seconds=1.5)
+    warmup: Effort = field(
+        default_factory=lambda: Effort(warmup_seconds=0.5, most_warmup_seconds=1.5)
     )
 
 
@@ -139,29 +139,29 @@ def compare(
     b: Session,
     feed_b: Feed,
     again: Session,
-    budget: CompareBudget | None = None,
+    effort: CompareEffort | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Time B against A, and A against `again`, a second session of A's file, for the floor."""
-    budget = budget or CompareBudget()
+    effort = effort or CompareEffort()
     tell = progress or (lambda text, share: None)
     begin = perf_counter_ns()
     firsts = [first_run(s, f) for s, f in ((a, feed_a), (b, feed_b), (again, feed_a))]
     ring_a, ring_b, ring_again = Ring(a, feed_a), Ring(b, feed_b), Ring(again, feed_a)
     with no_collection():
         tell("warm-up", 0.0)
-        warmups = [warm_up(ring, budget.warmup) for ring in (ring_a, ring_b, ring_again)]
+        warmups = [warm_up(ring, effort.warmup) for ring in (ring_a, ring_b, ring_again)]
         tell("A against A", 0.2)
         floor_blocks = interleave(
-            ring_a, ring_again, quads=budget.floor_quads, seconds=budget.floor_seconds,
-            precision=budget.precision, block_seconds=budget.block_seconds,
-            block_runs=budget.block_runs,
+            ring_a, ring_again, quads=effort.floor_quads, seconds=effort.floor_seconds,
+            precision=effort.precision, block_seconds=effort.block_seconds,
+            block_runs=effort.block_runs,
         )  # fmt: skip
         tell("A against B", 0.5)
         blocks = interleave(
-            ring_a, ring_b, quads=budget.quads, seconds=budget.seconds,
-            precision=budget.precision, block_seconds=budget.block_seconds,
-            block_runs=budget.block_runs,
+            ring_a, ring_b, quads=effort.quads, seconds=effort.seconds,
+            precision=effort.precision, block_seconds=effort.block_seconds,
+            block_runs=effort.block_runs,
         )  # fmt: skip
     origin = int(min(blocks.first_runs[0].starts_ns[0], blocks.second_runs[0].starts_ns[0]))
     ratio, ratio_99, floor_ratio = blocks.ratio(), blocks.ratio(0.99), floor_blocks.ratio()
@@ -172,7 +172,7 @@ def compare(
         b=_measurement(b, feed_b, blocks.second_runs, firsts[1], warmups[1], origin),
         ratio=ratio, ratio_99=ratio_99, floor_blocks=floor_blocks, floor_ratio=floor_ratio,
         floor=floor,
-        verdict=stats.verdict(ratio, floor, budget.margin, ratio_99), margin=budget.margin,
+        verdict=stats.verdict(ratio, floor, effort.margin, ratio_99), margin=effort.margin,
         seconds=(perf_counter_ns() - begin) / 1e9,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..apart import Reply, ask
 from ..errors import UserError
-from .measure import Budget, Measurement, Warmup
+from .measure import Effort, Measurement, Warmup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def cold_start(request: Request) -> ColdStart:
     )  # fmt: skip
 
 
-def processes(request: Request, budget: Budget, count: int, like: Measurement) -> Measurement:
+def processes(request: Request, effort: Effort, count: int, like: Measurement) -> Measurement:
     """Measure in `count` fresh processes, one after another.
 
     Layout and placement of memory differ from process to process, so the interval comes from the
@@ -53,7 +53,7 @@ def processes(request: Request, budget: Budget, count: int, like: Measurement) -
     """
     samples, starts, warmups, offset = [], [], [], 0
     for _ in range(count):
-        found = _ask(replace(request, timeout_s=request.timeout_s + 200), budget)
+        found = _ask(replace(request, timeout_s=request.timeout_s + 200), effort)
         samples.append(np.asarray(found["samples_ns"], dtype=np.int64))
         starts.append(np.asarray(found["starts_ns"], dtype=np.int64) + offset)
         offset = int(starts[-1][-1] + samples[-1][-1])
@@ -72,12 +72,12 @@ def processes(request: Request, budget: Budget, count: int, like: Measurement) -
     )  # fmt: skip
 
 
-def _ask(request: Request, budget: Budget | None) -> dict[str, Any]:
+def _ask(request: Request, effort: Effort | None) -> dict[str, Any]:
     message = {
         **{k: v for k, v in asdict(request).items() if k != "timeout_s"},
         "path": str(request.path),
         "inputs": str(request.inputs) if request.inputs else None,
-        "measure": asdict(budget) if budget else None,
+        "measure": asdict(effort) if effort else None,
     }
     reply = ask("vcompress.bench.timing.worker", message, request.timeout_s)
     if reply.status is None:

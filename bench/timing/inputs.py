@@ -31,10 +31,6 @@ class Feed:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: array.shape for name, array in self.ring[0].items()}
 
-    @property
-    def ring_bytes(self) -> int:
-        return sum(array.nbytes for feed in self.ring for array in feed.values())
-
 
 def resolve_shapes(
     inputs: Sequence[TensorSpec], batch: int = 1, given: Mapping[str, Sequence[int]] | None = None

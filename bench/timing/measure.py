@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .. import stats
 from ..runtimes.session import Facts, Session
-from .inputs import Feed, resolve_shapes, synthetic
+from .inputs import Feed
 
 Int64s = NDArray[np.int64]
 WINDOWS = 5
@@ -30,13 +30,13 @@ AGREE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How long to measure."""
+class Effort:
+    """How long to measure: seconds, runs and the precision that ends it."""
 
     seconds: float = 2.0
-    """At least so long, the warm-up apart."""
+    """Least duration without the warm-up."""
     most_seconds: float = 3.0
-    """At most so long, where the interval stays wide."""
+    """Longest duration, where the interval stays wide."""
     precision: float = 0.01
     """Half the 95 % interval of the median, as a share of it, that ends the run."""
     warmup_seconds: float = 1.0
@@ -44,7 +44,7 @@ class Budget:
     most_warmup_seconds: float = 2.0
 
     @classmethod
-    def quick(cls, seconds: float) -> Budget:
+    def quick(cls, seconds: float) -> Effort:
         """About `seconds` in all, for a search that measures many candidates."""
         return cls(
             seconds=seconds * 0.6, most_seconds=seconds * 0.6, warmup_seconds=seconds * 0.2,
@@ -52,7 +52,7 @@ class Budget:
         )  # fmt: skip
 
     @classmethod
-    def publish(cls) -> Budget:
+    def publish(cls) -> Effort:
         """The protocol in full."""
         return cls(seconds=10.0, most_seconds=60.0, most_warmup_seconds=30.0)
 
@@ -178,22 +178,22 @@ class Ring:
         return starts, times
 
 
-def warm_up(ring: Ring, budget: Budget) -> Warmup:
+def warm_up(ring: Ring, effort: Effort) -> Warmup:
     """Run until five windows agree within 1 % and do not all go one way, or time is up."""
     begin = perf_counter_ns()
     runs, medians = 0, list[float]()
     while True:
         _, times = ring.spin(WINDOW_NS, 1)
-        least = min(WINDOW_RUNS, budget.warmup_runs)
-        if len(times) < least and perf_counter_ns() - begin < budget.most_warmup_seconds * 1e9:
+        least = min(WINDOW_RUNS, effort.warmup_runs)
+        if len(times) < least and perf_counter_ns() - begin < effort.most_warmup_seconds * 1e9:
             times += ring.spin(0, least - len(times))[1]
         runs += len(times)
         medians.append(float(np.median(times)))
         elapsed = (perf_counter_ns() - begin) / 1e9
         last = medians[-WINDOWS:]
         steady = len(last) == WINDOWS and is_steady(last)
-        enough = runs >= budget.warmup_runs and elapsed >= budget.warmup_seconds
-        if (steady and enough) or elapsed >= budget.most_warmup_seconds:
+        enough = runs >= effort.warmup_runs and elapsed >= effort.warmup_seconds
+        if (steady and enough) or elapsed >= effort.most_warmup_seconds:
             return Warmup(runs, elapsed, steady, tuple(m / 1e6 for m in last))
 
 
@@ -225,31 +225,31 @@ def nonfinite(outputs: dict[str, NDArray[Any]]) -> tuple[str, ...]:
     )
 
 
-def measure(session: Session, feed: Feed, budget: Budget | None = None) -> Measurement:
+def measure(session: Session, feed: Feed, effort: Effort | None = None) -> Measurement:
     """Time a model until the median's 95 % interval is narrow or the budget is spent.
 
     Raises `UserError` where the model does not run on the feed.
     """
-    budget = budget or Budget()
+    effort = effort or Effort()
     first_ms, bad = first_run(session, feed)
     ring = Ring(session, feed)
     with no_collection():
-        warmup = warm_up(ring, budget)
+        warmup = warm_up(ring, effort)
         session.device_times_ns()  # the warm-up's are dropped
         starts: list[int] = []
         times: list[int] = []
         begin, stopped = perf_counter_ns(), "time"
         while True:
-            more_starts, more_times = ring.spin(min(int(budget.seconds * 1e9), 500_000_000), 1)
+            more_starts, more_times = ring.spin(min(int(effort.seconds * 1e9), 500_000_000), 1)
             starts += more_starts
             times += more_times
             elapsed = (perf_counter_ns() - begin) / 1e9
-            if elapsed >= budget.seconds and len(times) >= stats.SUPPORT[0.9]:
+            if elapsed >= effort.seconds and len(times) >= stats.SUPPORT[0.9]:
                 interval = stats.quantile_interval(np.asarray(times))
-                if interval.half_width <= budget.precision:
+                if interval.half_width <= effort.precision:
                     stopped = "precision"
                     break
-            if elapsed >= budget.most_seconds:
+            if elapsed >= effort.most_seconds:
                 break
         device = session.device_times_ns()
     begun = np.asarray(starts, dtype=np.int64)
@@ -259,22 +259,3 @@ def measure(session: Session, feed: Feed, budget: Budget | None = None) -> Measu
         starts_ns=begun - begun[0], load_ms=session.load_ms, first_run_ms=first_ms, warmup=warmup,
         stopped=stopped, device_ns=device, nonfinite=bad,
     )  # fmt: skip
-
-
-def measure_file(
-    path: str | Path,
-    *,
-    threads: int | None = None,
-    seconds: float = 2.0,
-    batch: int = 1,
-    device: str | None = None,
-) -> Measurement:
-    """Open a model and time it for about `seconds` on random inputs: a quick look.
-
-    The warm-up is short; `steady` says whether it was enough.
-    """
-    from ..runtimes import open_session
-
-    with open_session(path, device=device, threads=threads) as session:
-        feed = synthetic(session.inputs, resolve_shapes(session.inputs, batch))
-        return measure(session, feed, Budget.quick(seconds))

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from .. import onnx_file
 from ..runtimes import open_session
 from ..runtimes.session import Session
-from .compare import CompareBudget, Comparison, compare
+from .compare import CompareEffort, Comparison, compare
 from .inputs import resolve_shapes, synthetic
-from .measure import Budget, measure
+from .measure import Effort, measure
 
 PLANTED = 0.03
 
@@ -78,7 +78,7 @@ class SelfTest:
 
 def run(
     model: Path | None = None, threads: int | None = 1, planted: float = PLANTED,
-    tell: Callable[[str], None] = lambda text: None, budget: CompareBudget | None = None,
+    tell: Callable[[str], None] = lambda text: None, effort: CompareEffort | None = None,
 ) -> SelfTest:  # fmt: skip
     """Measure the floor, A against A, and A against A with a slowdown planted.
 
@@ -93,10 +93,10 @@ def run(
         tell("the harness on an empty model")
         with open_session(empty, threads=threads) as session:
             feed = synthetic(session.inputs, resolve_shapes(session.inputs))
-            floor = measure(session, feed, Budget.quick(1.5))
-        same = trial(path, threads, 0.0, budget, lambda text, share: tell(f"A/A: {text}"))
+            floor = measure(session, feed, Effort.quick(1.5))
+        same = trial(path, threads, 0.0, effort, lambda text, share: tell(f"A/A: {text}"))
         median_ms = same.a.median_ms
-        slowed = trial(path, threads, planted, budget, lambda text, share: tell(f"planted: {text}"))
+        slowed = trial(path, threads, planted, effort, lambda text, share: tell(f"planted: {text}"))
     return SelfTest(
         harness_us=float(np.median(floor.samples_ns)) / 1e3, clock_ns=clock_ns(),
         model_ms=median_ms, same=same, planted=planted, slowed=slowed,
@@ -104,7 +104,7 @@ def run(
 
 
 def trial(
-    path: Path, threads: int | None, planted: float, budget: CompareBudget | None = None,
+    path: Path, threads: int | None, planted: float, effort: CompareEffort | None = None,
     tell: Callable[[str, float], None] | None = None,
 ) -> Comparison:  # fmt: skip
     """Compare a model with itself, slowed by a share `planted` of its median."""
@@ -113,9 +113,9 @@ def trial(
         a, b, again = sessions
         feed = synthetic(a.inputs, resolve_shapes(a.inputs))
         if planted:
-            quick = measure(b, feed, Budget.quick(0.8))
+            quick = measure(b, feed, Effort.quick(0.8))
             b = Slowed(b, int(planted * quick.median_ms * 1e6))
-        return compare(a, feed, b, feed, again, budget, tell)
+        return compare(a, feed, b, feed, again, effort, tell)
     finally:
         for session in sessions:
             session.close()

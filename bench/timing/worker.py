@@ -17,7 +17,7 @@ from ..apart import say, serve
 def _work(request: dict[str, Any]) -> dict[str, Any]:
     from .. import runtimes
     from .inputs import from_file, resolve_shapes, synthetic
-    from .measure import Budget, first_run, measure
+    from .measure import Effort, first_run, measure
 
     path = Path(request["path"])
     chosen = runtimes.module(request["runtime"])
@@ -55,7 +55,7 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
         "nonfinite": bad,
     }
     if request["measure"]:
-        measured = measure(session, feed, Budget(**request["measure"]))
+        measured = measure(session, feed, Effort(**request["measure"]))
         found["samples_ns"] = measured.samples_ns.tolist()
         found["starts_ns"] = measured.starts_ns.tolist()
         found["warmup"] = vars(measured.warmup)

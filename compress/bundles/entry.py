@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,16 +10,10 @@ from importlib import metadata
 from typing import Any
 
 from vcompress.bench.bundle.history import Entry
+from vcompress.bench.config import plain
 
 from ..models.catalogue import ModelSpec
 from ..options import Options
-
-
-def plain(value: Any) -> Any:
-    """JSON's own types: tuples become lists, paths text, and what is no number (the SQNR of two
-    equal outputs is infinite) null."""
-    return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
-
 
 _PACKAGES = (
     "vision-compress", "torch", "torchvision", "timm", "transformers", "onnx", "onnxruntime",

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from vcompress.bench.bundle import MODEL, Bundle
 from vcompress.bench.bundle.history import to_json
+from vcompress.bench.config import plain
 from vcompress.bench.engine import BuildReport, Settings, build_engine
 from vcompress.bench.engine.settings import Flavour
 from vcompress.bench.errors import UserError
@@ -20,7 +21,6 @@ from vcompress.export import engine_proof, float8, parity
 from vcompress.export import precision as precision_of_file
 
 from ..bundles.engine_records import FOLDER, FORMAT, SCHEMA_VERSION, _read, read_engines
-from ..bundles.entry import plain
 from ..bundles.precisions import check_available, held_by
 from ..bundles.recorded import open_recorded, parity_images
 from ..bundles.rewrite import REPORT, rewritten

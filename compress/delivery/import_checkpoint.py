@@ -10,12 +10,13 @@ from typing import Any
 
 from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess, is_bundle
 from vcompress.bench.bundle import bundle as bundles
+from vcompress.bench.config import plain
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
 from vcompress.bench.tasks import CLASSIFICATION, open_dataset
 
 from ..bundles import licences
-from ..bundles.entry import plain, record_entry
+from ..bundles.entry import record_entry
 from ..bundles.recorded import noise
 from ..bundles.store import Network
 from ..models import huggingface

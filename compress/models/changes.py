@@ -79,11 +79,6 @@ def describe(model: nn.Module, base: nn.Module) -> dict[str, Any]:
     }
 
 
-def rebuild(base: nn.Module, description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
-    """`base` (a fresh network, changed in place) with the description's shapes and `tensors`."""
-    return load(reshape(base, description), tensors, description.get("versions"))
-
-
 def reshape(base: nn.Module, description: dict[str, Any]) -> nn.Module:
     """Set the described attributes and resize parameters and buffers, in place.
 

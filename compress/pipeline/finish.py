@@ -10,10 +10,10 @@ from typing import Any
 
 from vcompress.bench.bundle import MODEL, Bundle, InputSpec, Preprocess, bundle
 from vcompress.bench.bundle.history import Entry, Metrics
+from vcompress.bench.config import plain
 from vcompress.bench.data.dataset import Dataset
 from vcompress.export import parity
 
-from ..bundles.entry import plain
 from ..bundles.recorded import parity_images
 from ..bundles.rewrite import REPORT, SECTION
 from ..bundles.store import Network, save_network

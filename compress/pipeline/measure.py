@@ -76,7 +76,7 @@ def latency(file: Path, images: Tensor, runtime: Runtime = ONNX_RUNTIME) -> Late
     """Median latency of one image, end to end, one thread; `images` `[N, C, H, W]` take turns."""
     with open_session(file, runtime=runtime.name, device=runtime.device, threads=1) as session:
         feed = from_images(session.inputs[0], images.numpy(), 1, "held-out images")
-        found = measure.measure(session, feed, measure.Budget.quick(LATENCY_SECONDS))
+        found = measure.measure(session, feed, measure.Effort.quick(LATENCY_SECONDS))
     low, high = found.interval_ms
     return Latency(
         median_ms=found.median_ms,

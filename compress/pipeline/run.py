@@ -15,11 +15,12 @@ import torch
 from vcompress.bench.bundle import Bundle, is_bundle
 from vcompress.bench.bundle import bundle as bundles
 from vcompress.bench.bundle.history import Entry
+from vcompress.bench.config import plain
 from vcompress.bench.errors import UserError
 
 from .. import quantization, stages
 from ..bundles import heritage, licences
-from ..bundles.entry import plain, record_entry
+from ..bundles.entry import record_entry
 from ..bundles.store import WEIGHTS, Network
 from ..data.loader import Data
 from ..models.catalogue import check_forward, make_spec

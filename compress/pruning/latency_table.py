@@ -195,7 +195,7 @@ def vbench_measure(seconds: float, device: str | None, threads: int | None) -> M
     def measure(path: Path) -> float:
         from vcompress.bench.runtimes import open_session
         from vcompress.bench.timing.inputs import Feed, resolve_shapes
-        from vcompress.bench.timing.measure import Budget, measure
+        from vcompress.bench.timing.measure import Effort, measure
 
         random = np.random.default_rng(0)
         with open_session(path, device=device, threads=threads) as session:
@@ -205,7 +205,7 @@ def vbench_measure(seconds: float, device: str | None, threads: int | None) -> M
                 for _ in range(4)
             )
             feed = Feed(ring, "random N(0, 1), seed 0")
-            return float(measure(session, feed, Budget.quick(seconds)).median_ms)
+            return float(measure(session, feed, Effort.quick(seconds)).median_ms)
 
     return measure
 
@@ -217,7 +217,7 @@ def vbench_ratio(seconds: float, device: str | None, threads: int | None) -> Rat
         from vcompress.bench.runtimes import open_session
         from vcompress.bench.timing.compare import interleave
         from vcompress.bench.timing.inputs import resolve_shapes, synthetic
-        from vcompress.bench.timing.measure import Budget, Ring, warm_up
+        from vcompress.bench.timing.measure import Effort, Ring, warm_up
 
         with (
             open_session(first, device=device, threads=threads) as a,
@@ -226,7 +226,7 @@ def vbench_ratio(seconds: float, device: str | None, threads: int | None) -> Rat
             feeds = [synthetic(s.inputs, resolve_shapes(s.inputs, 1)) for s in (a, b)]
             rings = Ring(a, feeds[0]), Ring(b, feeds[1])
             for ring in rings:
-                warm_up(ring, Budget.quick(seconds))
+                warm_up(ring, Effort.quick(seconds))
             found = interleave(
                 *rings, quads=10, seconds=seconds, precision=0.005, block_seconds=0.02, block_runs=5
             )

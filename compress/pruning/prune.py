@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -54,16 +54,6 @@ class PruneReport:
     groups: tuple[Group, ...] = field(repr=False, default=())
     removed: dict[str, Tensor] = field(repr=False, default_factory=dict)
     """Which units of each group went, bool [units]; with `groups` for `probe.difference`."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "asked": {self.asked.name: self.asked.value},
-            "achieved": {name: round(value, 4) for name, value in self.achieved.items()},
-            "macs": list(self.macs),
-            "params": list(self.params),
-            "layers": [[layer.name, layer.before, layer.after] for layer in self.layers],
-            "left_alone": self.left_alone,
-        }
 
 
 def prune(

@@ -20,7 +20,7 @@ from vcompress.bench.bundle import InputSpec
 from vcompress.bench.gates.limits import Budget
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.tasks.scoring import score_split
-from vcompress.bench.timing.compare import CompareBudget, compare
+from vcompress.bench.timing.compare import CompareEffort, compare
 from vcompress.bench.timing.environment import preflight
 from vcompress.bench.timing.inputs import from_images
 from vcompress.export import to_onnx
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 FASTER = Budget("speedup", 1.1, at_least=True)
 """The speed-up that the interval must lie above: less is not worth a second kind of file."""
-BUDGET = CompareBudget()
+EFFORT = CompareEffort()
 IMAGES = 64
 Word = Literal["quantise", "do not quantise", "cannot tell"]
 
@@ -132,7 +132,7 @@ def judge(
             ]
             images = data.images("test", IMAGES).numpy()
             feeds = [from_images(s.inputs[0], images, 1, "held-out images") for s in (a, b)]
-            found = compare(a, feeds[0], b, feeds[1], again, BUDGET)
+            found = compare(a, feeds[0], b, feeds[1], again, EFFORT)
         candidates = tuple(
             Candidate(
                 name, score.metric.name, score.value, score.n, measured.median_ms,

@@ -18,8 +18,8 @@ from vcompress.bench.bundle import bundle
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.run import job
 from vcompress.bench.tasks import open_dataset
-from vcompress.bench.timing.compare import CompareBudget
-from vcompress.bench.timing.measure import Budget
+from vcompress.bench.timing.compare import CompareEffort
+from vcompress.bench.timing.measure import Effort
 
 QUICK = ["--threads", "1", "--seconds", "0.1", "--no-cold-start"]
 
@@ -271,10 +271,10 @@ def test_two_models_are_compared_on_the_same_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     short = partial(
-        CompareBudget, quads=10, floor_quads=5, block_seconds=0.005,
-        warmup=Budget(warmup_seconds=0.02, warmup_runs=5, most_warmup_seconds=0.05),
+        CompareEffort, quads=10, floor_quads=5, block_seconds=0.005,
+        warmup=Effort(warmup_seconds=0.02, warmup_runs=5, most_warmup_seconds=0.05),
     )  # fmt: skip
-    monkeypatch.setattr(job, "CompareBudget", short)
+    monkeypatch.setattr(job, "CompareEffort", short)
     status, out, _ = run(
         capsys, models / "classifier.onnx", models / "half.onnx", "--data", "digits", *QUICK,
         "--limit", "50", "--json", tmp_path / "r.json",

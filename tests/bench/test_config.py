@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
-from vcompress.bench.config import from_mapping
+from vcompress.bench.config import from_mapping, plain
 from vcompress.bench.errors import UserError
 
 
@@ -87,3 +90,10 @@ def test_none_is_taken_where_it_is_allowed_only() -> None:
     assert from_mapping(Outer, GOOD | {"name": None}, "here").name is None
     with pytest.raises(UserError, match="steps = None, expected a whole number"):
         from_mapping(Outer, GOOD | {"steps": None}, "here")
+
+
+def test_what_json_has_no_word_for_becomes_a_plain_value() -> None:
+    found = plain({"sqnr_db": math.inf, "worst": [math.nan, -math.inf, 1.5], "out": Path("a/b")})
+    assert found == {"sqnr_db": None, "worst": [None, None, 1.5], "out": "a/b"}
+    found = plain({"counts": np.array([[1, 2]]), "share": np.float32(0.5), 3: (True, None, math)})
+    assert found == {"counts": [[1, 2]], "share": 0.5, "3": [True, None, str(math)]}

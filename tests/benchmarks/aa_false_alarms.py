@@ -19,7 +19,7 @@ from pathlib import Path
 
 from vcompress.bench import onnx_file, stats
 from vcompress.bench.timing import selftest
-from vcompress.bench.timing.compare import CompareBudget
+from vcompress.bench.timing.compare import CompareEffort
 
 LIMIT = 0.05
 
@@ -55,7 +55,7 @@ def main() -> int:
             if asked.model is None:
                 path.write_bytes(onnx_file.chain_model())
             for trial in range(asked.trials):
-                found = selftest.trial(path, 1, 0.0, CompareBudget(seconds=asked.seconds))
+                found = selftest.trial(path, 1, 0.0, CompareEffort(seconds=asked.seconds))
                 verdicts[found.verdict] += 1
                 print(
                     f"{trial + 1:3d}  {found.verdict:12s} {found.ratio.value:.4f} "

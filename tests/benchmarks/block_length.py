@@ -17,7 +17,7 @@ from vcompress.bench import onnx_file
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.timing.compare import interleave
 from vcompress.bench.timing.inputs import resolve_shapes, synthetic
-from vcompress.bench.timing.measure import Budget, Ring, no_collection, warm_up
+from vcompress.bench.timing.measure import Effort, Ring, no_collection, warm_up
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
             rings = Ring(a, feed), Ring(b, feed)
             with no_collection():
                 for ring in rings:
-                    warm_up(ring, Budget())
+                    warm_up(ring, Effort())
                 for _ in range(asked.repeats):
                     for block in (0.1, 0.05, 0.02, 0.01):
                         quads = int(asked.seconds / (4 * block))

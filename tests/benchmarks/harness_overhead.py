@@ -19,7 +19,7 @@ import numpy as np
 from vcompress.bench import onnx_file, stats
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.timing.inputs import resolve_shapes, synthetic
-from vcompress.bench.timing.measure import Budget, Ring, no_collection, warm_up
+from vcompress.bench.timing.measure import Effort, Ring, no_collection, warm_up
 
 LIMIT = 0.01
 # Side and length of chains of matrix products, from about 0.1 to about 50 ms on one thread.
@@ -46,7 +46,7 @@ def compare(path: Path, seconds: float) -> tuple[float, stats.Interval]:
         arrays = [f[name] for f in feed.ring]
         ring = Ring(session, feed)
         with no_collection():
-            warm_up(ring, Budget(warmup_seconds=0.5, most_warmup_seconds=2.0))
+            warm_up(ring, Effort(warmup_seconds=0.5, most_warmup_seconds=2.0))
             once = float(np.median(ring.spin(0, 20)[1]))
             turns = max(20, int(0.1e9 / once))
             quads = max(10, int(seconds / (4 * turns * once / 1e9)))

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
-from vcompress.compress.models.changes import describe, load_tensors, rebuild, save_tensors
+from vcompress.compress.models.changes import describe, load, load_tensors, reshape, save_tensors
 from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.probe import difference
 from vcompress.compress.pruning.shadow import tensors_of
@@ -108,7 +108,8 @@ def row(name: str, macs: float, with_onnx: bool, scope: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         save_tensors(model, Path(folder) / "w.safetensors")
         description = json.loads(json.dumps(describe(model, base)))
-        again = rebuild(base, description, load_tensors(Path(folder) / "w.safetensors")).eval()
+        tensors = load_tensors(Path(folder) / "w.safetensors")
+        again = load(reshape(base, description), tensors, description.get("versions")).eval()
     model.eval()
     with torch.no_grad():
         exact = all(

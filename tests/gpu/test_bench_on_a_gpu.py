@@ -12,7 +12,7 @@ from vcompress.bench.errors import EnvironmentLacks
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.runtimes.cuda import Cuda
 from vcompress.bench.timing.inputs import resolve_shapes, synthetic
-from vcompress.bench.timing.measure import Budget, measure
+from vcompress.bench.timing.measure import Effort, measure
 
 pytestmark = pytest.mark.gpu
 
@@ -40,7 +40,7 @@ def test_the_cuda_provider_computes_what_the_cpu_does(chain: Path) -> None:
             gpu.run(feed.ring[0])["y"], cpu.run(feed.ring[0])["y"], atol=2e-2
         )
     with open_session(chain, device="cuda", io_binding=True) as bound:
-        m = measure(bound, feed, Budget.quick(1.0))
+        m = measure(bound, feed, Effort.quick(1.0))
     assert m.median_ms > 0
 
 
@@ -67,7 +67,7 @@ def test_an_engine_computes_what_the_cpu_does_and_its_device_time_is_within_the_
         np.testing.assert_allclose(
             gpu.run(feed.ring[0])["y"], cpu.run(feed.ring[0])["y"], atol=2e-2
         )
-        m = measure(gpu, feed, Budget.quick(1.0))
+        m = measure(gpu, feed, Effort.quick(1.0))
     assert m.device_ns is not None
     assert len(m.device_ns) == len(m.samples_ns)
     assert 0 < np.median(m.device_ns) < np.median(m.samples_ns)

@@ -8,13 +8,13 @@ import pytest
 
 from vcompress.bench import stats
 from vcompress.bench.timing import compare as subject
-from vcompress.bench.timing.compare import CompareBudget, compare, noise_floor
+from vcompress.bench.timing.compare import CompareEffort, compare, noise_floor
 from vcompress.bench.timing.inputs import synthetic
-from vcompress.bench.timing.measure import Budget
+from vcompress.bench.timing.measure import Effort
 
-FAST = CompareBudget(
+FAST = CompareEffort(
     quads=6, floor_quads=6, block_seconds=0.02, block_runs=10, seconds=0.5,
-    warmup=Budget(warmup_seconds=0.02, warmup_runs=5, most_warmup_seconds=0.02),
+    warmup=Effort(warmup_seconds=0.02, warmup_runs=5, most_warmup_seconds=0.02),
 )  # fmt: skip
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vcompress.bench.timing.inputs import resolve_shapes, synthetic
-from vcompress.bench.timing.measure import Budget, Ring, is_steady, measure, measure_file, nonfinite
+from vcompress.bench.runtimes import open_session
+from vcompress.bench.timing.inputs import synthetic
+from vcompress.bench.timing.measure import Effort, Ring, is_steady, measure, nonfinite
 
-FAST = Budget(
+FAST = Effort(
     seconds=0.2, most_seconds=0.3, warmup_seconds=0.05, warmup_runs=5, most_warmup_seconds=0.7
 )
 
@@ -90,23 +91,6 @@ def test_the_ring_takes_turns(busy: Any) -> None:
 
 def test_outputs_that_are_not_finite_are_named(models: Path) -> None:
     assert nonfinite({"a": np.array([1.0, np.nan]), "b": np.array([1]), "c": np.ones(1)}) == ("a",)
-    m = measure_file(models / "nan.onnx", threads=1, seconds=0.2)
+    with open_session(models / "nan.onnx", threads=1) as session:
+        m = measure(session, synthetic(session.inputs, {"x": (1, 10)}), Effort.quick(0.2))
     assert m.nonfinite == ("y",)
-
-
-def test_a_quick_look_at_a_file(models: Path) -> None:
-    m = measure_file(models / "classifier.onnx", threads=1, seconds=0.5)
-    assert m.shapes == {"x": (1, 3, 32, 32)}
-    assert 0 < m.median_ms < 50
-    assert len(m.samples_ns) > 64
-    assert m.facts.provider == "CPUExecutionProvider"
-
-
-def test_several_processes_take_their_interval_from_the_processes(busy: Any) -> None:
-    from dataclasses import replace
-
-    session = busy(100)
-    m = measure(session, synthetic(session.inputs, resolve_shapes(session.inputs)), FAST)
-    samples = np.concatenate([np.full(100, level) for level in (100, 110, 120, 130, 140)])
-    m = replace(m, samples_ns=samples * 1000, blocks=(100,) * 5, processes=5)
-    assert (m.median.low, m.median_ms, m.median.high) == (0.1, 0.12, 0.14)

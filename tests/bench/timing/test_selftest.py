@@ -10,25 +10,25 @@ from vcompress.bench import onnx_file
 from vcompress.bench.reports import terminal
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.timing import selftest
-from vcompress.bench.timing.compare import CompareBudget
+from vcompress.bench.timing.compare import CompareEffort
 from vcompress.bench.timing.inputs import resolve_shapes, synthetic
-from vcompress.bench.timing.measure import Budget, measure
+from vcompress.bench.timing.measure import Effort, measure
 
-SHORT = CompareBudget(
+SHORT = CompareEffort(
     quads=8, floor_quads=6, block_seconds=0.02, block_runs=10, seconds=1.0,
-    warmup=Budget(warmup_seconds=0.05, warmup_runs=5, most_warmup_seconds=0.1),
+    warmup=Effort(warmup_seconds=0.05, warmup_runs=5, most_warmup_seconds=0.1),
 )  # fmt: skip
 
 
 def test_a_planted_wait_is_as_long_as_it_says(busy: Any) -> None:
     session = selftest.Slowed(busy(300), 100_000)
-    m = measure(session, synthetic(session.inputs, {"x": (1, 2)}), Budget.quick(0.5))
+    m = measure(session, synthetic(session.inputs, {"x": (1, 2)}), Effort.quick(0.5))
     assert m.median_ms == pytest.approx(0.4, rel=0.05)
 
 
 def test_the_self_test_finds_a_planted_slowdown_and_nothing_where_nothing_is() -> None:
     # A third, so that it stands out on a machine that runs other tests meanwhile.
-    found = selftest.run(planted=0.33, budget=SHORT)
+    found = selftest.run(planted=0.33, effort=SHORT)
     assert found.slowed.verdict == "SLOWER"
     assert found.slowed.ratio.value == pytest.approx(1.33, abs=0.12)
     assert found.harness_us < 100

@@ -63,7 +63,8 @@ def test_an_absolute_count_is_the_share_of_what_the_network_has(kind: str) -> No
     assert report.layers == prune(network(), EXAMPLE, **{kind: 0.5}).layers  # type: ignore[arg-type]
     after = {"macs": report.macs[1], "params": report.params[1]}[kind]
     assert 0.49 * whole <= after <= whole // 2
-    assert report.to_json()["asked"] == {kind: whole // 2}
+    assert (report.asked.kind, report.asked.value) == (kind, whole // 2)
+    assert not report.asked.relative
 
 
 def test_the_counted_macs_of_the_report_are_those_of_the_pruned_network() -> None:

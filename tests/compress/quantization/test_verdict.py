@@ -11,7 +11,7 @@ import pytest
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.bundle.history import Entry
 from vcompress.bench.errors import UserError
-from vcompress.bench.timing.compare import CompareBudget
+from vcompress.bench.timing.compare import CompareEffort
 from vcompress.compress.cli import main
 from vcompress.compress.quantization import verdict
 from vcompress.compress.quantization.verdict import Candidate, Verdict, decide
@@ -43,9 +43,9 @@ def test_a_target_that_cannot_be_measured_here_is_refused_before_anything_runs()
 def test_the_command_measures_both_files_and_keeps_the_verdict(
     work: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    brief = CompareBudget(quads=2, floor_quads=2, floor_seconds=0.05, seconds=0.2)
+    brief = CompareEffort(quads=2, floor_quads=2, floor_seconds=0.05, seconds=0.2)
     short = replace(brief.warmup, warmup_seconds=0.02, most_warmup_seconds=0.05)
-    monkeypatch.setattr(verdict, "BUDGET", replace(brief, warmup=short))
+    monkeypatch.setattr(verdict, "EFFORT", replace(brief, warmup=short))
     command = ["quantize", "--model", "runs/net", "--method", "ptq", "--calibration-images", "8"]
     with caplog.at_level(logging.INFO):
         assert main([*command, "--verdict", "--trust", "tiny_nets:batch", "--out", "runs/q"]) == 0
