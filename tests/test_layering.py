@@ -227,3 +227,9 @@ def test_what_is_one_tasks_own_stands_in_its_two_files() -> None:
             tree = ast.parse(file.read_text(encoding="utf-8"))
             words = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
             assert not words & {"multilabel", "regression"}, name
+
+
+def test_a_simple_task_is_under_150_lines_in_each_half() -> None:
+    for half in ("bench", "compress"):
+        lines = (ROOT / half / "tasks" / "regression.py").read_text(encoding="utf-8").splitlines()
+        assert len(lines) < 150, half

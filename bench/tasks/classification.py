@@ -31,12 +31,12 @@ from .task import (
     clear_margin,
     finite_numbers,
     float_output,
+    lost_most,
     no_images,
+    right_and_wrong,
     same_images,
     whole_image,
 )
-
-WORST = 5
 
 
 @dataclass
@@ -124,20 +124,15 @@ class Classification:
         same_images(a, b)
         labels = a.evidence["labels"]
         first, second = a.evidence["predictions"], b.evidence["predictions"]
-        right_a, right_b = first == labels, second == labels
-        only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-        change = stats.paired_difference(only_a, only_b, a.n)
-        flips = stats.wilson(only_a, a.n)
-        pairs = [(x, y) for x, y in zip(a.parts, b.parts, strict=True) if x.n and y.value < x.value]
-        pairs.sort(key=lambda pair: pair[1].value - pair[0].value)
+        found = right_and_wrong(first == labels, second == labels)
+        change = stats.paired_difference(found["only_a"], found["only_b"], a.n)
         return ScoreChange(
             n=a.n, metric="top1", difference=change.value,
-            difference_interval=(change.low, change.high), only_a=only_a, only_b=only_b,
-            p_value=stats.mcnemar(only_a, only_b), negative_flips=flips.value,
-            negative_flips_interval=(flips.low, flips.high),
+            difference_interval=(change.low, change.high), **found,
             agreement=float((first == second).mean()),
             lost=tuple(
-                (x.name, x.n, round(x.value * x.n), round(y.value * y.n)) for x, y in pairs[:WORST]
+                (x.name, x.n, round(x.value * x.n), round(y.value * y.n))
+                for x, y in lost_most(a, b)
             ),
         )  # fmt: skip
 

@@ -31,13 +31,14 @@ from .task import (
     clear_margin,
     finite_numbers,
     float_output,
+    lost_most,
     no_images,
+    right_and_wrong,
     same_images,
     whole_image,
 )
 
 THRESHOLD = 0.5
-WORST = 5
 
 
 def average_precision(scores: Array, labels: Array, weights: Array) -> Array:
@@ -171,18 +172,12 @@ class MultiLabel:
         )
         change = stats.percentile_interval(b.value - a.value, drawn)
         said_a, said_b = first > THRESHOLD, second > THRESHOLD
-        right_a, right_b = (said_a == labels).all(1), (said_b == labels).all(1)
-        only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-        flips = stats.wilson(only_a, a.n)
-        pairs = [(x, y) for x, y in zip(a.parts, b.parts, strict=True) if x.n and y.value < x.value]
-        pairs.sort(key=lambda pair: pair[1].value - pair[0].value)
         return ScoreChange(
             n=a.n, metric="mAP", difference=change.value,
-            difference_interval=(change.low, change.high), only_a=only_a, only_b=only_b,
-            p_value=stats.mcnemar(only_a, only_b), negative_flips=flips.value,
-            negative_flips_interval=(flips.low, flips.high),
+            difference_interval=(change.low, change.high),
+            **right_and_wrong((said_a == labels).all(1), (said_b == labels).all(1)),
             agreement=float((said_a == said_b).mean()),
-            lost=tuple((x.name, x.n, x.value, y.value) for x, y in pairs[:WORST]),
+            lost=tuple((x.name, x.n, x.value, y.value) for x, y in lost_most(a, b)),
         )  # fmt: skip
 
     def decisions(self, outputs: Array) -> Array | None:

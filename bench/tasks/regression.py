@@ -14,23 +14,9 @@ from ..data import composed, own, own_targets, tables
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..own_code import is_own_data
+from . import task as tasks
 from .metrics import metric
-from .task import (
-    Agreement,
-    Array,
-    Outputs,
-    Part,
-    Prediction,
-    Score,
-    ScoreChange,
-    Task,
-    check_width,
-    finite_numbers,
-    float_output,
-    no_images,
-    same_images,
-    whole_image,
-)
+from .task import Array, Outputs, Part, Score
 
 
 def errors(predicted: Array, targets: Array, weights: Array) -> Array:
@@ -62,8 +48,8 @@ class _Evaluator:
     targets: list[Array] = field(default_factory=list)
 
     def update(self, outputs: Outputs, targets: Array) -> None:
-        found = float_output(outputs, self.model, "regression").astype(np.float64)
-        check_width(found.shape[1], self.names, self.model)
+        found = tasks.float_output(outputs, self.model, "regression").astype(np.float64)
+        tasks.check_width(found.shape[1], self.names, self.model)
         if np.shape(targets) != found.shape:
             raise UserError(
                 f"The targets are {list(np.shape(targets))} and the outputs of {self.model} "
@@ -74,12 +60,12 @@ class _Evaluator:
 
     def compute(self, source: str = "") -> Score:
         if not sum(map(len, self.targets)):
-            raise no_images()
+            raise tasks.no_images()
         predicted, targets = np.concatenate(self.predicted), np.concatenate(self.targets)
         finite = np.isfinite(predicted).all(1)
         # An image without a number is as wrong as one that was given the mean of all.
         predicted[~finite] = targets.mean(0)
-        n, names = len(targets), check_width(predicted.shape[1], self.names, self.model)
+        n, names = len(targets), tasks.check_width(predicted.shape[1], self.names, self.model)
         reached = errors(predicted, targets, np.ones((1, n)))[0]
         drawn = stats.bootstrap(lambda w: errors(predicted, targets, w), n)
         values = {
@@ -108,40 +94,36 @@ class Regression:
     metrics = tuple(map(metric, ("mae", "rmse", "r2")))
     decides = ""
     answers: tuple[str, ...] = ()
-    prepare = staticmethod(whole_image)
+    prepare = staticmethod(tasks.whole_image)
 
     def open(self, source: str, root: str | None, seed: int) -> Dataset:
         """`digits` (the number that two of them form), or a folder with `targets.csv` (columns
         image and one for each number), or own code."""
         if is_own_data(source):
             return own.open_own(source, root, seed, own_targets.number_targets)
-        return (
-            composed.two_digits(seed)
-            if source == "digits"
-            else tables.numbers_dataset(source, seed)
-        )
+        digits = source == "digits"
+        return composed.two_digits(seed) if digits else tables.numbers_dataset(source, seed)
 
     def evaluator(self, names: Sequence[str] | None, model: str = "the model") -> _Evaluator:
         return _Evaluator(names, model)
 
-    def compare(self, a: Score, b: Score) -> ScoreChange:
-        same_images(a, b)
+    def compare(self, a: Score, b: Score) -> tasks.ScoreChange:
+        tasks.same_images(a, b)
         wrong_a, wrong_b = (
             np.abs(x.evidence["predictions"] - x.evidence["labels"]).mean(1) for x in (a, b)
         )
         drawn = stats.bootstrap(lambda w: w @ (wrong_b - wrong_a) / w.sum(1), a.n)
         change = stats.percentile_interval(b.value - a.value, drawn)
-        pairs = [(x, y) for x, y in zip(a.parts, b.parts, strict=True) if y.value > x.value]
-        return ScoreChange(
+        return tasks.ScoreChange(
             n=a.n, metric="mae", difference=change.value,
             difference_interval=(change.low, change.high),
-            lost=tuple((x.name, x.n, x.value, y.value) for x, y in pairs),
+            lost=tuple((x.name, x.n, x.value, y.value) for x, y in tasks.lost_most(a, b)),
         )  # fmt: skip
 
     def decisions(self, outputs: Array) -> Array | None:
         return None
 
-    def agreement(self, reference: Array, other: Array, limit_db: float) -> Agreement | None:
+    def agreement(self, reference: Array, other: Array, limit_db: float) -> tasks.Agreement | None:
         """None: a number decides nothing; the signal-to-error ratio says all."""
         return None
 
@@ -150,13 +132,15 @@ class Regression:
 
     def numbers(self, outputs: Outputs, names: Sequence[str], model: str) -> NDArray[np.float32]:
         """The values as they are."""
-        return finite_numbers(outputs, names, model).astype(np.float32)
+        return tasks.finite_numbers(outputs, names, model).astype(np.float32)
 
     def predict(
         self, numbers: NDArray[np.float32], names: Sequence[str], top: int, threshold: float
-    ) -> tuple[Prediction, ...]:
+    ) -> tuple[tasks.Prediction, ...]:
         """Every output with its value."""
-        return tuple(Prediction(x, float(v), i) for i, (x, v) in enumerate(zip(names, numbers)))  # noqa: B905
+        return tuple(
+            tasks.Prediction(x, float(v), i) for i, (x, v) in enumerate(zip(names, numbers))
+        )  # noqa: B905
 
 
-TASK: Task = Regression()
+TASK: tasks.Task = Regression()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import stats
 from ..bundle.history import MetricValue, TestScore
 from ..errors import UserError
 from ..stats import Interval
@@ -277,6 +278,24 @@ def same_images(a: Score, b: Score) -> None:
             f"The two accuracies are of different images ({a.n} and {b.n}); measure both on the "
             "same data."
         )
+
+
+def right_and_wrong(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> dict[str, Any]:
+    """What `ScoreChange` says of images `[N]` that are right or wrong in two networks."""
+    only_a, only_b = int((before & ~after).sum()), int((after & ~before).sum())
+    flips = stats.wilson(only_a, len(before))
+    return {
+        "only_a": only_a, "only_b": only_b, "p_value": stats.mcnemar(only_a, only_b),
+        "negative_flips": flips.value, "negative_flips_interval": (flips.low, flips.high),
+    }  # fmt: skip
+
+
+def lost_most(a: Score, b: Score, most: int = 5) -> list[tuple[Part, Part]]:
+    """The parts of which less is left in B, the greatest loss first."""
+    pairs = [(x, y) for x, y in zip(a.parts, b.parts, strict=True) if x.n and y.n]
+    pairs = [(x, y) for x, y in pairs if a.metric.loss(x.value, y.value) > 0]
+    pairs.sort(key=lambda pair: -a.metric.loss(pair[0].value, pair[1].value))
+    return pairs[:most]
 
 
 def clear_margin(reference: Array, limit_db: float) -> float:
