@@ -138,9 +138,7 @@ class Regression:
         self, numbers: NDArray[np.float32], names: Sequence[str], top: int, threshold: float
     ) -> tuple[tasks.Prediction, ...]:
         """Every output with its value."""
-        return tuple(
-            tasks.Prediction(x, float(v), i) for i, (x, v) in enumerate(zip(names, numbers))
-        )  # noqa: B905
+        return tuple(tasks.Prediction(x, float(numbers[i]), i) for i, x in enumerate(names))
 
 
 TASK: tasks.Task = Regression()
