@@ -1,12 +1,16 @@
-"""Plots as SVG text: no script, no network, no plotting library."""
+"""Plots as SVG text: axes, grids, marks. No script, no network, no plotting library."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea")
 WIDTH, HEIGHT = 560, 230
@@ -14,18 +18,70 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 40
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that span low to high."""
-    if not high > low:
-        return [low]
+    """Round numbers from low to high, about `count` of them."""
+    if not 0 < high - low < math.inf:
+        return [low] if math.isfinite(low) else []
     raw = (high - low) / count
-    power = 10.0 ** np.floor(np.log10(raw))
-    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw)
-    first = np.ceil(low / step) * step
-    return [float(v) for v in np.arange(first, high + step * 1e-6, step)]
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step), math.floor(high / step + 1e-6)
+    return [n * step for n in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from 10**low to 10**high: powers of ten, with 2 and 5 times them where the
+    span is short."""
+    decades = range(math.floor(low) - 1, math.ceil(high) + 1)
+    steps = (1,) if high - low > 2.5 else (1, 2, 5)
+    values = [round(m * 10.0**d, 12) for d in decades for m in steps]
+    return [v for v in values if low <= math.log10(v) <= high]
 
 
 def number(value: float) -> str:
     return f"{value:.6g}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values from `low` to `high`, drawn from the pixel `start` to the pixel `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """The pixel of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def upright(
+    places: Iterable[tuple[float, str]], top: float, base: float, below: float = 15, css: str = ""
+) -> list[str]:
+    """Grid lines from `top` to `base`, each with its text `below` the base.
+
+    Args:
+        places: the pixel and the text of each line.
+        css: class of the texts.
+    """
+    of = f'class="{css}" ' if css else ""
+    return [
+        f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{base}"/>'
+        f'<text {of}x="{at:.1f}" y="{base + below}" text-anchor="middle">{text}</text>'
+        for at, text in places
+    ]
+
+
+def level(
+    places: Iterable[tuple[float, str]], left: float, right: float, beside: float = 6, css: str = ""
+) -> list[str]:
+    """Grid lines from `left` to `right`, each with its text `beside` the left end."""
+    of = f'class="{css}" ' if css else ""
+    return [
+        f'<line class="grid" x1="{left}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        f'<text {of}x="{left - beside}" y="{at + 4:.1f}" text-anchor="end">{text}</text>'
+        for at, text in places
+    ]
 
 
 class Plot:
@@ -37,35 +93,19 @@ class Plot:
     ) -> None:  # fmt: skip
         self.x0, self.x1 = x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5)
         self.y0, self.y1 = y if y[1] > y[0] else (y[0] - 0.5, y[0] + 0.5)
-        self.parts: list[str] = []
+        base, end = HEIGHT - BOTTOM, WIDTH - RIGHT
+        self.px = Axis(self.x0, self.x1, LEFT, end).at
+        self.py = Axis(self.y0, self.y1, base, TOP).at
         self.title = title
-        for value in ticks(self.x0, self.x1):
-            at = self.px(value)
-            self.parts.append(
-                f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" '
-                f'y2="{HEIGHT - BOTTOM}"/><text x="{at:.1f}" y="{HEIGHT - BOTTOM + 15}" '
-                f'text-anchor="middle">{number(value)}</text>'
-            )
-        for value in ticks(self.y0, self.y1, 4):
-            at = self.py(value)
-            text = f"{value:.0%}" if percent_y else number(value)
-            self.parts.append(
-                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" '
-                f'y2="{at:.1f}"/><text x="{LEFT - 6}" y="{at + 4:.1f}" '
-                f'text-anchor="end">{text}</text>'
-            )
-        self.parts.append(
-            f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" '
+        of_y = ((v, f"{v:.0%}" if percent_y else number(v)) for v in ticks(self.y0, self.y1, 4))
+        self.parts = [
+            *upright(((self.px(v), number(v)) for v in ticks(self.x0, self.x1)), TOP, base),
+            *level(((self.py(v), text) for v, text in of_y), LEFT, end),
+            f'<text x="{(LEFT + end) / 2}" y="{HEIGHT - 6}" '
             f'text-anchor="middle">{escape(x_label)}</text>'
-            f'<text transform="rotate(-90 12 {(TOP + HEIGHT - BOTTOM) / 2})" x="12" '
-            f'y="{(TOP + HEIGHT - BOTTOM) / 2}" text-anchor="middle">{escape(y_label)}</text>'
-        )
-
-    def px(self, value: float) -> float:
-        return LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
-
-    def py(self, value: float) -> float:
-        return HEIGHT - BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
+            f'<text transform="rotate(-90 12 {(TOP + base) / 2})" x="12" '
+            f'y="{(TOP + base) / 2}" text-anchor="middle">{escape(y_label)}</text>',
+        ]
 
     def bars(self, edges: NDArray[np.float64], heights: NDArray[np.float64], colour: str) -> None:
         """A filled step line."""

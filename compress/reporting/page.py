@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vcompress.bench.bundle.history import Entry, Latency, Metrics, TestScore, measured, to_json
+from vcompress.bench.reports import svg
 from vcompress.bench.tasks.metrics import Metric, metric
 
 from .budget import asked_and_reached
@@ -204,30 +205,26 @@ def _scatter(kind: Metric, scores: Sequence[TestScore], xs: Sequence[float], axi
         margin = 0.05 * (y_high - y_low) or 0.05 * abs(y_high) or 1.0
         y_low, y_high = y_low - margin, y_high + margin
 
+    base, end = HEIGHT - BOTTOM, WIDTH - RIGHT
+    logarithmic, linear = svg.Axis(x_low, x_high, LEFT, end), svg.Axis(y_low, y_high, base, TOP)
+
     def x_at(x: float) -> float:
-        return LEFT + (math.log10(x) - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+        return logarithmic.at(math.log10(x))
 
-    def y_at(y: float) -> float:
-        return TOP + (y_high - y) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
-
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">']
-    parts.append(f"<title>{escape(kind.title)} against {escape(axis)}</title>")
-    for tick in _linear_ticks(y_low, y_high):
-        y = y_at(tick)
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="soft" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
-        )
-    base = HEIGHT - BOTTOM
-    for tick in _log_ticks(x_low, x_high):
-        x = x_at(tick)
-        parts.append(
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{base}"/>'
-            f'<text class="soft" x="{x:.1f}" y="{base + 17}" text-anchor="middle">{tick:g}</text>'
-        )
+    y_at = linear.at
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">',
+        f"<title>{escape(kind.title)} against {escape(axis)}</title>",
+        *svg.level(
+            ((y_at(v), svg.number(v)) for v in svg.ticks(y_low, y_high, 7)), LEFT, end, 8, "soft"
+        ),
+        *svg.upright(
+            ((x_at(v), svg.number(v)) for v in svg.log_ticks(x_low, x_high)), TOP, base, 17, "soft"
+        ),
+    ]
     named = kind.title + (f", {kind.unit}" if kind.unit else "")
     parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
+        f'<text x="{(LEFT + end) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
         f"{escape(axis)}</text>"
         f'<text x="14" y="{(TOP + base) / 2}" text-anchor="middle" '
         f'transform="rotate(-90 14 {(TOP + base) / 2})">{escape(named)}</text>'
@@ -245,23 +242,6 @@ def _scatter(kind: Metric, scores: Sequence[TestScore], xs: Sequence[float], axi
         )
     parts.append("</svg>")
     return "".join(parts)
-
-
-def _linear_ticks(low: float, high: float) -> list[float]:
-    """At most eight round values."""
-    span = high - low
-    if not 0 < span < math.inf:
-        return []
-    scale = 1.0 if 1 <= span <= 350 else 100.0 ** math.floor(math.log(span, 100))
-    step = next(s * scale for s in (0.25, 0.5, 1, 2, 5, 10, 20, 50) if span / s / scale <= 7)
-    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    decades = range(math.floor(low) - 1, math.ceil(high) + 1)
-    steps = (1,) if high - low > 2.5 else (1, 2, 5)
-    values = [round(m * 10.0**d, 12) for d in decades for m in steps]
-    return [v for v in values if low <= math.log10(v) <= high]
 
 
 def _table(entries: Sequence[_Measured]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vcompress.bench.errors import UserError
-from vcompress.bench.reports.svg import number, ticks
+from vcompress.bench.reports import svg
 
 if TYPE_CHECKING:
     from ..quantization.sensitivity import LayerSensitivity
@@ -54,32 +54,23 @@ def draw(layers: Sequence[LayerSensitivity], title: str) -> str:
     low, high = min([*lost, 0.0]), max([*lost, 0.5])
     second = left + PANEL + GAP
 
-    def across(value: float) -> float:
-        return left + max(value, 0.0) / most_db * PANEL
-
-    def along(value: float) -> float:
-        return second + (value - low) / (high - low) * PANEL
-
+    decibels = svg.Axis(0.0, most_db, left, left + PANEL)
+    points = svg.Axis(low, high, second, second + PANEL)
+    grid = [(decibels.at(v), svg.number(v)) for v in svg.ticks(0, most_db)]
+    grid += [(points.at(v), svg.number(v)) for v in svg.ticks(low, high)]
     parts = [
         f'<rect class="page" width="{width}" height="{height}"/>',
         f'<text x="{left}" y="18" font-weight="600">SQNR of the logits, dB (short is bad)</text>',
         f'<text x="{second}" y="18" font-weight="600">lost accuracy, points</text>',
+        *svg.upright(grid, TOP - 8, base, 18, "soft"),
     ]
-    for value, at in [(v, across(v)) for v in ticks(0, most_db)] + [
-        (v, along(v)) for v in ticks(low, high)
-    ]:
-        parts.append(
-            f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP - 8}" y2="{base}"/>'
-            f'<text class="soft" x="{at:.1f}" y="{base + 18}" text-anchor="middle">'
-            f"{number(value)}</text>"
-        )
-    zero = along(0.0)
+    zero = points.at(0.0)
     for place, layer in enumerate(layers):
         y = TOP + ROW * place
-        end = across(layer.sqnr_db if math.isfinite(layer.sqnr_db) else most_db)
+        end = decibels.at(max(layer.sqnr_db, 0.0) if math.isfinite(layer.sqnr_db) else most_db)
         shown = f"{layer.sqnr_db:.1f}" if math.isfinite(layer.sqnr_db) else "no change"
         kind = "worst" if layer.sqnr_db == min(finite, default=math.nan) else "sqnr"
-        here = along(layer.lost_accuracy)
+        here = points.at(layer.lost_accuracy)
         change = "lost" if layer.lost_accuracy > 0 else "won"
         at = max(here, zero)
         parts.append(
