@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vcompress.bench import load
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.cli import main as vbench
 from vcompress.bench.runtimes import open_session
+from vcompress.compress.bundles.store import load_network
 from vcompress.compress.cli import main as vcompress
 
 NETS = """
@@ -148,6 +150,12 @@ def test_labels_of_a_table_go_the_whole_way(
     assert vcompress([*own, "--softmax"]) == 2
     assert "--softmax: the task is multilabel, which has --sigmoid" in capsys.readouterr().err
     assert vcompress(["sensitivity", "runs/p", "--trust", "task_nets:narrow"]) == 0
+    torch.save(load_network(bundles[1], "task_nets:narrow").model.state_dict(), "net.pth")
+    again = run(
+        "import", "--task", "multilabel", "--model", "task_nets:narrow", "--weights", "net.pth",
+        "--data", "data", "--image-size", "16", "--out", "runs/i",
+    )  # fmt: skip
+    assert again.history[0].metrics.test.value == scores[1].value  # type: ignore[union-attr]
 
 
 def test_numbers_of_a_table_go_the_whole_way(

@@ -27,9 +27,11 @@ class Command:
     common: Annotated[
         Options,
         only(
-            Options, "data_root", "overwrite", "head",
-            data="Data set that the accuracy is measured on: digits, a folder of class folders, or "
-            "torchvision:NAME.",
+            Options, "data_root", "overwrite", "head", "trust",
+            task="Task of the network: classification, multilabel or regression. Default: "
+            "classification.",
+            data="Data set that the accuracy is measured on: digits, a folder, torchvision:NAME "
+            "or your own module:factory.",
             image_size="Side of the network's square input, pixels. Default: by the data.",
             preprocess="Preprocessing: imagenet, or JSON (or a .json file). Default: the data's "
             "usual one, else imagenet.",

@@ -23,8 +23,8 @@ class Command:
     common: Annotated[
         Options,
         only(
-            Options, "data", "data_root", "image_size", "preprocess", "augment", "weights", "trust",
-            "seed",
+            Options, "task", "data", "data_root", "image_size", "preprocess", "augment", "head",
+            "weights", "trust", "seed",
         ),
     ]  # fmt: skip
     training: Annotated[
