@@ -359,15 +359,18 @@ def evaluate(
         split, config.batch_size, workers=config.workers,
         rank=accelerator.process_index, world=accelerator.num_processes,
     )  # fmt: skip
+    evaluator = load(data.dataset.task).evaluator(data.classes, "the network")
+    several = accelerator.num_processes > 1
     found: list[tuple[Any, Any]] = []
     with evaluating(model), torch.no_grad():
         for images, targets in loader:
             images = images.to(accelerator.device, memory_format=torch.channels_last)
-            found.append((model(images).float().cpu().numpy(), targets.numpy()))
-    if accelerator.num_processes > 1:
-        found = gather_object(found)
-    evaluator = load(data.dataset.task).evaluator(data.classes, "the network")
-    for outputs, targets in found:
+            outputs = model(images).float().cpu().numpy()
+            if several:
+                found.append((outputs, targets.numpy()))
+            else:
+                evaluator.update({"output": outputs}, targets.numpy())
+    for outputs, targets in gather_object(found) if several else ():
         evaluator.update({"output": outputs}, targets)
     return evaluator.compute().value
 
