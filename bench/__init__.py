@@ -1,4 +1,8 @@
-"""Measure, score and run a model in the runtime that ships it. Needs no torch."""
+"""Measure, score and run a model in the runtime that ships it. Needs no torch.
+
+The names below are the library; `docs/library.md` describes them. Nothing is loaded before it is
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bundle import IMAGENET, Bundle, Preprocess
     from .device.predict import Model, load
+    from .errors import UserError
+    from .library import compare, measure
     from .tasks.task import Prediction
 
-__all__ = ["Model", "Prediction", "load"]
-_HOMES = {"Model": ".device.predict", "load": ".device.predict", "Prediction": ".tasks.task"}
+__all__ = [
+    "IMAGENET",
+    "Bundle",
+    "Model",
+    "Prediction",
+    "Preprocess",
+    "UserError",
+    "compare",
+    "load",
+    "measure",
+]
+_HOMES = {
+    "IMAGENET": ".bundle",
+    "Bundle": ".bundle",
+    "Model": ".device.predict",
+    "Prediction": ".tasks.task",
+    "Preprocess": ".bundle",
+    "UserError": ".errors",
+    "compare": ".library",
+    "load": ".device.predict",
+    "measure": ".library",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # What a device calls is found here, and nothing is loaded before it is asked for.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -26,9 +26,9 @@ from vcompress.bench.ranges import at_least, check_ranges
 from vcompress.bench.tasks import load
 
 from .graph import opset_of, save
+from .onnx_export import ExportError
 from .onnx_preprocess import IMAGE, Embedding, prepend, preprocess_model
 from .parity import compare
-from .to_onnx import ExportError
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], list[Array]]

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from vcompress.bench.tasks import CLASSIFICATION, load
 
-from .to_onnx import logits_of
+from .onnx_export import logits_of
 
 Array = npt.NDArray[Any]
 MIN_PARTS = 25.0
@@ -98,18 +98,23 @@ def run_onnx(
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-def run_torch(model: nn.Module, images: Tensor, batch_size: int = 32) -> Array:
-    """Logits of a network in evaluation, [N, K, ...]; its mode is as before afterwards."""
-    training = model.training
+def run_torch(
+    model: nn.Module, images: Tensor, batch_size: int = 32, output: str | None = None
+) -> Array:
+    """Logits of a network in evaluation, [N, K, ...]; the mode of each module is as before
+    afterwards. `output` names one of several, see `logits_of`."""
+    modes = {module: module.training for module in model.modules()}
     device = next((t.device for t in (*model.parameters(), *model.buffers())), images.device)
     parts = []
     model.eval()
     try:
         with torch.no_grad():
             for batch in torch.split(images, batch_size):
-                parts.append(logits_of(model(batch.to(device))).float().cpu().numpy())
+                made = logits_of(model(batch.to(device)), output)
+                parts.append(made.float().cpu().numpy())
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     return np.concatenate(parts)
 
 
@@ -122,6 +127,7 @@ def check(
     min_sqnr_db: float = 40.0,
     batch_size: int = 32,
     task: str = CLASSIFICATION,
+    output: str | None = None,
 ) -> Parity:
     """Compare `model` with the file at `path` on `images` [N, C, H, W].
 
@@ -135,9 +141,10 @@ def check(
         model: the network that was exported (from `to_export`, or the float one).
         min_agreement: least share of images with the same best class, 0 to 1.
         min_sqnr_db: least signal-to-error ratio, dB.
+        output: the name of the one that was exported, of several.
     """
     path = Path(path)
-    reference = run_torch(model, images, batch_size)
+    reference = run_torch(model, images, batch_size, output)
     array = images.cpu().numpy()
     optimised, plain = (
         compare(reference, run_onnx(path, array, optimised=on, batch_size=batch_size)[0], task)

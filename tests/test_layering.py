@@ -33,7 +33,7 @@ HEAVY = TRAINING | {
 # On the way of `--help`.
 LIGHT = (
     "bench/__init__.py", "bench/errors.py", "bench/config.py", "bench/cli.py", "bench/apart.py",
-    "bench/ranges.py", "bench/own_code.py",
+    "bench/ranges.py", "bench/own_code.py", "bench/library.py",
     "bench/bundle/__init__.py", "bench/bundle/bundle.py", "bench/bundle/atomic.py",
     "bench/bundle/manifest.py", "bench/bundle/history.py", "bench/bundle/archive.py",
     "bench/bundle/signature.py",
@@ -117,12 +117,12 @@ FLOORS = {
     "bench": [
         {"errors", "stats"}, {"apart", "config", "onnx_file", "own_code", "ranges"}, {"bundle"},
         {"data", "runtimes"}, {"engine", "tasks", "timing"}, {"device", "verify", "reports"},
-        {"gates"}, {"run"}, {"cli"},
+        {"gates"}, {"run"}, {"cli", "library"},
     ],
     "compress": [
         {"options", "data", "models", "reporting"}, {"pruning", "quantization", "distillation"},
         {"tasks"}, {"bundles", "robustness", "training"}, {"stages"}, {"pipeline"},
-        {"delivery"}, {"commands"}, {"cli"}, {"__main__"},
+        {"delivery", "library"}, {"commands"}, {"cli"}, {"__main__"},
     ],
 }  # fmt: skip
 

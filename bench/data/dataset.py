@@ -45,8 +45,8 @@ class Dataset:
     bad_images: dict[int, str] = field(default_factory=dict, compare=False)
     """Number to message of the images that were skipped so far."""
 
-    def record(self) -> dict[str, Any]:
-        """What a bundle's manifest keeps of it."""
+    def record(self) -> dict[str, Any] | None:
+        """What a bundle's manifest keeps of it; None where nothing could open it again."""
         skips = {} if self.on_bad_image == "fail" else {"on_bad_image": self.on_bad_image}
         return {
             "source": self.source,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,17 +26,13 @@ from ..config import from_mapping
 from ..errors import UserError, nearest
 from ..own_code import import_own, raised
 from .dataset import Dataset
-from .own_targets import Names, Raw, is_name
+from .own_targets import Names, ReadTargets, is_name, plain_target
 from .preprocess import read_image
 from .sources import fingerprint, usual_preprocess
 from .splits import SPLITS, val_from_train
 
 SAMPLE = 16
 """Images of each split whose content goes into the fingerprint."""
-
-ReadTargets: TypeAlias = Callable[[Raw, Names | None, str], tuple[Names, NDArray[Any]]]
-"""From targets, the names of the classes where the user gives them, and the source: the names, and
-a row for each target, in the order of the splits. The first split defines what is not given."""
 
 
 class Unreadable(UserError):
@@ -94,7 +90,7 @@ def _targets(part: Any, name: str, source: str) -> list[Any]:
             f"{source}: {name} has {len(part)} images, and its attribute `targets` {len(found)}. "
             f"Give one for each image."
         )
-    return [_plain(target) for target in found]
+    return [plain_target(target) for target in found]
 
 
 def _readable(image: Callable[[int], Image.Image], numbers: NDArray[np.int64]) -> Image.Image:
@@ -187,7 +183,7 @@ def _classes(returned: Mapping[str, Any], parts: Mapping[str, Any], source: str)
         given = found[first] if first is not None else None
     if given is None:
         return None
-    names = _plain(given)
+    names = plain_target(given)
     if not isinstance(names, list) or not names or not all(map(is_name, names)):
         raise UserError(f"{source}: classes = {given!r:.60}; expected printable names.")
     if len(set(names)) != len(names):
@@ -246,15 +242,6 @@ def _item(part: Any, i: int, name: str, source: str) -> tuple[Any, Any]:
         held = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
         raise UserError(f"{where} is {_kind(item)}{held}; expected a pair (image, target).")
     return item[0], item[1]
-
-
-def _plain(target: Any) -> Any:
-    """Arrays, tensors and sets as lists, their numbers as Python's."""
-    if hasattr(target, "tolist"):
-        return target.tolist()
-    if isinstance(target, (set, frozenset)):
-        return sorted(map(_plain, target), key=str)
-    return [_plain(x) for x in target] if isinstance(target, (list, tuple)) else target
 
 
 def _picture(value: Any, where: str) -> Image.Image:
@@ -317,7 +304,7 @@ def _sample(part: Any, name: str, source: str) -> dict[int, tuple[bytes, Any]]:
                     f"{where} is another one each time. Leave random transforms out; --augment "
                     f"chooses those of training."
                 )
-            found[i] = content, _plain(first[1])
+            found[i] = content, plain_target(first[1])
     return found
 
 

@@ -8,7 +8,7 @@ order of the splits. Where no names are given, the first split's targets define 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +19,10 @@ from ..errors import UserError, nearest
 Names: TypeAlias = tuple[str, ...]
 Raw: TypeAlias = Mapping[str, Sequence[Any]]
 """The targets by split, with lists for arrays and sets."""
+
+ReadTargets: TypeAlias = Callable[[Raw, Names | None, str], tuple[Names, NDArray[Any]]]
+"""From targets, the names of the classes where the user gives them, and the source: the names, and
+a row for each target, in the order of the splits. The first split defines what is not given."""
 
 _MOST = 1_000_000
 """Classes or labels."""
@@ -102,6 +106,15 @@ def number_targets(raw: Raw, names: Names | None, source: str) -> tuple[Names, N
 def is_name(value: Any) -> bool:
     """Whether a class or label may be called so: it is shown, and stands in JSON and HTML."""
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+
+
+def plain_target(target: Any) -> Any:
+    """Arrays, tensors and sets as lists, their numbers as Python's."""
+    if hasattr(target, "tolist"):
+        return target.tolist()
+    if isinstance(target, (set, frozenset)):
+        return sorted(map(plain_target, target), key=str)
+    return [plain_target(x) for x in target] if isinstance(target, (list, tuple)) else target
 
 
 def _each(raw: Raw) -> Iterator[tuple[str, int, Any]]:

@@ -71,6 +71,16 @@ class ModelResult:
     profile: tuple[Node, ...] = ()
 
     @property
+    def median_ms(self) -> float:
+        """Of one call."""
+        return self.measurement.median_ms
+
+    @property
+    def interval_ms(self) -> tuple[float, float]:
+        """95 % interval of the median."""
+        return self.measurement.interval_ms
+
+    @property
     def harness_share(self) -> float | None:
         """The share of the median that the harness and an empty call of the runtime take."""
         if self.harness_ns is None:

@@ -110,11 +110,12 @@ class Classification:
     decides = "best class"
     answers: tuple[str, ...] = ("softmax", "top_k")
     prepare = staticmethod(whole_image)
+    read_targets = staticmethod(own_targets.class_targets)
 
     def open(self, source: str, root: str | None, seed: int) -> Dataset:
         """`digits`, a folder of class folders, `torchvision:NAME` with `root`, or own code."""
         if is_own_data(source):
-            return own.open_own(source, root, seed, own_targets.class_targets)
+            return own.open_own(source, root, seed, self.read_targets)
         return sources.open_classes(source, root, seed)
 
     def evaluator(self, names: Sequence[str] | None, model: str = "the model") -> _Evaluator:

@@ -150,12 +150,13 @@ class MultiLabel:
     decides = "labels"
     answers: tuple[str, ...] = ("sigmoid",)
     prepare = staticmethod(whole_image)
+    read_targets = staticmethod(own_targets.label_targets)
 
     def open(self, source: str, root: str | None, seed: int) -> Dataset:
         """`digits` (which of them stand in a picture of several), or a folder with `labels.csv`
         (columns image and labels) or `labels.jsonl`, or own code."""
         if is_own_data(source):
-            return own.open_own(source, root, seed, own_targets.label_targets)
+            return own.open_own(source, root, seed, self.read_targets)
         if source == "digits":
             return composed.several_digits(seed)
         return tables.labels_dataset(source, seed)

@@ -95,12 +95,13 @@ class Regression:
     decides = ""
     answers: tuple[str, ...] = ()
     prepare = staticmethod(tasks.whole_image)
+    read_targets = staticmethod(own_targets.number_targets)
 
     def open(self, source: str, root: str | None, seed: int) -> Dataset:
         """`digits` (the number that two of them form), or a folder with `targets.csv` (columns
         image and one for each number), or own code."""
         if is_own_data(source):
-            return own.open_own(source, root, seed, own_targets.number_targets)
+            return own.open_own(source, root, seed, self.read_targets)
         digits = source == "digits"
         return composed.two_digits(seed) if digits else tables.numbers_dataset(source, seed)
 

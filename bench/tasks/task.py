@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..bundle import Preprocess
     from ..data.dataset import Dataset
+    from ..data.own_targets import Raw
 
 Array: TypeAlias = NDArray[Any]
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
@@ -201,6 +202,20 @@ class Task(Protocol):
 
         Raises:
             UserError: no such source, or one that does not fit the task.
+        """
+
+    def read_targets(
+        self, raw: Raw, names: tuple[str, ...] | None, source: str
+    ) -> tuple[tuple[str, ...], Array]:
+        """Targets as a user's code gives them: the names, and a row for each target.
+
+        Args:
+            raw: by split, with lists for arrays and sets.
+            names: of the classes, labels or numbers; None takes those of the first split.
+            source: stands in messages.
+
+        Raises:
+            UserError: targets that do not fit the task.
         """
 
     def prepare(self, preprocess: Preprocess, image: Image.Image, target: Any = None) -> Prepared:

@@ -36,6 +36,10 @@ class Network:
     spec: ModelSpec
     changes: Mapping[str, Any] | None = None
     """What pruning changed, noted before quantisers went in; None where it can still be seen."""
+    has_factory: bool = True
+    """Whether `spec` builds it; else the spec only says what class it is of."""
+    output: str | None = None
+    """Of several, the name of the one that is exported; None is the first tensor."""
 
     def noted(self) -> Mapping[str, Any]:
         """`changes`, worked out from the network where it is not quantised yet."""
@@ -49,8 +53,8 @@ def save_network(network: Network, folder: Path) -> None:
     model = network.model
     quantised = quantization.is_quantized(model)
     architecture: dict[str, Any] = {
-        "model": network.spec.to_json(),
-        "changes": network.noted(),
+        "model": network.spec.to_json() if network.has_factory else None,
+        "changes": network.noted() if network.has_factory else None,
         "quantization": quantization.placement(model) if quantised else None,
     }
     if precision_of(model) != "fp32":  # a reader that does not know it must not take it for float32
@@ -73,15 +77,10 @@ def load_network(bundle: Bundle, trusted_factory: str | None = None) -> Network:
         trusted_factory: the user's own `module:factory` that may be run, if the bundle names it.
 
     Raises:
-        UserError: a file that was changed, or an architecture that is not valid.
+        UserError: a file that was changed, an architecture that is not valid, or a bundle of a
+            network that nothing here can build.
     """
-    file = bundle.file(ARCHITECTURE)
-    try:
-        architecture: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error}).") from None
-    if not isinstance(architecture, dict) or set(architecture) - {"precision"} != _KEYS:
-        raise UserError(f"{file}: expected a JSON object with {', '.join(sorted(_KEYS))}.")
+    file, architecture = _architecture(bundle)
     precision = architecture.get("precision", "fp32")
     if precision not in get_args(Precision):
         known = ", ".join(get_args(Precision))
@@ -99,3 +98,26 @@ def load_network(bundle: Bundle, trusted_factory: str | None = None) -> Network:
     model = changes.load(quantization.restore(base, placement), tensors).eval()
     set_precision(model, precision)
     return Network(model, spec, changed)
+
+
+def check_buildable(bundle: Bundle) -> None:
+    """Raise a UserError for a bundle of a network that nothing here can build."""
+    _architecture(bundle)
+
+
+def _architecture(bundle: Bundle) -> tuple[Path, dict[str, Any]]:
+    """The file and what it says, of a network that can be built."""
+    file = bundle.file(ARCHITECTURE)
+    try:
+        architecture: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON ({error}).") from None
+    if not isinstance(architecture, dict) or set(architecture) - {"precision"} != _KEYS:
+        raise UserError(f"{file}: expected a JSON object with {', '.join(sorted(_KEYS))}.")
+    if architecture["model"] is None and architecture["changes"] is None:
+        raise UserError(
+            f"{bundle.path} can't be trained further here: it has no factory that builds it, only "
+            "its ONNX file and its weights. Measure, verify, pack it and predict with it as it is, "
+            "or save it again with factory='module:function', which returns the network."
+        )
+    return file, architecture

@@ -200,16 +200,21 @@ def preprocess(name: str) -> Preprocess | None:
         return None
     data = _json(file, name)
     try:
-        return _preprocess(data, file)
+        return preprocess_from(data, str(file))
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"{file}: cannot be understood ({error}). Give --preprocess.") from error
 
 
-def _preprocess(data: Mapping[str, Any], file: Path) -> Preprocess:
+def preprocess_from(data: Mapping[str, Any], where: str) -> Preprocess:
+    """What the settings of an image processor do to an image; `where` names them in a message.
+
+    Raises:
+        UserError: a step that cannot be expressed.
+    """
     factor = data.get("rescale_factor", 1 / 255)
     if not data.get("do_rescale", True) or not math.isclose(float(factor), 1 / 255, rel_tol=1e-3):
         raise UserError(
-            f"{file}: values are scaled by {factor}; expected 1/255. Give --preprocess."
+            f"{where}: values are scaled by {factor}; expected 1/255. Give --preprocess."
         )
     size, crop = data.get("size", 224), data.get("crop_size")
     shorter = size.get("shortest_edge") if isinstance(size, Mapping) else None
@@ -227,7 +232,7 @@ def _preprocess(data: Mapping[str, Any], file: Path) -> Preprocess:
     resample = data.get("resample", 2)
     if resample not in _INTERPOLATION:
         log.warning(
-            "%s: resample %s is not at hand; images are resized bicubically", file, resample
+            "%s: resample %s is not at hand; images are resized bicubically", where, resample
         )
     return Preprocess(
         size=sides,

@@ -23,7 +23,7 @@ from ..models.precision import precision_of
 from ..pruning.sparsity import sparsity_of
 from ..reporting.page import write_report
 from ..robustness.measure import measure as measure_robustness
-from .measure import ONNX_RUNTIME, _write_golden, latency, runtime_of, score
+from .measure import ONNX_RUNTIME, OwnMetric, _write_golden, latency, runtime_of, score
 from .openvino_proof import openvino_parity
 from .proof import export_checked
 
@@ -46,11 +46,13 @@ def finish(
     opset: int | None = None,
     robustness: int = 0,
     section: str = "",
+    own: OwnMetric | None = None,
 ) -> Bundle:
     """Write `network` as a bundle to `out`; `entry`, with its metrics, ends the history.
 
     Without a `dataset` the exported file is proved on noise and its accuracy is not measured.
-    Robustness is measured on that many test images; `section` is HTML for this report alone.
+    Robustness is measured on that many test images; `section` is HTML for this report alone. `own`
+    is a metric in place of the task's.
 
     Raises:
         UserError: the exported file does not compute what the network does; nothing is written.
@@ -86,7 +88,7 @@ def finish(
                 precision_of(network.model),
             )
         metrics = Metrics(
-            test=score(file, data, runtime) if data and runs else None,
+            test=score(file, data, runtime, own) if data and runs else None,
             parameters=count_parameters(model),
             macs=count_macs(model, images[:1]),
             onnx_bytes=file.stat().st_size,

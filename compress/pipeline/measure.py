@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from vcompress.bench.bundle import GOLDEN, MODEL
 from vcompress.bench.bundle.history import Latency, TestScore
+from vcompress.bench.data.dataset import batches
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.runtimes import open_session
-from vcompress.bench.tasks.scoring import score_split
+from vcompress.bench.runtimes.session import Session
+from vcompress.bench.stats import percentile_interval
+from vcompress.bench.tasks.scoring import BATCH, score_split
+from vcompress.bench.tasks.scoring import outputs as run_batch
 from vcompress.bench.timing import measure
 from vcompress.bench.timing.environment import preflight
 from vcompress.bench.timing.inputs import from_images
@@ -27,6 +34,8 @@ from ..data.loader import Data
 log = logging.getLogger(__name__)
 
 LATENCY_SECONDS = 3.0
+RESAMPLES = 200
+"""Of the held-out images, for the interval of a user's own metric."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +74,55 @@ def runtime_of(model: nn.Module, file: Path) -> Runtime:
     return Runtime(ONNX_RUNTIME.name, ONNX_RUNTIME.device, target.runtime)
 
 
-def score(file: Path, data: Data, runtime: Runtime = ONNX_RUNTIME) -> TestScore:
-    """Accuracy of the file on the held-out split."""
+OwnMetric = Callable[[Tensor, Tensor], float]
+"""A user's metric, of outputs `[N, ...] float32` and targets `[N, ...]` on the CPU; higher is
+better."""
+
+
+def score(
+    file: Path, data: Data, runtime: Runtime = ONNX_RUNTIME, own: OwnMetric | None = None
+) -> TestScore:
+    """Accuracy of the file on the held-out split, by the task's metric or by the user's `own`."""
     with open_session(file, runtime=runtime.name, device=runtime.device) as session:
+        if own is not None:
+            return _own_score(session, data, own, runtime.name)
         found = score_split(session, data.dataset, "test", data.preprocess)
     return found.record(runtime.name)
+
+
+def _own_score(session: Session, data: Data, own: OwnMetric, runtime: str) -> TestScore:
+    """With a percentile interval over resampled images."""
+    found = [
+        (next(iter(run_batch(session, images).values())), targets)
+        for images, targets in batches(data.dataset, "test", data.preprocess, BATCH)
+    ]
+    given, wanted = (torch.from_numpy(np.concatenate(part)) for part in zip(*found, strict=True))
+    value = own(given, wanted)
+    if not math.isfinite(_number(value)):
+        raise UserError(
+            f"metric: it gives {value!s:.60} for outputs {list(given.shape)} and targets "
+            f"{list(wanted.shape)}; expected a finite number."
+        )
+    random, n = np.random.default_rng(0), len(wanted)
+    drawn = []
+    for _ in range(RESAMPLES):
+        rows = torch.from_numpy(random.integers(0, n, n))
+        with contextlib.suppress(ValueError):  # a class that was not drawn, say
+            drawn.append(_number(own(given[rows], wanted[rows])))
+    span = percentile_interval(_number(value), np.array(drawn or [math.nan]))
+    name = getattr(own, "__name__", type(own).__name__)
+    return TestScore(
+        name if name.isidentifier() else "metric", span.value, (span.low, span.high), n,
+        runtime=runtime,
+    )  # fmt: skip
+
+
+def _number(value: Any) -> float:
+    """NaN where it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
 
 
 def latency(file: Path, images: Tensor, runtime: Runtime = ONNX_RUNTIME) -> Latency:

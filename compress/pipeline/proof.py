@@ -12,7 +12,7 @@ from vcompress.bench.bundle import InputSpec, Preprocess
 from vcompress.bench.bundle.history import Entry
 from vcompress.bench.errors import UserError
 from vcompress.bench.timing import saturation
-from vcompress.export import parity, to_onnx
+from vcompress.export import onnx_export, parity
 from vcompress.export import precision as precisions
 from vcompress.export.onnx_properties import properties
 
@@ -34,7 +34,7 @@ def export_checked(
     opset: int | None = None,
     precision: Precision | None = None,
     history: Sequence[Entry] = (),
-) -> tuple[to_onnx.ExportReport, parity.Parity]:
+) -> tuple[onnx_export.ExportReport, parity.Parity]:
     """Export, and hold the file against the network on `images` `[N, C, H, W]`; `task` says what
     its outputs decide.
 
@@ -52,24 +52,25 @@ def export_checked(
         if quantised:
             raise UserError("int8 with bf16: TensorRT's int8 goes with fp16. Cast to fp16.")
         opset = max(opset or 0, precisions.OPSETS["bf16"])
-    exported = to_onnx.export(
+    exported = onnx_export.export(
         exportable,
         file,
         InputSpec.of(preprocess),
         metadata=properties(network.spec.name, labels, preprocess, history),
         opset=opset,
+        output=network.output,
     )
     saturated = saturation.note(file)
     if saturated:
         log.warning(saturated)
-    proof = parity.check(exportable, file, images, task=task)
+    proof = parity.check(exportable, file, images, task=task, output=network.output)
     if not proof.ok:
         file.unlink()
         why = f" {saturated}" if saturated else ""
         raise UserError(f"the exported file fails its parity check: {proof.message}{why}")
     if half == "fp32":
         return exported, proof
-    exported = to_onnx.cast_file(exported, InputSpec.of(preprocess).shape, half)
+    exported = onnx_export.cast_file(exported, InputSpec.of(preprocess).shape, half)
     kind = f"int8+{half}" if quantised else half
     proof = parity.check_cast(exportable, file, images, kind, task)
     if not proof.ok:

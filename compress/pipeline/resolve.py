@@ -21,7 +21,7 @@ from vcompress.bench.tasks import CLASSIFICATION, open_dataset
 from .. import quantization
 from ..bundles import heritage
 from ..bundles.recorded import open_recorded
-from ..bundles.store import ARCHITECTURE, Network, load_network
+from ..bundles.store import ARCHITECTURE, Network, check_buildable, load_network
 from ..data.loader import Data
 from ..distillation.teaching import Teacher, order_of
 from ..models import huggingface
@@ -176,6 +176,8 @@ def open_network(value: str, options: Options) -> tuple[Network, Data, str]:
     """A named network or a bundle's, with the data that it would be trained on and a short name."""
     check_is_name_or_bundle(value)
     found = Bundle.open(value) if is_bundle(value) else None
+    if found is not None:
+        check_buildable(found)
     data = open_data(options, [] if found is None else [found], [value])
     network = start_network(value, found, data, options)
     check_forward(network.model, data.example, len(data.classes))

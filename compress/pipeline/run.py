@@ -21,7 +21,7 @@ from vcompress.bench.errors import UserError
 from .. import quantization, stages
 from ..bundles import heritage, licences
 from ..bundles.entry import record_entry
-from ..bundles.store import WEIGHTS, Network
+from ..bundles.store import WEIGHTS, Network, check_buildable
 from ..data.loader import Data
 from ..models.catalogue import check_forward, make_spec
 from ..options import Options
@@ -65,6 +65,8 @@ def run_stage(
         check_is_name_or_bundle(value)
     target = out or _default_target(stage, given, options)
     opened = {name: Bundle.open(value) for name, value in given.items() if is_bundle(value)}
+    for bundle in opened.values():
+        check_buildable(bundle)
     done = _finished(target, stage.name, config, given, opened, options)
     if done is not None:
         return done

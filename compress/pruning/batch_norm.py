@@ -10,6 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models.modes import evaluating
 
+BATCHES = 16
+"""Batches of training images for criteria on gradients and for the statistics of batch norms."""
+LEAST_BATCH = 16
+"""Least number of images in a batch that the statistics of batch norms are taken over."""
+
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> int:

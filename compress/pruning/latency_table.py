@@ -189,6 +189,22 @@ class LatencyTable:
         return self._get(LayerCall("", "linear", (1,), 1, 1), 1, 1)
 
 
+def open_table(file: Path | None, threads: int | None) -> LatencyTable:
+    """The table of float networks in ONNX Runtime on this machine's CPU, with vbench's clock.
+
+    Args:
+        threads: of the runtime; None is its own choice.
+    """
+    from vcompress.bench.timing.environment import preflight
+
+    environment = {
+        "runtime": "onnxruntime", "device": "cpu", "threads": threads, **preflight().comparable(),
+    }  # fmt: skip
+    return LatencyTable.open(
+        file, vbench_measure(0.3, "cpu", threads), environment, vbench_ratio(4.0, "cpu", threads)
+    )
+
+
 def vbench_measure(seconds: float, device: str | None, threads: int | None) -> Measure:
     """Median by vbench's own loop in the runtime that the file's ending calls for."""
 

@@ -49,6 +49,10 @@ class PruneReport:
     """Layers that were not pruned, with the reason."""
     size_mb: tuple[float, float] | None = None
     """Size of the ONNX file before and after, where it was measured."""
+    latency_ms: tuple[float, float] | None = None
+    """Latency of one image before and after, where it was measured."""
+    batch_norms: int = 0
+    """Number of batch norms whose statistics were estimated again."""
     kept: tuple[Kept, ...] = field(repr=False, default=())
     """What stays of each tensor, for `remap_optimizer`."""
     groups: tuple[Group, ...] = field(repr=False, default=())
@@ -242,12 +246,19 @@ def _ideal(model: nn.Module, found: Analysis, scope: Scope) -> Callable[[float],
     return ranked(list(pools.values()), found.ranking)
 
 
-def onnx_export(example: Tensor, metadata: Mapping[str, str] = MappingProxyType({})) -> Export:
-    """Writes a network with inputs like `example` [1, C, H, W] as an ONNX file."""
-    from vcompress.export.to_onnx import export
+def onnx_export(
+    example: Tensor,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    output: str | None = None,
+) -> Export:
+    """Writes a network with inputs like `example` [1, C, H, W] as an ONNX file; `output` names the
+    one that is written, of several."""
+    from vcompress.export.onnx_export import export
 
     shape = tuple(example.shape[1:])
-    return lambda model, path: export(model, path, ("input", shape), metadata=dict(metadata))
+    return lambda model, path: export(
+        model, path, ("input", shape), metadata=metadata, output=output
+    )
 
 
 def trial_cut(

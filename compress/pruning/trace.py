@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
+from ..models.culprit import culprit
 from ..models.patterns import matches
 from .adapters import customized_pruners, prepare, remap
 from .attention import head_count, layout, unsupported
@@ -67,7 +68,7 @@ def _dependency_graph(mirror: nn.Module, example: Tensor) -> tuple[Any, set[Any]
         finals.extend(tensor.grad_fn for tensor in tensors)
         return tensors
 
-    run(mirror, example)
+    _check_followed(mirror, example)
     prepare(mirror)
     graph = tp.DependencyGraph()
     with warnings.catch_warnings(), torch.enable_grad():
@@ -96,11 +97,38 @@ def _dependency_graph(mirror: nn.Module, example: Tensor) -> tuple[Any, set[Any]
             RecursionError,
         ) as error:
             raise UserError(
-                "The channels of this network could not be traced "
+                f"The channels of this network could not be traced: {culprit(error)} "
                 f"({type(error).__name__}: {str(error)[:200]})."
             ) from error
     remap(graph)
     return graph, set(finals)
+
+
+def _check_followed(mirror: nn.Module, example: Tensor) -> None:
+    """Raise a UserError where autograd does not follow the network to its outputs, by which the
+    channels are traced."""
+    followed: list[str] = []
+    paths = {module: path for path, module in mirror.named_modules()}
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if any(tensor.grad_fn is not None for tensor in tensors_of(output)):
+            followed.append(paths[module])
+
+    hooks = [m.register_forward_hook(note) for m in paths if not list(m.children())]
+    try:
+        with torch.enable_grad():
+            outputs = run(mirror, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if any(tensor.grad_fn is not None for tensor in outputs):
+        return
+    after = f"after {followed[-1]}" if followed else "before any layer"
+    raise UserError(
+        "The channels of this network could not be traced: its outputs do not depend on its "
+        f"weights by operations that autograd follows; that ends {after}. Look there for detach(), "
+        "no_grad(), numpy or .data in the forward pass."
+    )
 
 
 @dataclass

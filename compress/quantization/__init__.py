@@ -9,13 +9,13 @@ put it together again.
 from .calibration import calibrate
 from .lower import to_export
 from .placement import count_quantised, is_quantized, placement, prepare, restore, target_of
-from .quantizers import freeze_bn
+from .quantizers import freeze_norms
 from .targets import target_names
 
 __all__ = [
     "calibrate",
     "count_quantised",
-    "freeze_bn",
+    "freeze_norms",
     "is_quantized",
     "placement",
     "prepare",

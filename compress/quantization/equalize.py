@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from vcompress.export.onnx_export import logits_of
+
 from .chains import Chain, find_chains
 from .trace import record_shapes, trace
 
@@ -173,18 +175,9 @@ def _same(model: nn.Module, other: nn.Module, images: Sequence[Tensor]) -> bool:
     model.eval()
     try:
         for batch in images:
-            a, b = (_tensor(m(batch.to(device))) for m in (model, other))
+            a, b = (logits_of(m(batch.to(device))) for m in (model, other))
             if float((a - b).abs().max()) > EXACT * max(1.0, float(a.abs().max())):
                 return False
     finally:
         model.train(training)
     return True
-
-
-def _tensor(out: Any) -> Tensor:
-    """The logits of a network that gives several things, or a dictionary as those of
-    segmentation do."""
-    if isinstance(out, dict):
-        out = out["out"] if "out" in out else next(iter(out.values()))
-    found: Tensor = out[0] if isinstance(out, (tuple, list)) else out
-    return found

@@ -111,12 +111,21 @@ def _dot_slices(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return torch.bmm(first.reshape(count, 1, -1), second.reshape(count, -1, 1)).view(count)
 
 
+def _to_export(model: nn.Module) -> nn.Module:
+    """How a network that holds quantisers is exported: `export.library` asks them."""
+    from .lower import to_export
+
+    return to_export(model)
+
+
 class ActivationQuantizer(nn.Module):
     """Rounds an activation to 8 bits, one step for the tensor.
 
     With `relu` it also does the work of the ReLU (or ReLU6, with `limit`) that stood before it,
     in the same pass.
     """
+
+    lower_network = staticmethod(_to_export)
 
     log_scale: nn.Parameter
     zero_point: Tensor
@@ -191,6 +200,8 @@ class ActivationQuantizer(nn.Module):
 
 class WeightQuantizer(nn.Module):
     """Rounds a weight to `bits`, symmetric, one step per slice along `axis`."""
+
+    lower_network = staticmethod(_to_export)
 
     def __init__(self, channels: int, *, axis: int = 0, bits: int = 8) -> None:
         super().__init__()
@@ -314,7 +325,7 @@ def weight_of(module: nn.Module) -> tuple[Tensor, WeightQuantizer] | None:
     return None
 
 
-def freeze_bn(model: nn.Module) -> None:
+def freeze_norms(model: nn.Module) -> None:
     """Stop the batch statistics from moving: for the last part of training.
 
     Call it after `model.train()`, which wakes them again.

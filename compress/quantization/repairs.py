@@ -16,6 +16,7 @@ from .adaround import adaround
 from .bias_correction import correct_bias
 from .equalize import equalize
 from .ptq import Scheme, quantised
+from .trace import Untraceable
 
 Choice = Literal["auto", "on", "off"]
 GAIN_DB = 0.1
@@ -41,6 +42,7 @@ def repaired(
     held_out: Tensor,
     scheme: Scheme,
     repairs: Repairs,
+    output: str | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A calibrated copy of `model`, and what was repaired with the SQNR before and after.
 
@@ -48,15 +50,17 @@ def repaired(
         example: [1, C, H, W], to learn the shapes.
         calibration: batches [B, C, H, W] that set ranges and repairs.
         held_out: [N, C, H, W], other images: `auto` judges on them.
+        output: of several, the name of the one that is judged.
 
     Raises:
         UserError: a repair that is `on` for a network that is quantised in parts, or what
             `prepare` and `calibrate` refuse.
     """
-    reference = parity.run_torch(model, held_out)
+    reference = parity.run_torch(model, held_out, output=output)
 
     def sqnr_db(network: nn.Module) -> float:
-        return parity.compare(reference, parity.run_torch(network, held_out)).sqnr_db
+        found = parity.run_torch(network, held_out, output=output)
+        return parity.compare(reference, found).sqnr_db
 
     best = quantised(model, example, calibration, scheme)
     level = sqnr_db(best)
@@ -70,7 +74,12 @@ def repaired(
             )
         return best, found
     if repairs.equalize != "off":
-        equal, moved = equalize(model, calibration)
+        equal, moved = model, list[str]()
+        try:
+            equal, moved = equalize(model, calibration)
+        except Untraceable:  # it was traced around a module that this one has to look into
+            if repairs.equalize == "on":
+                raise
         if moved:
             tried = quantised(equal, example, calibration, scheme)
             reached = sqnr_db(tried)

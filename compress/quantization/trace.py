@@ -13,6 +13,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from vcompress.bench.errors import UserError
 
+from ..models.culprit import culprit
 from .attention import OtherAttention, keep_masks, open_attention, open_products
 from .shaped import ShapedTracer, input_shape
 
@@ -204,7 +205,7 @@ def trace(
         graph = fx.GraphModule(model, traced)
     except Exception as error:
         raise Untraceable(
-            f"{type(model).__name__} cannot be traced: {_place(error)} ({error}). {_cure(error)}",
+            f"{type(model).__name__} cannot be traced: {culprit(error)} ({error}). {_cure(error)}",
             tracer.stopped,
         ) from error
     _open_norm_act(graph)
@@ -217,6 +218,15 @@ def trace(
     graph.recompile()
     graph.train(training)
     return graph
+
+
+def is_traceable(model: nn.Module) -> bool:
+    """Whether a network of one input becomes one graph."""
+    try:
+        trace(model)
+    except Untraceable:
+        return False
+    return True
 
 
 def _defaults(model: nn.Module, inputs: int) -> dict[str, Any]:
@@ -242,18 +252,6 @@ def _cure(error: BaseException) -> str:
         "The forward pass branches on a value or a shape; move that into a submodule of its own or "
         "replace it by an operation on tensors."
     )
-
-
-def _place(error: BaseException) -> str:
-    """File and line of the user's code that stopped the tracer."""
-    place = "in its forward pass"
-    traceback = error.__traceback__
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if "/torch/" not in code.co_filename and not code.co_filename.endswith("trace.py"):
-            place = f"at {code.co_filename}:{traceback.tb_lineno} in {code.co_name}"
-        traceback = traceback.tb_next
-    return place
 
 
 def record_shapes(graph: fx.GraphModule, *example: Tensor) -> None:

@@ -23,7 +23,7 @@ from vcompress.bench.tasks.scoring import score_split
 from vcompress.bench.timing.compare import CompareEffort, compare
 from vcompress.bench.timing.environment import preflight
 from vcompress.bench.timing.inputs import from_images
-from vcompress.export import to_onnx
+from vcompress.export import onnx_export
 
 from .. import quantization
 from ..data.loader import Data
@@ -119,9 +119,9 @@ def judge(
     where: dict[str, Any] = {"runtime": target.runtime, "device": target.device, "threads": 1}
     files = {"fp32": folder / "fp32.onnx", "int8": folder / "int8.onnx"}
     try:
-        to_onnx.export(model.eval(), files["fp32"], spec, metadata={})
+        onnx_export.export(model.eval(), files["fp32"], spec)
         exportable = quantization.to_export(quantised.eval())
-        to_onnx.export(exportable, files["int8"], spec, metadata={})
+        onnx_export.export(exportable, files["int8"], spec)
         with (
             open_session(files["fp32"], **where) as a,
             open_session(files["int8"], **where) as b,

@@ -129,7 +129,7 @@ def _hooks(
     model: nn.Module, config: Config, context: Context, task: TrainingTask
 ) -> dict[str, Any]:
     """What the training loop is told: rates of layers, what stands still, the attack."""
-    from ..quantization import freeze_bn
+    from ..quantization import freeze_norms
     from ..robustness.attacks import attacked
     from ..tasks.task import total
     from ..training.layer_groups import decayed_rates, layer_groups, unfreeze
@@ -150,7 +150,7 @@ def _hooks(
         if config.unfreeze_every:
             unfreeze(groups, epoch, config.unfreeze_every)
         if config.freeze_bn:
-            freeze_bn(live)
+            freeze_norms(live)
 
     if config.unfreeze_every or config.freeze_bn:
         hooks["on_epoch"] = on_epoch

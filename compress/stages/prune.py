@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from ..pruning.importance import Loss
     from ..pruning.prune import PruneReport
 
-BATCHES = 16
-"""Batches of training images for criteria on gradients and for the statistics of batch norms."""
-LEAST_BATCH = 16
-"""Least number of images in a batch that the statistics of batch norms are taken over."""
 SPARE_BYTES = 2000
 """Bytes of model.onnx for its provenance, which is written after pruning."""
 
@@ -95,7 +91,8 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """Prune `model` in place in `config.steps` steps and train it after each."""
     import copy
 
-    from ..pruning.batch_norm import recalibrate
+    from ..pruning.batch_norm import BATCHES, LEAST_BATCH, recalibrate
+    from ..pruning.refusals import refuse_quantised, refuse_sparse
     from ..tasks import training_task
     from ..training.recovery import from_teacher
 
@@ -220,26 +217,15 @@ def _to_latency(
     model: nn.Module, budget: Budget, config: Config, context: Context, options: dict[str, Any]
 ) -> _Cut:
     """Prune by measured latencies of the float network in ONNX Runtime on this machine."""
-    from vcompress.bench.timing.environment import preflight
-
     from ..pruning.latency import prune_to_latency
-    from ..pruning.latency_table import LatencyTable, vbench_measure, vbench_ratio
+    from ..pruning.latency_table import open_table
     from ..pruning.prune import onnx_export
 
     example = context.data.example
-    environment = {
-        "runtime": "onnxruntime", "device": "cpu", "threads": config.threads,
-        **preflight().comparable(),
-    }  # fmt: skip
     file = (
         Path(config.latency_table) if config.latency_table else (context.workdir / "latencies.json")
     )
-    table = LatencyTable.open(
-        file,
-        vbench_measure(0.3, "cpu", config.threads),
-        environment,
-        vbench_ratio(4.0, "cpu", config.threads),
-    )
+    table = open_table(file, config.threads)
     timed = prune_to_latency(model, example, table, onnx_export(example), budget, **options)
     measured = {
         "latency_before_ms": timed.before_ms,
@@ -299,6 +285,8 @@ def _layers(cuts: list[_Cut]) -> dict[str, Any]:
 
 def _choice(config: Config, context: Context, recovery: Loss) -> dict[str, Any]:
     """How channels are chosen, whatever is limited: options of `prune` and `prune_to_latency`."""
+    from ..pruning.batch_norm import BATCHES
+
     on_recovery = config.importance == "distillation"
     on_loss = on_recovery or config.importance in ("taylor", "hessian")
     return {
@@ -319,33 +307,6 @@ def _against_targets(context: Context) -> Loss:
 
     task = training_task(context.data.dataset)
     return lambda outputs, _, targets: total(task.loss(outputs, task.tensor(targets)))
-
-
-def refuse_quantised(model: nn.Module) -> None:
-    """Widths are cut in floating point: scales of a quantised network would not follow."""
-    import torch
-
-    for path, module in model.named_modules():
-        kind = type(module)
-        if kind.__module__.startswith("vcompress.compress.quantization") or isinstance(
-            module, torch.ao.quantization.FakeQuantizeBase
-        ):
-            raise UserError(
-                f"This network is quantised already ({path} is a {kind.__name__}): prune first, "
-                "then quantise."
-            )
-
-
-def refuse_sparse(model: nn.Module) -> None:
-    """Cutting input channels would move the zeros of 2:4 sparsity out of their fours."""
-    from ..pruning.sparsity import sparse_layers
-
-    layers = sparse_layers(model)
-    if layers:
-        raise UserError(
-            f"This network is 2:4 sparse ({layers[0]} and {len(layers) - 1} more): prune channels "
-            "first, then sparsify."
-        )
 
 
 STAGE = Stage(

@@ -105,7 +105,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     import torch
 
-    from ..quantization import count_quantised, freeze_bn, placement
+    from ..quantization import count_quantised, freeze_norms, placement
     from ..quantization.ptq import Scheme
     from ..quantization.repairs import Choice, Repairs, repaired
     from ..quantization.sensitivity import choose_keep_float
@@ -173,7 +173,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     def on_epoch(epoch: int, trained: nn.Module) -> None:
         if epoch >= config.epochs - config.freeze_bn_epochs:
-            freeze_bn(trained)
+            freeze_norms(trained)
 
     trained = fit(quantised, config, context, loss, name="quantize", on_epoch=on_epoch)
     return outcome(trained)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from ..training.config import Context, TaughtConfig
 from .contract import Outcome, Stage
-from .prune import refuse_quantised
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +24,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """Zero two of four weights of `model` in place and train the others."""
     import copy
 
+    from ..pruning.refusals import refuse_quantised
     from ..pruning.sparsity import sparse_layers, sparsify
     from ..tasks import training_task
     from ..training.loop import fit

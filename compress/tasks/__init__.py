@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vcompress.bench.data.dataset import Dataset
+    from vcompress.bench.tasks.task import Array
 
     from .task import TrainingTask
 
@@ -21,9 +22,17 @@ def training_task(dataset: Dataset) -> TrainingTask:
     Raises:
         UserError: there is no such task.
     """
+    return task_half(dataset.task, dataset.targets[dataset.splits["train"]])
+
+
+def task_half(name: str, targets: Array | None = None) -> TrainingTask:
+    """The torch half of a task, fitted to training targets `[N, ...]` where it depends on them.
+
+    Raises:
+        UserError: there is no such task, or it needs targets.
+    """
     from vcompress.bench.tasks import load
 
-    deployed = load(dataset.task)
-    module = import_module(f"{__name__}.{deployed.name}")
-    found: TrainingTask = module.fitted(dataset.targets[dataset.splits["train"]])
+    module = import_module(f"{__name__}.{load(name).name}")
+    found: TrainingTask = module.fitted(targets)
     return found

@@ -32,6 +32,9 @@ class Classification:
         found = torch.as_tensor(targets)
         return found if found.is_floating_point() else found.long()  # mixed ones are shares
 
+    def no_targets(self, outputs: Tensor) -> Tensor:
+        return torch.full(outputs.shape[:1], NO_LABEL, device=outputs.device)
+
     def loss(
         self,
         outputs: Tensor,
@@ -90,6 +93,6 @@ class Classification:
         """A fresh head gives every class about the same."""
 
 
-def fitted(targets: Array) -> TrainingTask:
+def fitted(targets: Array | None) -> TrainingTask:
     """The same for every data set."""
     return Classification()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vcompress.bench.errors import UserError
 from vcompress.bench.tasks import regression
 from vcompress.bench.tasks.task import Array, Task
 
@@ -32,6 +33,9 @@ class Regression:
 
     def tensor(self, targets: Array | Tensor) -> Tensor:
         return torch.as_tensor(targets, dtype=torch.float32)
+
+    def no_targets(self, outputs: Tensor) -> Tensor:
+        return torch.full_like(outputs, float("nan"))
 
     def loss(
         self,
@@ -98,8 +102,16 @@ class Regression:
         return values / torch.tensor(self.spread, device=values.device, dtype=values.dtype)
 
 
-def fitted(targets: Array) -> TrainingTask:
-    """For training targets `[N, K]`."""
+def fitted(targets: Array | None) -> TrainingTask:
+    """For training targets `[N, K]`.
+
+    Raises:
+        UserError: there are none.
+    """
+    if targets is None:
+        raise UserError(
+            "regression: give the training targets too; their spread is the unit of its losses."
+        )
     spread = np.nanstd(targets, axis=0)
     spread[~(spread > 0)] = 1.0  # a number that never changes has no unit of its own
     centre = np.nanmean(targets, axis=0)

@@ -37,6 +37,9 @@ class TrainingTask(Protocol):
     def tensor(self, targets: Array | Tensor) -> Tensor:
         """A batch's targets as the loss takes them."""
 
+    def no_targets(self, outputs: Tensor) -> Tensor:
+        """The targets of a batch without labels, for outputs `[B, K]`."""
+
     def loss(
         self,
         outputs: Tensor,

@@ -28,12 +28,14 @@ from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.tasks import load
 from vcompress.bench.tasks.metrics import Metric
 
+from ..distillation.teaching import TaughtLoss
 from ..models.modes import evaluating
 from ..pruning.sparsity import held_sparse
 from ..tasks import training_task
 from ..tasks.task import TrainingTask, total
 from .config import Context, TrainConfig
 from .identity import identity_of, resumed
+from .loss import Loss, as_loss
 from .optimizer import freeze, optimizer_for
 from .processes import process_state
 from .progress import EpochProgress, epoch_progress
@@ -41,15 +43,6 @@ from .schedule import share_of_peak
 from .state import State, save_state
 
 log = logging.getLogger(__name__)
-
-
-Loss = Callable[..., Tensor]
-"""From outputs `[B, K]`, images `[B, C, H, W]` and targets `[B, ...]` to a scalar, a mean over `B`.
-
-One that is a module (`teaching.TaughtLoss`) may have parameters, which are trained beside the
-network's and thrown away with it. It is told the `Samples` of the batch too, says by `view(epoch)`
-what epoch's augmentation it wants, and by `identity` what must be the same for a resume.
-"""
 
 
 def fit(
@@ -67,7 +60,11 @@ def fit(
 
     Args:
         model: trained where it is moved to by accelerate and handed back on the CPU.
-        loss: by default that of the data's task, with label smoothing.
+        loss: from outputs and targets to a scalar, such as `nn.CrossEntropyLoss()`, or from
+            outputs, images and targets; by default that of the data's task, with label smoothing. A
+            `TaughtLoss` may have parameters, which are trained beside the network's and thrown away
+            with it. It is told the `Samples` of the batch too, says by `view(epoch)` what epoch's
+            augmentation it wants, and by `identity` what must be the same for a resume.
         name: says what is trained, and under `context.workdir` keeps what a resume needs.
         on_epoch: called with (epoch, model) after `model.train()`, for example to freeze norms.
         on_batch: from (model, images, labels) to the images to train on, for example an attack's.
@@ -82,7 +79,9 @@ def fit(
     """
     accelerator, task = _accelerator(config, context), training_task(context.data.dataset)
     metric = task.deployed.metrics[0]
-    taught: Any = loss if isinstance(loss, nn.Module) else None
+    taught = loss if isinstance(loss, TaughtLoss) else None
+    if loss is not None and taught is None:
+        loss = as_loss(loss)
     file = context.workdir / name / "state.safetensors"
     identity = identity_of(model, config, context, name)
     if taught is not None:
@@ -135,8 +134,8 @@ class _Run:
     model: nn.Module
     wrapped: nn.Module
     """`model` as accelerate runs it: on several devices, in mixed precision."""
-    taught: Any
-    """The loss where it is a module, else None."""
+    taught: TaughtLoss | None
+    """The loss where it is one, else None."""
     own: list[nn.Parameter]
     """Parameters of the loss itself."""
     loss: Any
@@ -196,7 +195,7 @@ def _prepare(
     extra_groups: list[dict[str, Any]] | None,
 ) -> _Run:  # fmt: skip
     """Everything on its device, with the weights, averages and moments of `state`."""
-    taught: Any = loss if isinstance(loss, nn.Module) else None
+    taught = loss if isinstance(loss, TaughtLoss) else None
     learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     frozen = freeze(model, config, len(context.data.classes), context.data.example)
     own = [] if taught is None else [p for p in taught.parameters() if p.requires_grad]

@@ -35,8 +35,8 @@ def make(name: str, work: Path) -> None:
     from torchvision import models
 
     from vcompress.compress.quantization import calibrate, prepare, to_export
+    from vcompress.export.onnx_export import export
     from vcompress.export.precision import convert_file
-    from vcompress.export.to_onnx import export
 
     plain, half, int8, both = paths(name, work)
     if not (plain.exists() and int8.exists()):
@@ -46,10 +46,10 @@ def make(name: str, work: Path) -> None:
             options["weights_backbone"] = None
         model = models.get_model(name, **options).eval()
         images = torch.randn(2, 3, PX, PX)
-        export(model, plain, ("input", (3, PX, PX)), metadata={})
+        export(model, plain, ("input", (3, PX, PX)))
         quantised = prepare(model, images[:1], target="tensorrt")
         calibrate(quantised, [images], "minmax")
-        export(to_export(quantised), int8, ("input", (3, PX, PX)), metadata={})
+        export(to_export(quantised), int8, ("input", (3, PX, PX)))
     for source, target in ((plain, half), (int8, both)):
         if not target.exists():
             staging = target.with_suffix(".tmp")

@@ -28,7 +28,7 @@ import torch
 import torchvision
 
 from vcompress.compress import quantization as q
-from vcompress.export import to_onnx
+from vcompress.export import onnx_export
 
 
 class Reader:
@@ -71,8 +71,8 @@ def main() -> int:
     q.calibrate(prepared, [images])
     with TemporaryDirectory() as folder:
         files = {n: Path(folder) / f"{n}.onnx" for n in ("float", "ours", "static", "ready")}
-        to_onnx.export(model, files["float"], ("input", shape), metadata={})
-        to_onnx.export(q.to_export(prepared), files["ours"], ("input", shape), metadata={})
+        onnx_export.export(model, files["float"], ("input", shape))
+        onnx_export.export(q.to_export(prepared), files["ours"], ("input", shape))
         quant_pre_process(str(files["float"]), str(files["ready"]))
         quantize_static(
             str(files["ready"]), str(files["static"]), Reader(images),

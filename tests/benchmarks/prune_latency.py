@@ -33,13 +33,13 @@ from vcompress.compress.pruning.latency_table import LatencyTable, vbench_measur
 from vcompress.compress.stages import prune as stage
 from vcompress.compress.training.config import Context
 from vcompress.compress.training.loop import fit
-from vcompress.export.to_onnx import export
+from vcompress.export.onnx_export import export
 
 EXAMPLE = torch.zeros(1, 3, 224, 224)
 
 
 def write(model: nn.Module, path: Path) -> None:
-    export(model, path, ("input", (3, 224, 224)), metadata={})
+    export(model, path, ("input", (3, 224, 224)))
 
 
 def recovered(model: nn.Module, teacher: nn.Module, data: Data, seed: int, epochs: int) -> float:

@@ -35,7 +35,7 @@ from vcompress.compress.quantization import to_export
 from vcompress.compress.stages import finetune, quantize
 from vcompress.compress.training.config import Context
 from vcompress.compress.training.loop import evaluate
-from vcompress.export import to_onnx
+from vcompress.export import onnx_export
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 FASHION = Preprocess(size=(32, 32), mean=(0.286,) * 3, std=(0.353,) * 3)
@@ -106,7 +106,7 @@ def accuracy(model: torch.nn.Module, data: Data, folder: Path) -> float:
 def deployed(model: torch.nn.Module, data: Data, folder: Path) -> float:
     """Top-1 of the exported file in ONNX Runtime, in percent."""
     file = folder / "model.onnx"
-    to_onnx.export(model, file, InputSpec.of(data.preprocess), metadata={})
+    onnx_export.export(model, file, InputSpec.of(data.preprocess))
     return 100 * float(score(file, data)["top1"])
 
 

@@ -108,7 +108,7 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
     from torch import nn
 
     from vcompress.compress import quantization as q
-    from vcompress.export import parity, to_onnx
+    from vcompress.export import onnx_export, parity
 
     size = max(size, LEAST_PX.get(name, 0))
     size = _timm.size(name) if name.startswith("timm:") else size
@@ -132,7 +132,7 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
     prepared = q.prepare(model, images[:1], target=target)
     q.calibrate(prepared, batches)
     prepared.train()
-    q.freeze_bn(prepared)
+    q.freeze_norms(prepared)
     optimizer = torch.optim.SGD(prepared.parameters(), 1e-6)
     out = prepared(images[:4])
     (out["out"] if isinstance(out, dict) else out).square().mean().backward()
@@ -143,7 +143,7 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
     deployed = q.to_export(prepared.eval())
     with TemporaryDirectory() as folder:
         file = Path(folder) / "m.onnx"
-        report = to_onnx.export(deployed, file, ("input", (3, size, size)), metadata={})
+        report = onnx_export.export(deployed, file, ("input", (3, size, size)))
         few = parity.check(deployed, file, images[:FEW])
         reference = parity.run_torch(deployed, images)
         shipped = parity.run_onnx(file, images.numpy(), optimised=True)[0]

@@ -14,7 +14,7 @@ from vcompress.compress.models.huggingface import TINY
 from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.probe import difference
 from vcompress.compress.quantization.trace import trace
-from vcompress.export import parity, to_onnx
+from vcompress.export import onnx_export, parity
 
 pytest.importorskip("transformers")
 
@@ -55,7 +55,7 @@ def test_half_of_the_macs_in_int8_agrees_with_its_file(family: str, tmp_path: Pa
     restored = quantization.restore(model, placement)
     restored.load_state_dict(prepared.state_dict())
     deployed = quantization.to_export(restored.eval())
-    to_onnx.export(deployed, tmp_path / "m.onnx", ("input", (3, 32, 32)), metadata={})
+    onnx_export.export(deployed, tmp_path / "m.onnx", ("input", (3, 32, 32)))
     proof = parity.check(deployed, tmp_path / "m.onnx", torch.randn(64, 3, 32, 32))
     assert proof.ok, proof.first_divergence
     assert proof.optimised.top1_agreement == 1.0

@@ -20,6 +20,7 @@ from vcompress.bench.bundle import Preprocess
 from vcompress.bench.bundle.history import Entry, Licences, Metrics
 from vcompress.bench.data.preprocess import apply, crop
 from vcompress.bench.errors import EnvironmentLacks, UserError
+from vcompress.export.onnx_export import ExportError
 from vcompress.export.onnx_options import (
     OnnxOptions,
     add_answer,
@@ -32,7 +33,6 @@ from vcompress.export.onnx_options import (
 )
 from vcompress.export.onnx_preprocess import preprocess_model
 from vcompress.export.onnx_properties import properties
-from vcompress.export.to_onnx import ExportError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PREPROCESS = Preprocess((24, 32), 40, MEAN, STD)

@@ -14,8 +14,8 @@ from torch import nn
 from vcompress.bench.errors import UserError
 from vcompress.compress.quantization import calibrate, prepare, to_export
 from vcompress.export import parity
+from vcompress.export.onnx_export import cast_file, export
 from vcompress.export.precision import convert, convert_file
-from vcompress.export.to_onnx import cast_file, export
 
 
 class Small(nn.Module):
@@ -181,7 +181,7 @@ def test_zeros_of_a_shape_follow_the_type() -> None:
 
 def test_a_cast_that_fails_leaves_the_float32_file(model: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    report = export(model, path, ("input", (3, 16, 16)), metadata={})
+    report = export(model, path, ("input", (3, 16, 16)))
     held = path.read_bytes()
     with pytest.raises(UserError, match="opset"):
         cast_file(report, (3, 16, 16), "bf16")

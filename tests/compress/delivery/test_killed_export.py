@@ -17,7 +17,7 @@ sys.path.insert(0, os.getcwd())
 from vcompress.bench.verify.check import verify
 from vcompress.compress.delivery import reexport
 from vcompress.compress.pipeline import measure
-from vcompress.export import parity, to_onnx
+from vcompress.export import onnx_export, parity
 import onnx, onnxruntime, onnxscript
 measure.LATENCY_SECONDS = 0.2
 bundle, rng = Path("runs/net"), random.Random(0)

@@ -22,7 +22,7 @@ from vcompress.compress.delivery.reexport import export_bundle
 from vcompress.compress.pipeline import measure
 from vcompress.compress.pipeline.measure import ONNX_RUNTIME, Runtime, latency, runtime_of, score
 from vcompress.compress.reporting.terminal import rows
-from vcompress.export.to_onnx import export
+from vcompress.export.onnx_export import export
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def quantised(
         data, file = tiny_data(), tmp_path / f"{target}.onnx"
         model = q.prepare(tiny_nets.batch().eval(), data.example, target=target)
         q.calibrate(model, [data.images("train", 24)], "mse")
-        export(q.to_export(model), file, InputSpec.of(data.preprocess), metadata={})
+        export(q.to_export(model), file, InputSpec.of(data.preprocess))
         return model, file, data
 
     return make

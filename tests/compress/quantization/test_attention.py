@@ -17,8 +17,8 @@ from torchvision.models import swin_transformer as swin
 from vcompress.compress import quantization as q
 from vcompress.compress.quantization.attention import WindowAttention
 from vcompress.compress.quantization.trace import trace
+from vcompress.export.onnx_export import export
 from vcompress.export.parity import run_onnx, run_torch
-from vcompress.export.to_onnx import export
 
 Versions = type[swin.ShiftedWindowAttention]
 BOTH = [swin.ShiftedWindowAttention, swin.ShiftedWindowAttentionV2]
@@ -91,7 +91,7 @@ def test_swin_is_int8_and_equals_its_file(second: bool, tmp_path: Path) -> None:
     assert len(where["weights"]) == 1 + 3 * 4 + 1 + 1
     exportable = q.to_export(prepared.eval())
     file = tmp_path / "m.onnx"
-    export(exportable, file, ("input", (3, 40, 40)), metadata={})
+    export(exportable, file, ("input", (3, 40, 40)))
     (found,) = run_onnx(file, images.numpy(), optimised=True)
     assert (run_torch(exportable, images) == found).all()
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_the_functional_call_is_opened_and_equals_its_file(tmp_path: Path) -> No
     prepared = q.prepare(model, images[:1], target="onnxruntime")
     q.calibrate(prepared, [images])
     exportable = q.to_export(prepared.eval())
-    export(exportable, tmp_path / "m.onnx", ("input", (3, 32, 32)), metadata={})
+    export(exportable, tmp_path / "m.onnx", ("input", (3, 32, 32)))
     (found,) = run_onnx(tmp_path / "m.onnx", images.numpy(), optimised=True)
     assert (run_torch(exportable, images) == found).all()
 

@@ -17,7 +17,7 @@ from vcompress.compress import quantization as q
 from vcompress.compress.quantization.ptq import Scheme
 from vcompress.compress.quantization.repairs import Repairs, repaired
 from vcompress.compress.quantization.sensitivity import sensitivity
-from vcompress.export import parity, to_onnx
+from vcompress.export import onnx_export, parity
 
 
 def images(count: int = 16, size: int = 16, seed: int = 1) -> Tensor:
@@ -124,7 +124,7 @@ def test_a_step_of_training_reaches_every_part() -> None:
 def test_the_exported_file_computes_the_same(kind: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     deployed = q.to_export(quantised(kind().eval(), images()))
-    report = to_onnx.export(deployed, tmp_path / "m.onnx", ("input", (3, 16, 16)), metadata={})
+    report = onnx_export.export(deployed, tmp_path / "m.onnx", ("input", (3, 16, 16)))
     assert report.int8_tensors == (4 if kind is Around else 3)
     found = parity.check(deployed, tmp_path / "m.onnx", images(64, seed=2))
     assert found.ok, found.message
@@ -133,7 +133,7 @@ def test_the_exported_file_computes_the_same(kind: type[nn.Module], tmp_path: Pa
 def test_a_branch_on_a_value_cannot_be_exported_and_says_so(tmp_path: Path) -> None:
     deployed = q.to_export(quantised(Branching().eval(), images()))
     with pytest.raises(UserError, match=r"cannot be exported to ONNX.*branch"):
-        to_onnx.export(deployed, tmp_path / "m.onnx", ("input", (3, 16, 16)), metadata={})
+        onnx_export.export(deployed, tmp_path / "m.onnx", ("input", (3, 16, 16)))
     assert not list(tmp_path.iterdir())
 
 
@@ -214,7 +214,7 @@ def test_networks_of_timm_that_branch_on_a_shape(
         assert sqnr_db(model(x), prepared(x)) > 20
     deployed = q.to_export(prepared)
     file = tmp_path / "m.onnx"
-    to_onnx.export(deployed, file, ("input", (3, 31, 31)), metadata={})
+    onnx_export.export(deployed, file, ("input", (3, 31, 31)))
     assert parity.check(deployed, file, images(32, 31, seed=2)).ok
     operators = Counter(n.op_type for n in onnx.load(str(file)).graph.node)
     assert operators["Pad"] == 0
@@ -242,5 +242,5 @@ def test_a_layer_that_no_image_reaches_stays_as_it_is_and_the_file_is_whole(tmp_
     assert any(e["name"] == "position" and "constants" in e["reason"] for e in found["float"])
     deployed = q.to_export(prepared.eval())
     shape = tuple(images().shape[1:])
-    report = to_onnx.export(deployed, tmp_path / "m.onnx", ("input", shape), metadata={})
+    report = onnx_export.export(deployed, tmp_path / "m.onnx", ("input", shape))
     assert report.size_bytes > 0

@@ -305,7 +305,7 @@ def test_dropout_is_alive_in_training_and_gone_in_the_export(tiny: nn.Module) ->
         prepared = quantised(model)
         assert torch.equal(prepared(images()), prepared(images()))
         prepared.train()
-        q.freeze_bn(prepared)
+        q.freeze_norms(prepared)
         assert not torch.equal(prepared(images()), prepared(images()))
         assert not any(isinstance(m, nn.Dropout) for m in q.to_export(prepared).modules())
 

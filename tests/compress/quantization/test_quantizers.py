@@ -10,7 +10,7 @@ from torch import nn
 from vcompress.compress.quantization.quantizers import (
     ActivationQuantizer,
     WeightQuantizer,
-    freeze_bn,
+    freeze_norms,
     with_quantised_weight,
 )
 
@@ -121,6 +121,6 @@ def test_a_quantised_layer_keeps_the_keys_of_the_float_one_and_leaves_it_alone()
 
 def test_frozen_statistics_do_not_move_in_training() -> None:
     model = nn.Sequential(nn.BatchNorm2d(2)).train()
-    freeze_bn(model)
+    freeze_norms(model)
     model(torch.randn(4, 2, 3, 3) + 5)
     assert torch.equal(model[0].running_mean, torch.zeros(2))

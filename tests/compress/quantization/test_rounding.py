@@ -20,8 +20,8 @@ from vcompress.compress.quantization.rounding import (
     DeployedFunction,
     DeployedLayerNorm,
 )
+from vcompress.export.onnx_export import export
 from vcompress.export.parity import run_onnx
-from vcompress.export.to_onnx import export
 
 
 def norm() -> nn.BatchNorm2d:
@@ -42,7 +42,7 @@ def test_values_are_those_of_onnx_runtime(plain: nn.Module, tmp_path: Path) -> N
     ours = torch.fx.symbolic_trace(nn.Sequential(plain).eval())
     compute_in_integers(ours)
     x = 3 * torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    export(ours, tmp_path / "m.onnx", ("input", (3, 12, 12)), metadata={})
+    export(ours, tmp_path / "m.onnx", ("input", (3, 12, 12)))
     (found,) = run_onnx(tmp_path / "m.onnx", x.numpy(), optimised=True)
     theirs = torch.from_numpy(found)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_a_global_pool_between_rounded_maps_is_that_of_onnx_runtime(
     compute_in_integers(graph)
     assert any(isinstance(m, DeployedGlobalPool) for m in graph.modules())
     x = 2 * torch.randn(64, 32, 6, 6, generator=torch.Generator().manual_seed(0))
-    export(graph, tmp_path / "m.onnx", ("input", (32, 6, 6)), metadata={})
+    export(graph, tmp_path / "m.onnx", ("input", (32, 6, 6)))
     (found,) = run_onnx(tmp_path / "m.onnx", x.numpy(), optimised=True)
     with torch.no_grad():
         assert torch.equal(graph(x), torch.from_numpy(found))

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from vcompress.bench.errors import UserError
-from vcompress.compress.stages.prune import Config, apply, refuse_quantised
+from vcompress.compress.pruning.refusals import refuse_quantised
+from vcompress.compress.stages.prune import Config, apply
 
 
 class FakeData:

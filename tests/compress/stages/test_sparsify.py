@@ -15,7 +15,7 @@ from vcompress.compress.pruning.sparsity import sparse_in_file, sparse_layers
 from vcompress.compress.stages import finetune, prune, quantize
 from vcompress.compress.stages.sparsify import Config, apply
 from vcompress.compress.training.config import Context
-from vcompress.export.to_onnx import export
+from vcompress.export.onnx_export import export
 
 CONFIG = Config(epochs=2, batch_size=6, lr=1e-2)
 
@@ -67,7 +67,7 @@ def test_the_zeros_outlive_quantisation_aware_training_and_are_in_the_file(
     quantised = quantize.apply(outcome.model.eval(), config, context).model
     assert sparse_layers(quantised) == ["3", "9"]
     file = tmp_path / "sparse.onnx"
-    export(q.to_export(quantised.eval()), file, ("input", (3, 16, 16)), metadata={})
+    export(q.to_export(quantised.eval()), file, ("input", (3, 16, 16)))
     assert sorted(sparse_in_file(file).values()) == [False, True, True]
 
 

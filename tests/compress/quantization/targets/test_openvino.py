@@ -13,7 +13,7 @@ from vcompress.compress.pipeline.measure import runtime_of
 from vcompress.compress.pipeline.openvino_proof import openvino_parity
 from vcompress.compress.quantization import calibrate, placement, prepare, to_export
 from vcompress.export import parity, parity_openvino
-from vcompress.export.to_onnx import export
+from vcompress.export.onnx_export import export
 
 
 class Block(nn.Module):
@@ -79,7 +79,7 @@ def test_openvino_runs_every_layer_in_int8_and_agrees(
     pytest.importorskip("openvino")
     model, images = quantised(trained), trained[1][800:]
     deployed, file = to_export(model), tmp_path / "model.onnx"
-    export(deployed, file, ("input", (1, 16, 16)), metadata={})
+    export(deployed, file, ("input", (1, 16, 16)))
     found = parity_openvino.check(deployed, file, images)
     assert (found.int8_layers, found.float_layers) == (6, ())
     assert found.images == len(images) == 997
@@ -96,7 +96,7 @@ def test_the_proof_is_made_for_its_own_target_only(
     pytest.importorskip("openvino")
     model, images = quantised(trained), trained[1][:32]
     file = tmp_path / "model.onnx"
-    export(to_export(model), file, ("input", (1, 16, 16)), metadata={})
+    export(to_export(model), file, ("input", (1, 16, 16)))
 
     def parity_of(network: nn.Module) -> dict[str, Any] | None:
         runtime = runtime_of(network, file)
@@ -114,7 +114,7 @@ def test_layers_in_floating_point_are_named(
     pytest.importorskip("openvino")
     net, images = trained
     file = tmp_path / "float.onnx"
-    export(net, file, ("input", (1, 16, 16)), metadata={})
+    export(net, file, ("input", (1, 16, 16)))
     found = parity_openvino.check(net, file, images[:64])
     assert (found.int8_layers, len(found.float_layers)) == (0, 6)
     assert found.agreement.sqnr_db > 80

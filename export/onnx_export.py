@@ -10,10 +10,11 @@ import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from vcompress.bench.bundle import InputSpec
-from vcompress.bench.errors import UserError
+from vcompress.bench.errors import UserError, nearest
 
 from .graph import opset_of
 from .precision import Half, convert_file
@@ -106,29 +107,57 @@ def _one_registry() -> Iterator[None]:
         setattr(ONNXRegistry, "from_torchlib", kept)  # noqa: B010
 
 
-def logits_of(out: Any) -> Tensor:
-    """The one output that counts of a network that returns several."""
-    if isinstance(out, dict):
-        out = out["out"] if "out" in out else next(iter(out.values()))
-    elif isinstance(out, (tuple, list)):
-        out = out[0]
-    assert isinstance(out, Tensor)
-    return out
+def logits_of(out: Any, output: str | None = None) -> Tensor:
+    """The one output that counts of a network that returns several.
+
+    Args:
+        out: a tensor, a mapping or a sequence.
+        output: its name in a mapping; by default `out` where there is one, else the first tensor.
+
+    Raises:
+        UserError: there is no such output, or none that is a tensor.
+    """
+    named = getattr(out, "_asdict", None)
+    found = named() if named is not None else out
+    if isinstance(found, Mapping):
+        chosen = output if output is not None else "out"
+        if isinstance(found.get(chosen), Tensor):
+            return cast(Tensor, found[chosen])
+        if output is not None:
+            raise UserError(
+                f"output = {output!r}: the network gives {', '.join(map(str, found))}."
+                f"{nearest(output, map(str, found))}"
+            )
+        found = list(found.values())
+    elif output is not None:
+        raise UserError(
+            f"output = {output!r}: the network gives a {type(out).__name__} without names; leave "
+            "output out, which takes its first tensor."
+        )
+    if isinstance(found, Tensor):
+        return found
+    for value in found if isinstance(found, (tuple, list)) else ():
+        if isinstance(value, Tensor):
+            return value
+    raise UserError(
+        f"The network gives a {type(out).__name__}; expected a tensor, or a dictionary or a tuple "
+        "that holds one."
+    )
 
 
 class _Logits(nn.Module):
     """The network with that output alone."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, output: str | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.output = model, output
 
     def forward(self, input: Tensor) -> Tensor:
-        return logits_of(self.model(input))
+        return logits_of(self.model(input), self.output)
 
 
 def _to_proto(
-    model: nn.Module, example: Tensor, dynamic: bool, opset: int
+    model: nn.Module, example: Tensor, dynamic: bool, opset: int, output: str | None
 ) -> tuple[onnx.ModelProto, torch.export.ExportedProgram]:
     """The exported graph, and the traced network it is of."""
     # A batch of one would be baked in as a constant.
@@ -137,7 +166,7 @@ def _to_proto(
     try:
         with _silence(), _one_registry(), torch.no_grad():
             program = torch.onnx.export(
-                _Logits(model).eval(),
+                _Logits(model, output).eval(),
                 (example,),
                 dynamo=True,
                 opset_version=opset,
@@ -209,11 +238,14 @@ def export(
     path: Path | str,
     input_spec: InputSpec | tuple[str, tuple[int, ...]],
     *,
-    metadata: dict[str, str],
+    metadata: Mapping[str, str] = MappingProxyType({}),
     dynamic_batch: bool = True,
     opset: int | None = None,
+    output: str | None = None,
 ) -> ExportReport:
     """Write `model` to `path`: input `input` [B, C, H, W] float32, output `logits`.
+
+    Of a network with several outputs `output` names the one that is written, see `logits_of`.
 
     A network with quantisers must come from `to_export`. Its weights are stored as int8. BN is
     folded, quantised or not. The file is written beside `path`, read again, checked and renamed.
@@ -226,7 +258,7 @@ def export(
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     floats = [p.dtype for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
     example = torch.zeros(1, *shape, dtype=floats[0] if floats else None, device=device)
-    proto, traced = _to_proto(model, example, dynamic_batch, opset or OPSET)
+    proto, traced = _to_proto(model, example, dynamic_batch, opset or OPSET, output)
     before = len(_roundings(traced))
     rewrite(proto)
     _forget_the_machine(proto)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vcompress.compress import quantization as q
-from vcompress.export import parity, to_onnx
-from vcompress.export.to_onnx import ExportError, export
+from vcompress.export import onnx_export, parity
+from vcompress.export.onnx_export import ExportError, export
 
 
 class Small(nn.Module):
@@ -69,22 +69,22 @@ def test_the_file_says_nothing_about_the_machine_that_wrote_it(
     small: nn.Module, deployed: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = [str(Path(__file__).parent), str(Path(torch.__file__).parent),
-              str(Path(to_onnx.__file__).parent), str(tmp_path)]  # fmt: skip
+              str(Path(onnx_export.__file__).parent), str(tmp_path)]  # fmt: skip
     for model in (small, deployed):
         export(model, tmp_path / "m.onnx", SPEC, metadata={"made_by": "a test"})
         content = (tmp_path / "m.onnx").read_bytes()
         for text in (*places, "stack_trace", "pkg.torch", ".py"):
             assert text.encode() not in content, text
     with monkeypatch.context() as patch:
-        patch.setattr(to_onnx, "_forget_the_machine", lambda proto: None)
+        patch.setattr(onnx_export, "_forget_the_machine", lambda proto: None)
         export(deployed, tmp_path / "talks.onnx", SPEC, metadata={"made_by": "a test"})
     talks = (tmp_path / "talks.onnx").read_bytes()
-    assert b"to_onnx.py" in talks and b"stack_trace" in talks
+    assert b"onnx_export.py" in talks and b"stack_trace" in talks
     assert len(content) < 0.6 * len(talks)
 
 
 def test_the_batch_is_dynamic_and_the_names_are_fixed(small: nn.Module, tmp_path: Path) -> None:
-    export(small, tmp_path / "m.onnx", SPEC, metadata={})
+    export(small, tmp_path / "m.onnx", SPEC)
     proto = onnx.load(str(tmp_path / "m.onnx"))
     dims = proto.graph.input[0].type.tensor_type.shape.dim
     assert proto.graph.input[0].name == "input"
@@ -99,7 +99,7 @@ def test_the_batch_is_dynamic_and_the_names_are_fixed(small: nn.Module, tmp_path
 def test_quantised_weights_are_int8_initialisers_with_no_float_copy(
     deployed: nn.Module, tmp_path: Path
 ) -> None:
-    report = export(deployed, tmp_path / "m.onnx", SPEC, metadata={})
+    report = export(deployed, tmp_path / "m.onnx", SPEC)
     proto = onnx.load(str(tmp_path / "m.onnx"))
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     weights = [a for a in arrays.values() if a.ndim > 1]
@@ -115,7 +115,7 @@ def test_onnx_runtime_runs_every_layer_in_int8_and_equals_torch_bit_for_bit(
 ) -> None:
     import onnxruntime
 
-    export(deployed, tmp_path / "m.onnx", SPEC, metadata={})
+    export(deployed, tmp_path / "m.onnx", SPEC)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
@@ -139,7 +139,7 @@ def test_tensorrt_gets_int8_without_zero_points_and_float_biases(
 ) -> None:
     prepared = q.prepare(small, images(1), target="tensorrt")
     q.calibrate(prepared, [images(64)])
-    export(q.to_export(prepared), tmp_path / "m.onnx", SPEC, metadata={})
+    export(q.to_export(prepared), tmp_path / "m.onnx", SPEC)
     proto = onnx.load(str(tmp_path / "m.onnx"))
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     zeros = [
@@ -153,7 +153,7 @@ def test_tensorrt_gets_int8_without_zero_points_and_float_biases(
 
 
 def test_parity_names_the_first_tensor_that_differs(deployed: nn.Module, tmp_path: Path) -> None:
-    export(deployed, tmp_path / "m.onnx", SPEC, metadata={})
+    export(deployed, tmp_path / "m.onnx", SPEC)
     proto = onnx.load(str(tmp_path / "m.onnx"))
     weight = next(t for t in proto.graph.initializer if "conv2" in t.name and len(t.dims) == 4)
     values = onnx.numpy_helper.to_array(weight).copy()
@@ -168,7 +168,7 @@ def test_parity_names_the_first_tensor_that_differs(deployed: nn.Module, tmp_pat
 
 
 def test_a_bias_that_is_a_step_off_is_no_tie(deployed: nn.Module, tmp_path: Path) -> None:
-    export(deployed, tmp_path / "m.onnx", SPEC, metadata={})
+    export(deployed, tmp_path / "m.onnx", SPEC)
     proto = onnx.load(str(tmp_path / "m.onnx"))
     bias = next(t for t in proto.graph.initializer if "conv2" in t.name and t.data_type == 6)
     values = onnx.numpy_helper.to_array(bias).copy()
@@ -188,7 +188,7 @@ def test_parity_warns_when_the_network_has_one_answer_for_everything(tmp_path: P
     torch.manual_seed(0)
     constant = nn.Sequential(nn.Flatten(), nn.Linear(300, 3)).eval()
     nn.init.zeros_(constant[1].weight)
-    export(constant, tmp_path / "m.onnx", SPEC, metadata={})
+    export(constant, tmp_path / "m.onnx", SPEC)
     found = parity.check(constant, tmp_path / "m.onnx", images())
     assert found.ok and found.one_class
     assert "same class" in found.message
@@ -200,7 +200,7 @@ def test_weights_that_are_not_finite_leave_no_file(small: nn.Module, tmp_path: P
     broken = copy.deepcopy(small)
     broken.fc.weight.data[0, 0] = float("nan")
     with pytest.raises(ExportError, match="not finite"):
-        export(broken, tmp_path / "m.onnx", SPEC, metadata={})
+        export(broken, tmp_path / "m.onnx", SPEC)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -210,7 +210,7 @@ def test_a_network_that_cannot_be_exported_gets_one_message_and_no_file(tmp_path
             return x if x.sum() > 0 else -x
 
     with pytest.raises(ExportError, match="Branch cannot be exported"):
-        export(Branch(), tmp_path / "m.onnx", SPEC, metadata={})
+        export(Branch(), tmp_path / "m.onnx", SPEC)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -222,9 +222,9 @@ def test_an_older_file_survives_a_failed_export(
     def fail(*arguments: object) -> None:
         raise ExportError("checked and refused")
 
-    monkeypatch.setattr(to_onnx, "check_file", fail)
+    monkeypatch.setattr(onnx_export, "check_file", fail)
     with pytest.raises(ExportError, match="refused"):
-        export(small, tmp_path / "m.onnx", SPEC, metadata={})
+        export(small, tmp_path / "m.onnx", SPEC)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
     assert (tmp_path / "m.onnx").read_bytes() == b"before"
 
@@ -232,7 +232,7 @@ def test_an_older_file_survives_a_failed_export(
 def test_the_exporter_prints_nothing(
     small: nn.Module, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    export(small, tmp_path / "m.onnx", SPEC, metadata={})
+    export(small, tmp_path / "m.onnx", SPEC)
     assert capfd.readouterr() == ("", "")
 
 
@@ -255,7 +255,7 @@ def test_roundings_of_equal_values_may_be_merged_and_none_may_be_lost(
     prepared = q.prepare(Twins().eval(), images(1), target="onnxruntime")
     q.calibrate(prepared, [images(16)])
     twins = q.to_export(prepared.eval())
-    report = export(twins, tmp_path / "m.onnx", SPEC, metadata={})
+    report = export(twins, tmp_path / "m.onnx", SPEC)
     assert report.qdq_after == report.qdq_before - 1
     assert parity.check(twins, tmp_path / "m.onnx", images()).ok
 
@@ -268,9 +268,9 @@ def test_roundings_of_equal_values_may_be_merged_and_none_may_be_lost(
                     node.input[index] = rounded.input[0]
         proto.graph.node.remove(lost)
 
-    monkeypatch.setattr(to_onnx, "rewrite", lose_one)
+    monkeypatch.setattr(onnx_export, "rewrite", lose_one)
     with pytest.raises(ExportError, match="An optimiser removed some"):
-        export(twins, tmp_path / "lost.onnx", SPEC, metadata={})
+        export(twins, tmp_path / "lost.onnx", SPEC)
     assert not (tmp_path / "lost.onnx").exists()
 
 
@@ -280,10 +280,10 @@ def test_the_exporters_table_is_built_once_and_left_as_it_was(
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     before = vars(ONNXRegistry)["from_torchlib"]
-    to_onnx._registry.cache_clear()
+    onnx_export._registry.cache_clear()
     for name in ("a.onnx", "b.onnx"):
-        export(small, tmp_path / name, SPEC, metadata={})
-    assert to_onnx._registry.cache_info().misses == 1
-    assert to_onnx._registry.cache_info().hits == 1
+        export(small, tmp_path / name, SPEC)
+    assert onnx_export._registry.cache_info().misses == 1
+    assert onnx_export._registry.cache_info().hits == 1
     assert vars(ONNXRegistry)["from_torchlib"] is before
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()

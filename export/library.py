@@ -1,0 +1,148 @@
+"""`export.to_onnx`: from a network in torch to an ONNX file that was proved against it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vcompress.bench.errors import UserError
+from vcompress.bench.tasks import CLASSIFICATION
+
+from . import parity
+from .onnx_export import ExportError, ExportReport, export
+
+PARITY_IMAGES = 16
+"""An example of fewer images is made up to so many with noise of its mean and spread."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX file, and the proof that it computes what the network computes."""
+
+    path: Path
+    report: ExportReport
+    parity: parity.Parity
+
+
+def to_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example: Tensor,
+    *,
+    output: str | None = None,
+    task: str = CLASSIFICATION,
+    opset: int | None = None,
+    dynamic_batch: bool = True,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> Exported:
+    """Write `model` to `path`, and hold the file against it in ONNX Runtime.
+
+    A network from `compress.quantize` is stored in int8, with its batch norms folded. The file is
+    written whole or not at all; its input is `input`, its output `logits`. The network stays as it
+    is.
+
+    Args:
+        example: `[N, ...]` of floats: inputs that give the shape and, with noise like them, serve
+            the proof. Real, preprocessed images prove most.
+        output: name of the output that is written, of a network that gives a dictionary; by default
+            `out`, else the first tensor.
+        task: what the outputs decide, for the proof: `classification`, `multilabel` (whether a
+            logit is above nought), `regression` (nothing).
+        opset: of the ONNX standard; default 20.
+        dynamic_batch: the number of inputs in one call is free; else it is one.
+        metadata: texts that the file shall hold.
+
+    Raises:
+        UserError: an example that the network does not take, a network that cannot be exported, or
+            a file that computes something else.
+    """
+    out = Path(path)
+    if out.suffix != ".onnx":
+        raise UserError(f"{out}: expected a file name that ends in .onnx.")
+    answer(model, example, output)
+    modes = {module: module.training for module in model.modules()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        ready = lowered(model.eval())
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            file = Path(folder) / out.name
+            report = export(
+                ready, file, ("input", tuple(example.shape[1:])), metadata=metadata, opset=opset,
+                dynamic_batch=dynamic_batch, output=output,
+            )  # fmt: skip
+            proof = parity.check(ready, file, _images(example), task=task, output=output)
+            if not proof.ok:
+                raise ExportError(f"the exported file fails its parity check: {proof.message}")
+            file.replace(out)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return Exported(out, replace(report, path=out), proof)
+
+
+def answer(model: nn.Module, example: Tensor, output: str | None = None) -> Tensor:
+    """What the network gives for `example` `[N, ...]` in evaluation: its one output that counts.
+
+    Raises:
+        UserError: the network does not take the example, or gives no tensor.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"got a {type(model).__name__}; expected a torch nn.Module. compress.load gives that "
+            "of a bundle."
+        )
+    if not isinstance(example, Tensor) or not example.is_floating_point() or example.ndim < 2:
+        got = (
+            f"{list(example.shape)} {str(example.dtype).removeprefix('torch.')}"
+            if isinstance(example, Tensor)
+            else f"a {type(example).__name__}"
+        )
+        raise UserError(
+            f"example: got {got}; expected one tensor of floats [N, ...], such as images "
+            "[1, 3, 224, 224]. A network of several inputs is wrapped in a module that takes one."
+        )
+    try:
+        return torch.from_numpy(parity.run_torch(model, example, output=output))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a forward pass may raise
+        text = str(error).strip().splitlines()
+        raise UserError(
+            f"The network does not take the example {list(example.shape)}: {type(error).__name__}: "
+            f"{text[0][:200] if text else ''}. Give one input as the network takes it, with the "
+            "batch in front."
+        ) from error
+
+
+def lowered(model: nn.Module) -> nn.Module:
+    """The form of a network that is exported: what its quantisers make of it, or itself.
+
+    A module that wants this has a static method `lower_network`, from the whole network to that
+    form.
+    """
+    for module in model.modules():
+        lower: Any = getattr(type(module), "lower_network", None)
+        if lower is not None:
+            made: nn.Module = lower(model)
+            return made
+    return model
+
+
+def _images(example: Tensor) -> Tensor:
+    """The example and noise like it, `[N, ...]`."""
+    images = example.detach().cpu()
+    short = PARITY_IMAGES - len(images)
+    if short <= 0:
+        return images
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(short, *images.shape[1:], generator=generator).to(images.dtype)
+    spread = images.std() if bool(images.std() > 0) else torch.ones(())
+    return torch.cat([images, noise * spread + images.mean()])

@@ -1,0 +1,123 @@
+"""`export.to_onnx`: any network, proved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vcompress.bench.errors import UserError
+from vcompress.export import library, parity, to_onnx
+from vcompress.export.onnx_export import ExportError, logits_of
+
+
+class Both(NamedTuple):
+    low: Tensor
+    high: Tensor
+
+
+class Two(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv = kind, nn.Conv2d(3, 4, 3)
+
+    def forward(self, images: Tensor) -> Any:
+        low = self.conv(images).mean((2, 3))
+        kinds: dict[str, Any] = {
+            "named": Both(low, low + 1), "dict": {"none": None, "low": low, "high": low + 1},
+            "tuple": (low, low + 1), "out": {"aux": low + 1, "out": low},
+        }  # fmt: skip
+        return kinds[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "more"),
+    [
+        ("dict", None, 0), ("dict", "high", 1), ("named", "high", 1), ("named", None, 0),
+        ("tuple", None, 0), ("out", None, 0), ("out", "aux", 1),
+    ],
+)  # fmt: skip
+def test_one_output_is_written_by_its_name(
+    tmp_path: Path, kind: str, output: str | None, more: int
+) -> None:
+    torch.manual_seed(0)
+    model, images = Two(kind).train(), torch.randn(2, 3, 8, 8)
+    made = to_onnx(model, tmp_path / "deep" / "net.onnx", images, output=output)
+    assert model.training
+    assert made.parity.images == library.PARITY_IMAGES
+    assert made.path == made.report.path == tmp_path / "deep" / "net.onnx"
+    session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"input": images.numpy()})[0]
+    wanted = model.conv(images).mean((2, 3)) + more
+    torch.testing.assert_close(torch.from_numpy(found), wanted.detach(), atol=1e-5, rtol=1e-5)
+    assert [p.name for p in made.path.parent.iterdir()] == ["net.onnx"]
+
+
+def test_metadata_batch_and_opset_are_as_asked(tmp_path: Path) -> None:
+    made = to_onnx(
+        Two("tuple"), tmp_path / "net.onnx", torch.randn(1, 3, 8, 8), opset=21,
+        dynamic_batch=False, metadata={"who": "me"}, task="regression",
+    )  # fmt: skip
+    proto = onnx.load(str(made.path))
+    assert proto.opset_import[0].version == 21
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    assert {p.key: p.value for p in proto.metadata_props} == {"who": "me"}
+    assert made.parity.optimised.top1_agreement == 1.0  # nothing is decided
+
+
+def test_a_file_that_computes_something_else_does_not_replace_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "net.onnx"
+    file.write_bytes(b"old")
+    real = parity.run_torch
+    monkeypatch.setattr(parity, "run_torch", lambda *args, **kwargs: real(*args, **kwargs) + 1)
+    with pytest.raises(ExportError, match=r"fails its parity check.*does not compute"):
+        to_onnx(Two("tuple"), file, torch.randn(4, 3, 8, 8))
+    assert file.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_a_module_says_how_its_network_is_lowered() -> None:
+    class Marked(nn.Identity):
+        lower_network = staticmethod(lambda model: nn.Sequential(model, nn.ReLU()))
+
+    plain, marked = nn.Sequential(nn.Identity()), nn.Sequential(Marked())
+    assert library.lowered(plain) is plain
+    assert isinstance(library.lowered(marked)[1], nn.ReLU)  # type: ignore[index]
+
+
+def test_bad_input_is_one_message(tmp_path: Path) -> None:
+    model, images = Two("dict"), torch.randn(1, 3, 8, 8)
+
+    def refused(message: str, path: str = "net.onnx", **given: Any) -> None:
+        asked = {"model": model, "example": images, **given}
+        with pytest.raises(UserError, match=message):
+            to_onnx(path=tmp_path / path, **asked)
+        assert not list(tmp_path.iterdir())
+
+    refused("ends in .onnx", path="net.pt")
+    refused("got a tuple; expected one tensor of floats", example=(images, images))
+    refused(r"got \[1, 3, 8, 8\] int64; expected", example=images.long())
+    refused(r"does not take the example \[1, 1, 8, 8\]: RuntimeError", example=images[:, :1])
+    refused(
+        "output = 'hihg': the network gives none, low, high.*Did you mean 'high'", output="hihg"
+    )
+    refused("gives a tuple without names", model=Two("tuple"), output="low")
+    refused("got a str; expected a torch nn.Module", model="runs/net")
+
+
+def test_the_output_that_counts() -> None:
+    one, other = torch.zeros(1), torch.ones(1)
+    assert logits_of(one) is one
+    assert logits_of({"loss": None, "logits": one}) is one
+    assert logits_of(Both(one, other), "high") is other
+    with pytest.raises(UserError, match="gives a int; expected a tensor"):
+        logits_of(3)
+    with pytest.raises(UserError, match="gives a list; expected a tensor"):
+        logits_of([])
