@@ -158,7 +158,7 @@ def _amount(name: str, kind: str, model: ModelResult) -> float:
     if kind == "size_mb":
         return model.artefact.size_bytes / 1e6
     if model.cold_start is None:
-        raise UserError(f"The gate asks for {name}; leave --no-cold-start away.")
+        raise UserError(f"The gate asks for {name}; omit --no-cold-start.")
     return model.cold_start.model_memory_bytes / 1e6
 
 

@@ -72,7 +72,7 @@ def resolve_shapes(
         if first and isinstance(first[0], int) and batch not in (1, first[0]):
             raise UserError(
                 f"The input {spec} has a fixed first dimension, so a batch of {batch} does not "
-                "fit. Export the model with a free batch, or leave --batch away."
+                "fit. Export the model with a free batch, or omit --batch."
             )
         shapes[spec.name] = tuple(size for size in sizes if size is not None)
     if missing:

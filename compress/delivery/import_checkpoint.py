@@ -156,12 +156,12 @@ def _reorder_check(labels: tuple[str, ...], dataset: Dataset) -> None:
     if len(labels) != len(dataset.classes):
         raise UserError(
             f"the checkpoint's head has {len(labels)} classes, the data {dataset.source} has "
-            f"{len(dataset.classes)}. Give the data that it was trained with, or leave --data out."
+            f"{len(dataset.classes)}. Give the data that it was trained with, or omit --data."
         )
     if labels != dataset.classes:
         wrong = next((a, b) for a, b in zip(labels, dataset.classes, strict=True) if a != b)
         raise UserError(
             f"the labels and the data's classes differ in order or name: {wrong[0]!r} against "
             f"{wrong[1]!r}. The data's folders are taken in alphabetical order; rename them to the "
-            f"labels, or leave --labels out where the order is the same."
+            f"labels, or omit --labels where the order is the same."
         )

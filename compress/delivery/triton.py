@@ -39,7 +39,7 @@ def export_triton(
     bundle = Bundle.open(path)
     again = opset is not None or (options is not None and options.any)
     if engine is not None and again:
-        raise UserError("--engine serves an engine as it is; leave --opset and ONNX options away.")
+        raise UserError("--engine serves an engine as it is; omit --opset and the ONNX options.")
     with TemporaryDirectory(prefix="vcompress-serve-") as folder:
         plain = bundle.file(MODEL)
         model, notes = plain, ""

@@ -131,5 +131,5 @@ class Stage(Generic[C]):
             found |= dict.fromkeys(names, role)
         for name in given:
             if name not in found:
-                raise UserError(f"{self.name} takes no {name} with these options; leave it out.")
+                raise UserError(f"{self.name} takes no {name} with these options; omit it.")
         return found

@@ -198,7 +198,7 @@ def _teachers(config: Config, context: Context) -> list[Teacher]:
             "distill needs a teacher: give --teacher NAME or a bundle, or take --method self."
         )
     if found and not needed:
-        raise UserError("method self has no teacher: leave --teacher out, or add a loss, kd=1.")
+        raise UserError("method self has no teacher: omit --teacher, or add a loss, kd=1.")
     if not found and config.cache_teacher:
         raise UserError("--cache-teacher: method self has no teacher that could be cached.")
     classes = len(context.data.classes)

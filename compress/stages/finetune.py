@@ -111,7 +111,7 @@ def _check(config: Config, task: TrainingTask) -> None:
         ("balanced", config.balanced, task.has_classes),
     ):
         if given and not suits:
-            raise UserError(f"--{option}: the task {name} has no such thing; leave it out.")
+            raise UserError(f"--{option}: the task {name} has no such thing; omit it.")
 
 
 def _loss(config: Config) -> Any:

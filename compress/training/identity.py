@@ -66,7 +66,7 @@ def resumed(file: Path, identity: Mapping[str, Any], resume: bool) -> State | No
             key, before, value = f"{key}.{inner}", before.get(inner), value.get(inner)
         raise UserError(
             f"--resume: {key} was {before!r} and is now {value!r}. Give the same options as "
-            f"before, or leave --resume out to start again."
+            f"before, or omit --resume to start again."
         )
     log.info(
         "%s  resumed after epoch %d of %d",

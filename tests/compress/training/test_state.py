@@ -150,7 +150,7 @@ def test_a_resume_with_something_else_names_it(
     with pytest.raises(UserError) as caught:
         resumed_with(data, tiny_nets, tmp_path, **change)
     assert message in str(caught.value)
-    assert "leave --resume out to start again" in str(caught.value)
+    assert "omit --resume to start again" in str(caught.value)
 
 
 def test_a_resume_with_other_data_or_another_teacher_names_it(
