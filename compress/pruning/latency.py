@@ -11,9 +11,10 @@ from __future__ import annotations
 import gc
 import hashlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,12 @@ from vcompress.bench.gates.limits import Budget, none_given, to_cut
 from ..models.cost import count_macs, count_parameters
 from .budget import Export
 from .cost import side_shares
-from .importance import Importance, Loss
 from .latency_table import LatencyTable, LayerCall, layer_calls
-from .prune import Analysis, PruneReport, analyse, carry_out, check_options, trial_cut
+from .prune import Analysis, PruneOptions, PruneReport, analyse, carry_out, trial_cut
 from .widths import Ladder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Floats = NDArray[np.float64]
 
@@ -232,14 +235,7 @@ def prune_to_latency(
     *,
     latency: float | None = None,
     latency_ms: float | None = None,
-    importance: Importance = "bn",
-    round_to: int = 8,
-    max_channel_ratio: float = 0.95,
-    protect: tuple[str, ...] = (),
-    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
-    loss: Loss | None = None,
-    seed: int = 0,
-    limit_s: float = 120.0,
+    **options: Unpack[PruneOptions],
 ) -> LatencyReport:
     """Prune `model` in place to a share of its latency, or to so many ms, for one image.
 
@@ -248,19 +244,14 @@ def prune_to_latency(
     `export(model, path)` writes the ONNX file that is measured by `table.measure`, as the layers
     are; the pruned network is measured against the unpruned one. What the whole costs beyond the
     sum of its layers is measured on the unpruned network, then corrected by measuring the chosen
-    one, twice at most. The other options are `prune`'s.
+    one, twice at most. `PruneOptions` has the other options.
     """
     asked = to_cut(budget, latency=latency, latency_ms=latency_ms)
     if asked is None:
         raise none_given("latency", "latency_ms")
     if asked.kind != "latency_ms":
         raise UserError(f"{asked.text}: this prunes to a latency; call prune for {asked.kind}.")
-    check_options("local", round_to, max_channel_ratio)
-    found = analyse(
-        model, example, importance=importance, round_to=round_to,
-        max_channel_ratio=max_channel_ratio, protect=protect, batches=batches, loss=loss,
-        seed=seed, limit_s=limit_s,
-    )  # fmt: skip
+    found = analyse(model, example, **options)
     gc.freeze()  # the loop collects before it starts, and networks hold many objects
     try:
         timed = _meet(model, example, found, table, export, asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,31 @@ from .shadow import shadow
 from .structure import Group
 from .widths import Ladder, ladder, ranked, uniform
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in `typing` from Python 3.11 on
+
 Scope = Literal["local", "kind", "global"]
+
+
+class PruneOptions(TypedDict, total=False):
+    """How channels are chosen, whatever is limited; `analyse` has the defaults."""
+
+    importance: Importance
+    """Criterion that ranks channels, see `importance.scores`."""
+    round_to: int
+    """Number whose multiples the widths are."""
+    max_channel_ratio: float
+    """Largest share of a group's channels that may go."""
+    protect: tuple[str, ...]
+    """Paths or patterns of layers that keep their output; all inside is meant."""
+    batches: Iterable[tuple[Tensor, Tensor]] | None
+    """Images and targets, for criteria on gradients."""
+    loss: Loss | None
+    """The loss of those criteria."""
+    seed: int
+    """Random seed of the criterion `random`."""
+    limit_s: float
+    """Time after which tracing is stopped, seconds."""
 
 
 @dataclass(frozen=True)
@@ -68,29 +92,18 @@ def prune(
     macs: float | None = None,
     params: float | None = None,
     channels: float | None = None,
-    importance: Importance = "bn",
     scope: Scope = "local",
-    round_to: int = 8,
-    max_channel_ratio: float = 0.95,
-    protect: tuple[str, ...] = (),
-    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
-    loss: Loss | None = None,
-    seed: int = 0,
-    limit_s: float = 120.0,
     export: Export | None = None,
+    **options: Unpack[PruneOptions],
 ) -> PruneReport:
     """Remove whole channels of `model`, in place, until its cost is within a budget.
 
     `budget` is an object or a text such as "macs<=0.5", "params<=2e6" or "size_mb<=3" (of the
     float32 ONNX file that `export` writes, measured on trial cuts). `macs=0.25` is short for a
     quarter of the multiply-accumulates of one image like `example` [1, C, H, W]; `params` and
-    `channels` likewise. `importance` ranks channels
-    (`importance.scores`, which also says what `batches` and `loss` are for). `scope` says how
-    widths are shared out: `local` the same share everywhere, `kind` ranked among groups with the
-    same sorts of layers, `global` ranked among all. Widths are multiples of `round_to`, no group
-    loses more than the share `max_channel_ratio`, and layers at or inside a path or pattern of
-    `protect` keep their output. Tracing is stopped after `limit_s`. Neither the network's input
-    nor its outputs change shape.
+    `channels` likewise. `scope` says how widths are shared out: `local` the same share everywhere,
+    `kind` ranked among groups with the same sorts of layers, `global` ranked among all.
+    `PruneOptions` has the other options. Neither the network's input nor its outputs change shape.
 
     Keeps `requires_grad`, training mode and memory format. Raises UserError, with the network as
     it was, where the budget cannot be met.
@@ -100,20 +113,12 @@ def prune(
         raise none_given("macs", "params", "channels")
     if asked.kind == "latency_ms":
         raise UserError(f"{asked.text}: latency has to be measured; call prune_to_latency.")
-    check_options(scope, round_to, max_channel_ratio)
-
-    found = analyse(
-        model,
-        example,
-        importance=importance,
-        round_to=round_to,
-        max_channel_ratio=max_channel_ratio,
-        protect=protect,
-        batches=batches,
-        loss=loss,
-        seed=seed,
-        limit_s=limit_s,
-    )
+    if scope not in get_args(Scope):
+        raise UserError(
+            f"scope = {scope!r}: expected one of {', '.join(get_args(Scope))}."
+            f"{nearest(scope, get_args(Scope))}"
+        )
+    found = analyse(model, example, **options)
     before = count_macs(model, example), count_parameters(model)
     meter = meter_for(
         asked.kind, model, example, found.groups, before, export or onnx_export(example)
@@ -153,16 +158,17 @@ def analyse(
     model: nn.Module,
     example: Tensor,
     *,
-    importance: Importance,
-    round_to: int,
-    max_channel_ratio: float,
-    protect: tuple[str, ...],
-    batches: Iterable[tuple[Tensor, Tensor]] | None,
-    loss: Loss | None,
-    seed: int,
-    limit_s: float,
+    importance: Importance = "bn",
+    round_to: int = 8,
+    max_channel_ratio: float = 0.95,
+    protect: tuple[str, ...] = (),
+    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    limit_s: float = 120.0,
 ) -> Analysis:
-    """Trace, probe and score; `prune` explains the options. Nothing is changed."""
+    """Trace, probe and score; `PruneOptions` explains the options. Nothing is changed."""
+    _check_widths(round_to, max_channel_ratio)
     check_patterns("protect", protect, dict(model.named_modules()))
     structure = probe(model, trace_within(model, example, protect, limit_s), example)
     groups = structure.groups
@@ -217,12 +223,7 @@ def carry_out(
     )
 
 
-def check_options(scope: str, round_to: int, max_channel_ratio: float) -> None:
-    if scope not in get_args(Scope):
-        raise UserError(
-            f"scope = {scope!r}: expected one of {', '.join(get_args(Scope))}."
-            f"{nearest(scope, get_args(Scope))}"
-        )
+def _check_widths(round_to: int, max_channel_ratio: float) -> None:
     if round_to < 1:
         raise UserError(f"round_to = {round_to}: widths are multiples of it; expected 1 or more.")
     if not 0.0 < max_channel_ratio < 1.0:

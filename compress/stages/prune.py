@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..pruning.blocks import DroppedBlock
     from ..pruning.budget import Export
     from ..pruning.importance import Loss
-    from ..pruning.prune import PruneReport
+    from ..pruning.prune import PruneOptions, PruneReport
 
 SPARE_BYTES = 2000
 """Bytes of model.onnx for its provenance, which is written after pruning."""
@@ -214,7 +214,7 @@ def _cut(
 
 
 def _to_latency(
-    model: nn.Module, budget: Budget, config: Config, context: Context, options: dict[str, Any]
+    model: nn.Module, budget: Budget, config: Config, context: Context, options: PruneOptions
 ) -> _Cut:
     """Prune by measured latencies of the float network in ONNX Runtime on this machine."""
     from ..pruning.latency import prune_to_latency
@@ -283,14 +283,14 @@ def _layers(cuts: list[_Cut]) -> dict[str, Any]:
     }
 
 
-def _choice(config: Config, context: Context, recovery: Loss) -> dict[str, Any]:
+def _choice(config: Config, context: Context, recovery: Loss) -> PruneOptions:
     """How channels are chosen, whatever is limited: options of `prune` and `prune_to_latency`."""
     from ..pruning.batch_norm import BATCHES
 
     on_recovery = config.importance == "distillation"
     on_loss = on_recovery or config.importance in ("taylor", "hessian")
     return {
-        "importance": "taylor" if on_recovery else config.importance,
+        "importance": "taylor" if config.importance == "distillation" else config.importance,
         "round_to": config.round_to,
         "max_channel_ratio": config.max_channel_ratio,
         "protect": config.protect,

@@ -16,7 +16,7 @@ from vcompress.bench.gates.limits import Budget, parse
 from vcompress.compress.models.cost import count_macs, count_parameters
 from vcompress.compress.pruning.latency import prune_to_latency
 from vcompress.compress.pruning.latency_table import LatencyTable
-from vcompress.compress.pruning.prune import prune
+from vcompress.compress.pruning.prune import PruneOptions, analyse, prune
 from vcompress.compress.stages.prune import Config
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
@@ -143,17 +143,23 @@ def test_pruning_to_a_latency_refuses_another_cost() -> None:
         prune_to_latency(small(), EXAMPLE, table, bytes_of, "macs<=0.5")
 
 
-@pytest.mark.parametrize("function", [prune, prune_to_latency])
-def test_functions_and_command_have_the_same_defaults(function: Any) -> None:
+def test_functions_and_command_have_the_same_defaults() -> None:
     command = Config(macs=0.5)
     defaults = {
         name: parameter.default
+        for function in (prune, analyse)
         for name, parameter in inspect.signature(function).parameters.items()
     }
     for name in ("importance", "scope", "round_to", "max_channel_ratio", "protect"):
-        if name in defaults:
-            assert defaults[name] == getattr(command, name), name
+        assert defaults[name] == getattr(command, name), name
     assert defaults["importance"] == "bn" and defaults["round_to"] == 8
+
+
+def test_the_options_of_pruning_are_those_of_its_analysis() -> None:
+    parameters = inspect.signature(analyse).parameters.values()
+    assert set(PruneOptions.__annotations__) == {
+        p.name for p in parameters if p.kind is p.KEYWORD_ONLY
+    }
 
 
 def test_the_commands_flags_and_its_budget_are_one_object() -> None:
