@@ -68,8 +68,8 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--data-root", metavar="DIR",
                    help="folder of torchvision's files; your own factory is told it")  # fmt: skip
     g.add_argument("--trust", metavar="MODULE:FACTORY",
-                   help="your own code that a bundle may run; several "
-                   "are separated by commas")  # fmt: skip
+                   help="names of your own code that a bundle may run, with commas between "
+                   "several")  # fmt: skip
     g.add_argument("--task", metavar="NAME",
                    help=f"task of the model: {', '.join(TABLE)}; default: the bundle's, else "
                    "classification")  # fmt: skip

@@ -72,7 +72,7 @@ class ModelResult:
 
     @property
     def median_ms(self) -> float:
-        """Of one call."""
+        """Median latency of one call, ms."""
         return self.measurement.median_ms
 
     @property

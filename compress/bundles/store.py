@@ -39,7 +39,7 @@ class Network:
     has_factory: bool = True
     """Whether `spec` builds it; else the spec only says what class it is of."""
     output: str | None = None
-    """Of several, the name of the one that is exported; None is the first tensor."""
+    """Name of the output that is exported, of several; None is the first tensor."""
 
     def noted(self) -> Mapping[str, Any]:
         """`changes`, worked out from the network where it is not quantised yet."""

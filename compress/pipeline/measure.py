@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 LATENCY_SECONDS = 3.0
 RESAMPLES = 200
-"""Of the held-out images, for the interval of a user's own metric."""
+"""Number of resamples of the held-out images, for the interval of a user's own metric."""
 
 
 @dataclass(frozen=True)
