@@ -164,8 +164,9 @@ def choose(
         over = real / limit - 1.0
         if over > 0.02 and least_tried and best is None:
             raise meter.cannot(budget, real)
-        # at most the limit, and as near to it as possible; a little over beats far under
-        rank = -over if over <= 0 else 10.0 * over
+        # At most the limit, and as near to it as possible; a little over beats far under, but not
+        # of a size: a file that is too large does not fit.
+        rank = -over if over <= 0 else 10.0 * over + (budget.kind == "size_mb")
         if best is None or rank < best[0]:
             best = (rank, Choice(counts, real))
         if 0.0 <= -over <= 0.005:
