@@ -18,8 +18,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/vcompress demo
 
+# In two processes; what measures real time runs alone after them.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not timing'
+	$(BIN)/python -m pytest -m 'timing and not slow and not gpu'
 
 # What CI adds to the tests: style and types.
 check: $(VENV)/installed-dev

@@ -37,6 +37,13 @@ def batch(num_classes: int = 3) -> nn.Module:
 '''
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What stands in `tests/bench/timing` measures real time."""
+    for item in items:
+        if item.path.parent.name == "timing":
+            item.add_marker(pytest.mark.timing)
+
+
 @pytest.fixture
 def tiny_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module `tiny_nets` of a user, in the working directory; `tiny_nets:group` names a net."""

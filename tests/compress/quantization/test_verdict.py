@@ -57,7 +57,8 @@ def test_the_command_measures_both_files_and_keeps_the_verdict(
     assert (fp32["images"], int8["images"]) == (12, 12)
     assert fp32["value"] == float_entry.metrics.test.value
     assert int8["value"] == entry.metrics.test.value
-    assert int8["size_bytes"] == pytest.approx(entry.metrics.onnx_bytes, rel=0.1)
+    # The bundle's file says besides what it is and how it came to be.
+    assert 0 < entry.metrics.onnx_bytes - int8["size_bytes"] < 1500
     assert fp32["median_ms"] > 0 < int8["median_ms"]
     assert found["faster_low"] <= found["faster"] <= found["faster_high"]
     word = decide(found["faster_low"], found["faster_high"], found["lost_points"], 0.5)[0]
