@@ -12,7 +12,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, nearest
-from ..own_code import check_trusted, is_own_data
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset, OnBadImage
@@ -73,6 +72,8 @@ def open_recorded(record: Mapping[str, Any], task: str, trust: str | None, where
     Raises:
         UserError: as `open_dataset`, or the record names code that is not trusted.
     """
+    from ..own_code import check_trusted, is_own_data  # not needed for help
+
     source = record["source"]
     if is_own_data(source):
         check_trusted(source, trust, f"{where}: its data are made by your own code")
