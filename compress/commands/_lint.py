@@ -1,17 +1,10 @@
-"""`vcompress lint` at work: the findings by rule as text, the JSON, the exit status."""
+"""`vcompress lint` at work: the findings by rule as text."""
 
 from __future__ import annotations
 
-import json
 from itertools import groupby
-from typing import TYPE_CHECKING
 
-from vcompress.bench.bundle import MODEL
-from vcompress.bench.engine import Settings
-from vcompress.export.lint import Report, lint
-
-if TYPE_CHECKING:
-    from .lint import Command
+from vcompress.export.lint import Report
 
 _SHOWN = 3
 _MEANING = {
@@ -20,23 +13,6 @@ _MEANING = {
     "likely": "no rule stands against building it",
     "verified": "built here now",
 }
-
-
-def run_lint(command: Command) -> tuple[str, int]:
-    """What to print, and the status: 0, or 1 where the file fails `--fail-on`."""
-    path = command.model / MODEL if command.model.is_dir() else command.model
-    settings = None
-    if command.build:
-        settings = Settings(sm=command.sm, batch=command.batch, hw=command.hw)
-    report = lint(path, command.target, build=settings)
-    as_json = json.dumps(report.to_json(), indent=1)
-    if command.json is not None and str(command.json) == "-":
-        text = as_json
-    else:
-        if command.json is not None:
-            command.json.write_text(as_json + "\n", encoding="utf-8")
-        text = describe(report)
-    return text, int(report.fails(command.fail_on))
 
 
 def describe(report: Report) -> str:

@@ -36,9 +36,21 @@ class Command:
     """Height and width of the build, pixels, where the file leaves them open."""
 
     def run(self) -> None:
-        from ._lint import run_lint
+        from json import dumps
 
-        text, status = run_lint(self)
-        print(text)
-        if status:
+        from vcompress.bench.bundle import MODEL
+        from vcompress.bench.engine import Settings
+        from vcompress.export.lint import lint
+
+        from ._lint import describe
+
+        path = self.model / MODEL if self.model.is_dir() else self.model
+        settings = Settings(sm=self.sm, batch=self.batch, hw=self.hw) if self.build else None
+        report = lint(path, self.target, build=settings)
+        as_json = dumps(report.to_json(), indent=1)
+        alone = self.json is not None and str(self.json) == "-"
+        if self.json is not None and not alone:
+            self.json.write_text(as_json + "\n", encoding="utf-8")
+        print(as_json if alone else describe(report))
+        if status := int(report.fails(self.fail_on)):
             sys.exit(status)

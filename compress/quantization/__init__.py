@@ -9,8 +9,12 @@ put it together again.
 from .calibration import calibrate
 from .lower import to_export
 from .placement import count_quantised, is_quantized, placement, prepare, restore, target_of
-from .quantizers import freeze_norms
+from .quantizers import ActivationQuantizer, WeightQuantizer, freeze_norms
 from .targets import target_names
+
+# `export` lowers what it is given without knowing this room: the quantisers tell it how.
+ActivationQuantizer.lower_network = staticmethod(to_export)
+WeightQuantizer.lower_network = staticmethod(to_export)
 
 __all__ = [
     "calibrate",

@@ -13,7 +13,8 @@ products, and the mask of the clipped values is never stored.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -111,13 +112,6 @@ def _dot_slices(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return torch.bmm(first.reshape(count, 1, -1), second.reshape(count, -1, 1)).view(count)
 
 
-def _to_export(model: nn.Module) -> nn.Module:
-    """How a network that holds quantisers is exported: `export.library` asks them."""
-    from .lower import to_export
-
-    return to_export(model)
-
-
 class ActivationQuantizer(nn.Module):
     """Rounds an activation to 8 bits, one step for the tensor.
 
@@ -125,7 +119,8 @@ class ActivationQuantizer(nn.Module):
     in the same pass.
     """
 
-    lower_network = staticmethod(_to_export)
+    lower_network: ClassVar[Callable[[nn.Module], nn.Module]]
+    """How a network that holds quantisers is exported; `quantization/__init__` sets it."""
 
     log_scale: nn.Parameter
     zero_point: Tensor
@@ -201,7 +196,8 @@ class ActivationQuantizer(nn.Module):
 class WeightQuantizer(nn.Module):
     """Rounds a weight to `bits`, symmetric, one step per slice along `axis`."""
 
-    lower_network = staticmethod(_to_export)
+    lower_network: ClassVar[Callable[[nn.Module], nn.Module]]
+    """How a network that holds quantisers is exported; `quantization/__init__` sets it."""
 
     def __init__(self, channels: int, *, axis: int = 0, bits: int = 8) -> None:
         super().__init__()
