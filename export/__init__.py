@@ -6,8 +6,9 @@ asked for.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vcompress.bench.lazy import loader
 
 if TYPE_CHECKING:
     from .library import Exported, to_onnx
@@ -16,10 +17,7 @@ __all__ = ["Exported", "to_onnx"]
 _HOMES = {"Exported": ".library", "to_onnx": ".library"}
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = loader(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:
