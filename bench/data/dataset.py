@@ -19,6 +19,9 @@ from .preprocess import apply
 
 OnBadImage = Literal["fail", "skip"]
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Of a number that is a target: targets are float32."""
+
 
 @dataclass(frozen=True)
 class Dataset:

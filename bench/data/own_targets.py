@@ -7,7 +7,6 @@ order of the splits. Where no names are given, the first split's targets define 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError, nearest
+from .dataset import LARGEST
 
 Names: TypeAlias = tuple[str, ...]
 Raw: TypeAlias = Mapping[str, Sequence[Any]]
@@ -88,7 +88,7 @@ def number_targets(raw: Raw, names: Names | None, source: str) -> tuple[Names, N
     for name, i, value in _each(raw):
         row = value if isinstance(value, list) else [value]
         numbers = all(
-            isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+            isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) <= LARGEST
             for x in row
         )
         wanted = len(rows[0]) if rows else len(names) if names else len(row)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..bundle import IMAGENET
 from ..errors import UserError, nearest
-from .dataset import Dataset
+from .dataset import LARGEST, Dataset
 from .preprocess import read_image
 from .sources import fingerprint
 from .splits import PATH, SPLITS, split_by_seed, without_overlap
@@ -216,9 +216,9 @@ def _numbers(table: _Table) -> NDArray[np.float64]:
         for k, name in enumerate(table.columns):
             try:
                 values[n, k] = number = float(row[name])
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = math.nan
-            if not math.isfinite(number) or isinstance(row[name], bool):
+            if not abs(number) <= LARGEST or isinstance(row[name], bool):
                 raise UserError(
                     f"{table.file}, row {n + 1}: {name} = {row[name]!r:.40}; expected a number. "
                     f"Columns beside image and split are numbers."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -189,6 +190,9 @@ def _terms(method: str | Mapping[str, float], task: TrainingTask) -> dict[str, f
                 f"method = {name!r}: {task.deployed.name} is distilled by "
                 f"{', '.join(task.distils)}.{nearest(name, task.distils)}"
             )
+    for name, weight in found.items():
+        if not 0 < weight < math.inf:
+            raise UserError(f"method: {name!r} has weight {weight!r}; expected a number above 0.")
     if not found:
         raise UserError("method: no loss was given; expected one such as kd, or {'kd': 1}.")
     return found

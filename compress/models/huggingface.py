@@ -198,11 +198,7 @@ def preprocess(name: str) -> Preprocess | None:
     file = Path(name.removeprefix(PREFIX)).expanduser() / "preprocessor_config.json"
     if not name.startswith(PREFIX) or not file.is_file():
         return None
-    data = _json(file, name)
-    try:
-        return preprocess_from(data, str(file))
-    except (TypeError, ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{file}: cannot be understood ({error}). Give --preprocess.") from error
+    return preprocess_from(_json(file, name), str(file))
 
 
 def preprocess_from(data: Mapping[str, Any], where: str) -> Preprocess:
@@ -211,6 +207,13 @@ def preprocess_from(data: Mapping[str, Any], where: str) -> Preprocess:
     Raises:
         UserError: a step that cannot be expressed.
     """
+    try:
+        return _preprocess_from(data, where)
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{where}: cannot be understood ({error!r}). Give --preprocess.") from error
+
+
+def _preprocess_from(data: Mapping[str, Any], where: str) -> Preprocess:
     factor = data.get("rescale_factor", 1 / 255)
     if not data.get("do_rescale", True) or not math.isclose(float(factor), 1 / 255, rel_tol=1e-3):
         raise UserError(

@@ -165,8 +165,10 @@ def start_network(value: str, found: Bundle | None, data: Data, options: Options
 
 def _started(network: Network, data: Data) -> Network:
     """A network whose head is new, fitted to the range of the targets."""
-    check_forward(network.model, data.example, len(data.classes))
     task = training_task(data.dataset)
+    if not task.starts:
+        return network
+    check_forward(network.model, data.example, len(data.classes))
     for name in heads(network.model, len(data.classes), data.example):
         task.start(network.model.get_submodule(name))
     return network

@@ -29,6 +29,7 @@ from ..data.augment import seeded
 from ..data.loader import Data, spread
 from ..quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from ..tasks import training_task
+from ..tasks.task import total
 from .attacks import attacked
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
@@ -106,7 +107,7 @@ def under_attack(
     evaluator = task.deployed.evaluator(data.classes)
 
     def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
-        return torch.stack(list(task.loss(outputs, wanted).values())).sum()
+        return total(task.loss(outputs, wanted))
 
     with seeded(0):
         for start in range(0, len(pixels), _BATCH):

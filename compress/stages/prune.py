@@ -286,9 +286,10 @@ def _layers(cuts: list[_Cut]) -> dict[str, Any]:
 def _choice(config: Config, context: Context, recovery: Loss) -> PruneOptions:
     """How channels are chosen, whatever is limited: options of `prune` and `prune_to_latency`."""
     from ..pruning.batch_norm import BATCHES
+    from ..pruning.importance import NEEDS_BATCHES
 
     on_recovery = config.importance == "distillation"
-    on_loss = on_recovery or config.importance in ("taylor", "hessian")
+    on_loss = on_recovery or config.importance in NEEDS_BATCHES
     return {
         "importance": "taylor" if config.importance == "distillation" else config.importance,
         "round_to": config.round_to,

@@ -27,6 +27,7 @@ class Classification:
     )  # fmt: skip
     mixes: bool = True
     has_classes: bool = True
+    starts: bool = False
 
     def tensor(self, targets: Array | Tensor) -> Tensor:
         found = torch.as_tensor(targets)

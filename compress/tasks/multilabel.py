@@ -22,6 +22,7 @@ class MultiLabel:
     distils: tuple[str, ...] = ("kd", "fitnet", "at", "srd", "self")
     mixes: bool = True
     has_classes: bool = False
+    starts: bool = False
 
     def tensor(self, targets: Array | Tensor) -> Tensor:
         return torch.as_tensor(targets, dtype=torch.float32)

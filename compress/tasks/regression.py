@@ -30,6 +30,7 @@ class Regression:
     distils: tuple[str, ...] = ("kd", "fitnet", "at", "srd", "self")
     mixes: bool = False
     has_classes: bool = False
+    starts: bool = True
 
     def tensor(self, targets: Array | Tensor) -> Tensor:
         return torch.as_tensor(targets, dtype=torch.float32)

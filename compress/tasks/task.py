@@ -34,6 +34,10 @@ class TrainingTask(Protocol):
     def has_classes(self) -> bool:
         """Whether each image is of one class: balanced sampling and the focal loss need that."""
 
+    @property
+    def starts(self) -> bool:
+        """Whether `start` does something, for which the head has to be found."""
+
     def tensor(self, targets: Array | Tensor) -> Tensor:
         """A batch's targets as the loss takes them."""
 

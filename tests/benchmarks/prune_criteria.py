@@ -26,11 +26,12 @@ from torch import nn
 from vcompress.bench.bundle import Preprocess
 from vcompress.bench.tasks import open_dataset
 from vcompress.compress.data.loader import Data
-from vcompress.compress.distillation.losses import from_teacher
 from vcompress.compress.models.cost import count_parameters
 from vcompress.compress.stages import prune as stage
+from vcompress.compress.tasks import training_task
 from vcompress.compress.training.config import Context
 from vcompress.compress.training.loop import fit
+from vcompress.compress.training.recovery import from_teacher
 
 CRITERIA = ("l1", "l2", "bn", "lamp", "taylor", "hessian", "distillation", "random")
 SCOPES = ("local", "kind", "global")
@@ -46,7 +47,8 @@ def one(
         stage.apply(model, config, context)
         once = accuracy(model, data)
         config = stage.Config(macs=args.macs, epochs=args.recover)
-        fit(model, config, context, from_teacher(base, config), name="recover")
+        loss = from_teacher(base, config, training_task(data.dataset))
+        fit(model, config, context, loss, name="recover")
     share = count_parameters(model) / count_parameters(base)
     return {"once": once, "recovered": accuracy(model, data), "params": share}
 

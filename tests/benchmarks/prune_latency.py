@@ -25,14 +25,15 @@ from vcompress.bench.bundle import Preprocess
 from vcompress.bench.tasks import open_dataset
 from vcompress.bench.timing.environment import preflight
 from vcompress.compress.data.loader import Data
-from vcompress.compress.distillation.losses import from_teacher
 from vcompress.compress.models.cost import count_macs
 from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.latency import prune_to_latency
 from vcompress.compress.pruning.latency_table import LatencyTable, vbench_measure, vbench_ratio
 from vcompress.compress.stages import prune as stage
+from vcompress.compress.tasks import training_task
 from vcompress.compress.training.config import Context
 from vcompress.compress.training.loop import fit
+from vcompress.compress.training.recovery import from_teacher
 from vcompress.export.onnx_export import export
 
 EXAMPLE = torch.zeros(1, 3, 224, 224)
@@ -46,7 +47,8 @@ def recovered(model: nn.Module, teacher: nn.Module, data: Data, seed: int, epoch
     with tempfile.TemporaryDirectory() as folder:
         config = stage.Config(macs=0.5, epochs=epochs)
         context = Context(data, Path(folder), seed=seed)
-        fit(model, config, context, from_teacher(teacher, config), name="recover")
+        loss = from_teacher(teacher, config, training_task(data.dataset))
+        fit(model, config, context, loss, name="recover")
     return accuracy(model, data)
 
 

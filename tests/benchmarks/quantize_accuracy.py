@@ -107,7 +107,7 @@ def deployed(model: torch.nn.Module, data: Data, folder: Path) -> float:
     """Top-1 of the exported file in ONNX Runtime, in percent."""
     file = folder / "model.onnx"
     onnx_export.export(model, file, InputSpec.of(data.preprocess))
-    return 100 * float(score(file, data)["top1"])
+    return 100 * score(file, data).value
 
 
 def row(name: str, way: str, data: Data, epochs: int, folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,11 @@ def test_outputs_that_are_not_finite_are_named(models: Path) -> None:
     with open_session(models / "nan.onnx", threads=1) as session:
         m = measure(session, synthetic(session.inputs, {"x": (1, 10)}), Effort.quick(0.2))
     assert m.nonfinite == ("y",)
+
+
+def test_several_processes_take_their_interval_from_the_processes(busy: Any) -> None:
+    session = busy(100)
+    m = measure(session, synthetic(session.inputs, {"x": (1, 2)}), FAST)
+    samples = np.concatenate([np.full(100, level) for level in (100, 110, 120, 130, 140)])
+    m = replace(m, samples_ns=samples * 1000, blocks=(100,) * 5, processes=5)
+    assert (m.median.low, m.median_ms, m.median.high) == (0.1, 0.12, 0.14)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,3 +51,15 @@ def test_a_processor_that_a_bundle_cannot_describe_is_refused() -> None:
     assert preprocess_of(IMAGENET) is IMAGENET
     small = preprocess_of(transformers.ViTImageProcessor(size={"height": 32, "width": 48}))
     assert small == Preprocess(size=(32, 48), mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.mark.parametrize("size", [{"longest_edge": 384}, None])
+def test_a_processor_of_another_kind_is_refused_by_name(size: Any) -> None:
+    class Processor:
+        image_mean = (0.5, 0.5, 0.5)
+
+        def to_dict(self) -> dict[str, Any]:
+            return {"size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+    with pytest.raises(UserError, match="Processor: cannot be understood"):
+        preprocess_of(Processor())
