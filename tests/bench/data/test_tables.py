@@ -78,6 +78,13 @@ def test_numbers_are_read_and_a_column_divides_the_images(tmp_path: Path) -> Non
     assert found.splits["test"].tolist() == [16, 17, 18, 19]
 
 
+def test_a_number_beyond_float32_is_refused(tmp_path: Path) -> None:
+    top = folder(tmp_path)
+    write(top / "targets.csv", "image,width", [f"pictures/{n}.png,1e39" for n in range(20)])
+    with pytest.raises(UserError, match=r"row 1: width = '1e39'; expected a number"):
+        open_dataset(str(top), task="regression")
+
+
 @pytest.mark.parametrize(
     ("header", "row", "message"),
     [

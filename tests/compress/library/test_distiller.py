@@ -158,6 +158,8 @@ def test_what_does_not_fit_is_one_message(
         distiller(student, net(classes=4), example=example)
     with pytest.raises(UserError, match="alpha = 2"):
         distiller(student, teacher, alpha=2)
+    with pytest.raises(UserError, match="'kd' has weight -1"):
+        distiller(student, teacher, method={"kd": -1.0})
     with pytest.raises(UserError, match="temperature = 0"):
         distiller(student, teacher, temperature=0)
     with pytest.raises(UserError, match="regression: give the training targets"):
