@@ -20,7 +20,7 @@ from .preprocess import apply
 OnBadImage = Literal["fail", "skip"]
 
 LARGEST = float(np.finfo(np.float32).max)
-"""Of a number that is a target: targets are float32."""
+"""Largest number that a target can be: targets are float32."""
 
 
 @dataclass(frozen=True)
