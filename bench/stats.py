@@ -312,10 +312,15 @@ def percentile_interval(value: float, replicates: Floats, confidence: float = 0.
     Efron, 1981. An average precision is higher where images are drawn twice, so plain percentiles
     lie too high: they held the truth of 200 images with rare labels in 79 of 100 trials, and of
     1,000 in 89; these in 87 and 94 (tests/benchmarks/bootstrap_coverage.py).
+
+    Replicates that are not finite, where a statistic has no value, are left out. The bounds are NaN
+    where all are so.
     """
     from scipy.special import ndtr, ndtri
 
     known = replicates[np.isfinite(replicates)]
+    if not len(known):
+        return Interval(value, float("nan"), float("nan"), "none: no resample has a value", 0.0)
     below = (float((known < value).mean()) + float((known <= value).mean())) / 2
     shift = 2 * float(ndtri(min(max(below, 1e-3), 1 - 1e-3)))
     z = float(ndtri(1 - (1 - confidence) / 2))

@@ -51,8 +51,8 @@ class TestScore:
     """Name of the task's own metric, such as top1, mAP or mae."""
     value: float
     """A share is from 0 to 1."""
-    interval: tuple[float, float]
-    """95 %: low, high."""
+    interval: tuple[float, float] | None
+    """95 %: low, high; None where the metric has no value for any resample of the images."""
     n: int
     """Images."""
     values: Mapping[str, MetricValue] = field(default_factory=dict)

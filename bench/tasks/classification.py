@@ -62,11 +62,19 @@ class _Evaluator:
         self.best.append(order)
         self.labels.append(np.asarray(targets, dtype=np.int64))
 
+    def value(self) -> float:
+        best, labels = self._all()
+        return float((best[:, 0] == labels).mean())
+
     def compute(self, source: str = "") -> Score:
+        best, labels = self._all()
+        return _score(best, labels, check_width(self.width, self.names, self.model), source)
+
+    def _all(self) -> tuple[Array, Array]:
+        """The five best classes `[N, 5]` and the labels `[N]`."""
         if not sum(map(len, self.labels)):
             raise no_images()
-        best, labels = np.concatenate(self.best), np.concatenate(self.labels)
-        return _score(best, labels, check_width(self.width, self.names, self.model), source)
+        return np.concatenate(self.best), np.concatenate(self.labels)
 
 
 def _score(best: Array, labels: Array, names: Sequence[str], source: str) -> Score:

@@ -33,11 +33,15 @@ class Metric:
 
     def change(self, difference: float) -> str:
         """`+0.28 points`, or `-0.0123`."""
-        return f"{100 * difference:+.2f} points" if self.unit else f"{difference:+.3g}"
+        return f"{self.points(difference):+.2f} points" if self.unit else f"{difference:+.3g}"
 
     def loss(self, before: float, after: float) -> float:
         """How much worse `after` is; below 0 where it is better."""
         return before - after if self.higher_is_better else after - before
+
+    def points(self, difference: float) -> float:
+        """A difference in points (0 to 100) of a share, else as it is."""
+        return 100 * difference if self.unit else difference
 
 
 _KNOWN = (

@@ -79,9 +79,14 @@ def f1(scores: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
 def _all(scores: Array, labels: Array, weights: Array) -> Array:
     """mAP, micro F1 and macro F1, `[R, 3]`."""
     precisions = average_precision(scores, labels, weights)
+    return np.stack([_mean_present(precisions), *f1(scores, labels, weights)], axis=1)
+
+
+def _mean_present(precisions: Array) -> Array:
+    """Mean over the labels that some image has, `[R]`."""
     present = np.isfinite(precisions)
-    total = np.where(present, precisions, 0.0).sum(1)
-    return np.stack([total / np.maximum(present.sum(1), 1), *f1(scores, labels, weights)], axis=1)
+    found: Array = np.where(present, precisions, 0.0).sum(1) / np.maximum(present.sum(1), 1)
+    return found
 
 
 @dataclass
@@ -107,20 +112,29 @@ class _Evaluator:
         self.scores.append(_sigmoid(logits))
         self.labels.append(targets.astype(np.int8))
 
+    def value(self) -> float:
+        scores, labels = self._all()
+        return float(_mean_present(average_precision(scores, labels, np.ones((1, len(labels)))))[0])
+
     def compute(self, source: str = "") -> Score:
-        if not sum(map(len, self.labels)):
-            raise no_images()
-        scores, labels = np.concatenate(self.scores), np.concatenate(self.labels)
+        scores, labels = self._all()
         names = check_width(scores.shape[1], self.names, self.model)
         return _score(scores, labels, names, self.nonfinite, source)
+
+    def _all(self) -> tuple[Array, Array]:
+        """Probabilities and labels `[N, K]`."""
+        if not sum(map(len, self.labels)):
+            raise no_images()
+        labels = np.concatenate(self.labels)
+        if not labels.any():
+            raise UserError("None of the images has a label, so there is no precision to measure.")
+        return np.concatenate(self.scores), labels
 
 
 def _score(
     scores: Array, labels: Array, names: Sequence[str], nonfinite: int, source: str
 ) -> Score:
     n, once = len(labels), np.ones((1, len(labels)))
-    if not labels.any():
-        raise UserError("None of the images has a label, so there is no precision to measure.")
     reached = _all(scores, labels, once)[0]
     drawn = stats.bootstrap(lambda w: _all(scores, labels, w), n)
     values = {

@@ -20,7 +20,7 @@ from .task import Array, Outputs, Part, Score
 
 
 def errors(predicted: Array, targets: Array, weights: Array) -> Array:
-    """MAE, RMSE and R squared, the means over the outputs, `[R, 3]`.
+    """MAE, RMSE and R squared, the means over the outputs, then each output's MAE, `[R, 3 + K]`.
 
     Args:
         predicted, targets: `[N, K]`.
@@ -34,10 +34,9 @@ def errors(predicted: Array, targets: Array, weights: Array) -> Array:
     spread = weights @ np.square(moved) - total * np.square(centre)
     with np.errstate(divide="ignore", invalid="ignore"):
         explained = np.where(spread > 0, 1 - squares / spread, np.nan)
-    return np.stack(
-        [(weights @ np.abs(difference) / total).mean(1), np.sqrt(squares / total).mean(1),
-         explained.mean(1)], axis=1,
-    )  # fmt: skip
+    each = weights @ np.abs(difference) / total
+    means = [each.mean(1), np.sqrt(squares / total).mean(1), explained.mean(1)]
+    return np.column_stack([*means, each])
 
 
 @dataclass
@@ -58,33 +57,37 @@ class _Evaluator:
         self.predicted.append(found)
         self.targets.append(np.asarray(targets, dtype=np.float64))
 
+    def value(self) -> float:
+        predicted, targets, _ = self._all()
+        return float(np.abs(predicted - targets).mean())
+
     def compute(self, source: str = "") -> Score:
+        predicted, targets, nonfinite = self._all()
+        n, names = len(targets), tasks.check_width(predicted.shape[1], self.names, self.model)
+        reached = errors(predicted, targets, np.ones((1, n)))[0]
+        drawn = stats.bootstrap(lambda w: errors(predicted, targets, w), n)
+        found = [stats.percentile_interval(float(x), drawn[:, i]) for i, x in enumerate(reached)]
+        # Where all targets are the same there is no variance to explain, and no R squared.
+        named = zip(("mae", "rmse", "r2"), found[:3], strict=True)
+        values = {name: x for name, x in named if np.isfinite(x.value)}
+        parts = tuple(
+            Part(x, n, y.value, y.low, y.high, f"targets {of.min():.4g} to {of.max():.4g}")
+            for x, y, of in zip(names, found[3:], targets.T, strict=True)
+        )
+        return Score(
+            "regression", n, values, parts,
+            {"predictions": predicted, "labels": targets}, nonfinite, source,
+        )  # fmt: skip
+
+    def _all(self) -> tuple[Array, Array, int]:
+        """Outputs and targets `[N, K]`, and how many images got no number."""
         if not sum(map(len, self.targets)):
             raise tasks.no_images()
         predicted, targets = np.concatenate(self.predicted), np.concatenate(self.targets)
         finite = np.isfinite(predicted).all(1)
         # An image without a number is as wrong as one that was given the mean of all.
         predicted[~finite] = targets.mean(0)
-        n, names = len(targets), tasks.check_width(predicted.shape[1], self.names, self.model)
-        reached = errors(predicted, targets, np.ones((1, n)))[0]
-        drawn = stats.bootstrap(lambda w: errors(predicted, targets, w), n)
-        values = {
-            name: stats.percentile_interval(float(value), drawn[:, i])
-            for i, (name, value) in enumerate(zip(("mae", "rmse", "r2"), reached, strict=True))
-        }
-        return Score(
-            "regression", n, values,
-            tuple(_part(x, predicted[:, i], targets[:, i]) for i, x in enumerate(names)),
-            {"predictions": predicted, "labels": targets}, int((~finite).sum()), source,
-        )  # fmt: skip
-
-
-def _part(name: str, predicted: Array, targets: Array) -> Part:
-    wrong = np.abs(predicted - targets)
-    drawn = stats.bootstrap(lambda w: w @ wrong / w.sum(1), len(wrong))
-    found = stats.percentile_interval(float(wrong.mean()), drawn)
-    span = f"targets {targets.min():.4g} to {targets.max():.4g}"
-    return Part(name, len(wrong), found.value, found.low, found.high, span)
+        return predicted, targets, int((~finite).sum())
 
 
 class Regression:

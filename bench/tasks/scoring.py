@@ -12,7 +12,7 @@ from ..data.dataset import Dataset, batches
 from ..errors import UserError
 from ..runtimes.session import Session
 from . import load
-from .task import Array, Score, Task
+from .task import Array, Evaluator, Score, Task
 
 BATCH = 64
 Batches = Iterable[tuple[NDArray[np.float32], Array]]
@@ -62,17 +62,13 @@ def score_split(
     return score(load(dataset.task), session, found, names=names or dataset.classes)
 
 
-def score_outputs(
-    task: Task,
-    found: Array,
-    targets: Array,
-    names: Sequence[str] | None = None,
-    source: str = "",
-) -> Score:
-    """The score of outputs `[N, ...]` that are at hand."""
+def evaluated(
+    task: Task, found: Array, targets: Array, names: Sequence[str] | None = None
+) -> Evaluator:
+    """An evaluator of outputs `[N, ...]` that are at hand."""
     evaluator = task.evaluator(names)
     evaluator.update({"output": found}, targets)
-    return evaluator.compute(source)
+    return evaluator
 
 
 def outputs(session: Session, images: NDArray[np.float32]) -> dict[str, Array]:

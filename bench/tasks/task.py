@@ -170,8 +170,15 @@ class Evaluator(Protocol):
             UserError: outputs or targets that do not fit the task.
         """
 
+    def value(self) -> float:
+        """The task's first metric of all batches so far; costs no bootstrap, as `compute` may.
+
+        Raises:
+            UserError: there were none.
+        """
+
     def compute(self, source: str = "") -> Score:
-        """The score of all batches so far.
+        """The score of all batches so far, with intervals.
 
         Raises:
             UserError: there were none.

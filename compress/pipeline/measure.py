@@ -109,11 +109,11 @@ def _own_score(session: Session, data: Data, own: OwnMetric, runtime: str) -> Te
         rows = torch.from_numpy(random.integers(0, n, n))
         with contextlib.suppress(ValueError):  # a class that was not drawn, say
             drawn.append(_number(own(given[rows], wanted[rows])))
-    span = percentile_interval(_number(value), np.array(drawn or [math.nan]))
+    span = percentile_interval(_number(value), np.array(drawn))
     name = getattr(own, "__name__", type(own).__name__)
     return TestScore(
-        name if name.isidentifier() else "metric", span.value, (span.low, span.high), n,
-        runtime=runtime,
+        name if name.isidentifier() else "metric", span.value,
+        (span.low, span.high) if math.isfinite(span.low) else None, n, runtime=runtime,
     )  # fmt: skip
 
 

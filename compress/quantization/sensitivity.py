@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from vcompress.bench.errors import UserError
 from vcompress.bench.tasks import CLASSIFICATION, load
-from vcompress.bench.tasks.scoring import score_outputs
+from vcompress.bench.tasks.scoring import evaluated
 from vcompress.export import parity
 
 from .. import quantization
@@ -64,12 +64,13 @@ def sensitivity(
     quantization.placement(model)
     with _only(model, ()):
         reference = _logits(model, batches)
+    lost = _lost_against(reference, batches, task)
     found = []
     for name, members in dict(_layers(model)).items():
         with _only(model, members):
             logits = _logits(model, batches)
         sqnr_db = parity.compare(reference, logits).sqnr_db
-        found.append(LayerSensitivity(name, sqnr_db, _lost(reference, logits, batches, task)))
+        found.append(LayerSensitivity(name, sqnr_db, lost(logits)))
     return sorted(found, key=lambda s: s.sqnr_db)
 
 
@@ -93,10 +94,10 @@ def choose_keep_float(
         calibration: batches [B, C, H, W] that set the ranges.
         max_drop: points of accuracy, 0.5 means from 90.0 % to 89.5 %.
     """
-    reference = _logits(model, batches)
+    lost = _lost_against(_logits(model, batches), batches, task)
 
     def drop(network: nn.Module) -> float:
-        return _lost(reference, _logits(network, batches), batches, task)
+        return lost(_logits(network, batches))
 
     everything = quantised(model, example, calibration, scheme)
     whole = drop(everything)
@@ -193,11 +194,14 @@ def _logits(model: nn.Module, batches: Batches) -> Logits:
     return np.concatenate([parity.run_torch(model, images) for images, _ in batches])
 
 
-def _lost(before: Logits, after: Logits, batches: Batches, task: str) -> float:
-    """How much worse `after` is: points (0 to 100) of a share, else the metric's own unit."""
+def _lost_against(reference: Logits, batches: Batches, task: str) -> Callable[[Logits], float]:
+    """How much worse other logits are: points (0 to 100) of a share, else the metric's own unit."""
     judge = load(task)
+    metric = judge.metrics[0]
     targets = np.concatenate([targets.numpy() for _, targets in batches])
-    scores = [score_outputs(judge, found, targets) for found in (before, after)]
-    metric = scores[0].metric
-    lost = metric.loss(scores[0].value, scores[1].value)
-    return 100.0 * lost if metric.unit == "%" else lost
+    whole = evaluated(judge, reference, targets).value()
+
+    def lost(logits: Logits) -> float:
+        return metric.points(metric.loss(whole, evaluated(judge, logits, targets).value()))
+
+    return lost

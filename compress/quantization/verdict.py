@@ -144,8 +144,7 @@ def judge(
         shutil.rmtree(folder, ignore_errors=True)
     low, high = 1 / found.ratio_99.high, 1 / found.ratio_99.low
     judged = scores[0].metric
-    lost = judged.loss(candidates[0].value, candidates[1].value)
-    lost = 100 * lost if judged.unit == "%" else lost
+    lost = judged.points(judged.loss(candidates[0].value, candidates[1].value))
     unit = "points" if judged.unit else f"of {judged.title}"
     word, reason = decide(low, high, lost, max_drop, unit)
     verdict = Verdict(

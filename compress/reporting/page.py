@@ -194,8 +194,8 @@ def _scatter(kind: Metric, scores: Sequence[TestScore], xs: Sequence[float], axi
     """The metric, a share in per cent, against a logarithmic axis, as SVG."""
     scale = 100 if kind.unit == "%" else 1
     ys = [scale * score.value for score in scores]
-    lows = [scale * score.interval[0] for score in scores]
-    highs = [scale * score.interval[1] for score in scores]
+    spans = [score.interval or (score.value, score.value) for score in scores]
+    lows, highs = ([scale * span[end] for span in spans] for end in (0, 1))
     x_low, x_high = math.log10(min(xs)) - 0.15, math.log10(max(xs)) + 0.15
     y_low, y_high = min(lows), max(highs)
     if kind.unit == "%":
@@ -297,7 +297,8 @@ def _score_cell(test: TestScore | None) -> str:
         return "<td>not measured</td>"
     kind = metric(test.metric)
     images = f"{test.n} images" if test.correct is None else f"{test.correct}/{test.n}"
-    return f"<td>{kind.text(test.value)}<small>{kind.span(*test.interval)} ({images})</small></td>"
+    span = f"{kind.span(*test.interval)} " if test.interval else ""
+    return f"<td>{kind.text(test.value)}<small>{span}({images})</small></td>"
 
 
 def _conditions(entries: Sequence[_Measured], data: Mapping[str, Any] | None) -> str:

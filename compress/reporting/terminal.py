@@ -87,6 +87,8 @@ def score_text(test: TestScore | None) -> str:
     if test is None:
         return "not measured"
     kind = metric(test.metric)
+    if test.interval is None:
+        return kind.text(test.value)
     span = kind.span(*test.interval).removesuffix(f" {kind.unit}")
     return f"{kind.text(test.value)} ({span})"
 

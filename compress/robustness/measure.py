@@ -128,7 +128,7 @@ def under_attack(
                 worst = outputs
             assert worst is not None
             evaluator.update({"output": worst.numpy()}, part)
-    return evaluator.compute().value
+    return evaluator.value()
 
 
 @contextmanager

@@ -260,8 +260,8 @@ def _weight(teacher: Teacher, data: Data, task: TrainingTask, batch_size: int) -
         for images, targets in own.loader("val", batch_size):
             found = teacher.in_order(teacher.model(images.to(device))).float().cpu()
             evaluator.update({"output": found.numpy()}, targets.numpy())
-    score = evaluator.compute()
-    return score.value if score.metric.higher_is_better else 1 / max(score.value, 1e-12)
+    value = evaluator.value()
+    return value if task.deployed.metrics[0].higher_is_better else 1 / max(value, 1e-12)
 
 
 def _digest(teacher: Teacher) -> str:

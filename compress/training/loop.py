@@ -371,7 +371,7 @@ def evaluate(
                 evaluator.update({"output": outputs}, targets.numpy())
     for outputs, targets in gather_object(found) if several else ():
         evaluator.update({"output": outputs}, targets)
-    return evaluator.compute().value
+    return evaluator.value()
 
 
 def _without_gain(history: Sequence[Mapping[str, float]], metric: Metric) -> int:

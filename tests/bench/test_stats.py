@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy.special import bdtr
@@ -171,3 +173,12 @@ def test_a_bootstrap_finds_the_interval_of_a_mean_and_corrects_its_bias() -> Non
     biased = rng.normal(0.5, 1.0, 4000)
     shifted = stats.percentile_interval(0.0, biased)
     assert (shifted.low, shifted.high) == pytest.approx((-2.46, 1.46), abs=0.2)
+
+
+def test_replicates_without_a_value_give_no_interval() -> None:
+    some = stats.percentile_interval(2.0, np.array([1.0, np.nan, 2.0, np.inf, 3.0]))
+    assert (some.low, some.high) == pytest.approx((1.0, 3.0), abs=0.06)
+    for none in (np.array([]), np.full(5, np.nan)):
+        found = stats.percentile_interval(2.0, none)
+        assert found.value == 2.0
+        assert math.isnan(found.low) and math.isnan(found.high)

@@ -27,7 +27,7 @@ from vcompress.bench.reports.result import ModelResult, Result, artefact
 from vcompress.bench.runtimes.session import Facts, Node
 from vcompress.bench.stats import Interval, verdict
 from vcompress.bench.tasks.classification import TASK
-from vcompress.bench.tasks.scoring import score_outputs
+from vcompress.bench.tasks.scoring import evaluated
 from vcompress.bench.tasks.task import Score
 from vcompress.bench.timing.compare import Block, Blocks, Comparison, noise_floor
 from vcompress.bench.timing.environment import Disturbance, preflight
@@ -55,7 +55,7 @@ def scored(wrong: int) -> Score:
     predictions = LABELS.copy()
     predictions[:wrong] = (predictions[:wrong] + 1) % 10
     scores = np.eye(10, dtype=np.float32)[predictions]
-    return score_outputs(TASK, scores, LABELS, [f"class {i}" for i in range(10)], "images")
+    return evaluated(TASK, scores, LABELS, [f"class {i}" for i in range(10)]).compute("images")
 
 
 def blocks(path: Path, ratio: float) -> Blocks:

@@ -10,7 +10,12 @@ import pytest
 from vcompress.bench.errors import UserError
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.tasks.classification import TASK
-from vcompress.bench.tasks.scoring import score, score_outputs
+from vcompress.bench.tasks.scoring import evaluated, score
+from vcompress.bench.tasks.task import Score
+
+
+def score_outputs(*given: Any) -> Score:
+    return evaluated(TASK, *given).compute()
 
 
 def scores(rows: list[list[float]]) -> np.ndarray:
@@ -18,7 +23,7 @@ def scores(rows: list[list[float]]) -> np.ndarray:
 
 
 def test_shares_counts_and_classes_are_counted() -> None:
-    found = score_outputs(TASK,
+    found = score_outputs(
         scores([[3, 1, 0], [0, 2, 1], [5, 0, 0], [0, 0, 9]]), np.array([0, 1, 1, 2]),
         ("a", "b", "c"),
     )  # fmt: skip
@@ -33,18 +38,16 @@ def test_shares_counts_and_classes_are_counted() -> None:
 
 def test_top_five_of_ten_classes() -> None:
     rows = np.tile(np.arange(10, dtype=np.float32)[::-1], (10, 1))
-    found = score_outputs(TASK, rows, np.arange(10))
+    found = score_outputs(rows, np.arange(10))
     assert [x.value for x in found.values.values()] == [0.1, 0.5]
 
 
 def test_a_tie_goes_to_the_first_class_as_argmax_has_it() -> None:
-    assert score_outputs(TASK, scores([[1, 1, 1]]), np.array([0])).evidence[
-        "predictions"
-    ].tolist() == [0]
+    assert score_outputs(scores([[1, 1, 1]]), np.array([0])).evidence["predictions"].tolist() == [0]
 
 
 def test_an_output_that_is_not_a_number_is_wrong_and_counted() -> None:
-    found = score_outputs(TASK, scores([[np.nan, 1], [2, 1]]), np.array([1, 0]))
+    found = score_outputs(scores([[np.nan, 1], [2, 1]]), np.array([1, 0]))
     assert (found.facts["correct"], found.nonfinite) == (1, 1)
     assert found.evidence["predictions"].tolist() == [-1, 0]
 
@@ -57,7 +60,7 @@ def test_labels_that_do_not_fit_the_outputs_are_refused(
     labels: list[int], classes: tuple[str, ...] | None, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        score_outputs(TASK, scores([[1, 0, 0]] * 2), np.array(labels), classes)
+        score_outputs(scores([[1, 0, 0]] * 2), np.array(labels), classes)
 
 
 def batches(n: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -98,10 +101,10 @@ def test_no_images_and_models_that_are_no_classifiers_are_refused(busy: Any, mod
 
 def test_what_changed_between_two_models() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2])
-    right = score_outputs(TASK, np.eye(3, dtype=np.float32)[labels], labels, ("a", "b", "c"))
+    right = score_outputs(np.eye(3, dtype=np.float32)[labels], labels, ("a", "b", "c"))
     worse = labels.copy()
     worse[:3] = 1  # three of class a are lost
-    b = score_outputs(TASK, np.eye(3, dtype=np.float32)[worse], labels, ("a", "b", "c"))
+    b = score_outputs(np.eye(3, dtype=np.float32)[worse], labels, ("a", "b", "c"))
     found = TASK.compare(right, b)
     assert found.difference == pytest.approx(-0.3)
     assert (found.only_a, found.only_b) == (3, 0)
@@ -113,7 +116,12 @@ def test_what_changed_between_two_models() -> None:
 
 
 def test_accuracies_of_different_images_are_not_compared() -> None:
-    a = score_outputs(TASK, scores([[1, 0]]), np.array([0]))
-    b = score_outputs(TASK, scores([[1, 0]]), np.array([1]))
+    a = score_outputs(scores([[1, 0]]), np.array([0]))
+    b = score_outputs(scores([[1, 0]]), np.array([1]))
     with pytest.raises(UserError, match="different images"):
         TASK.compare(a, b)
+
+
+def test_the_value_alone_is_the_share_of_right_images() -> None:
+    rows = scores([[3, 1, 0], [0, 2, 1], [5, 0, 0], [0, np.nan, 9]])
+    assert evaluated(TASK, rows, np.array([0, 1, 1, 2])).value() == 0.5

@@ -34,3 +34,9 @@ def test_only_of_an_error_less_is_better() -> None:
 def test_a_metric_of_a_newer_version_keeps_its_name() -> None:
     found = metric("panoptic")
     assert (found.title, found.unit, found.text(0.5)) == ("panoptic", "", "0.5")
+
+
+def test_a_difference_of_shares_is_in_points() -> None:
+    top1, mae = metric("top1"), metric("mae")
+    assert top1.points(top1.loss(0.9, 0.85)) == pytest.approx(5.0)
+    assert mae.points(mae.loss(0.9, 0.85)) == pytest.approx(-0.05)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -9,9 +11,14 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from vcompress.bench.errors import UserError
 from vcompress.bench.tasks.multilabel import TASK, average_precision
-from vcompress.bench.tasks.scoring import score_outputs
+from vcompress.bench.tasks.scoring import evaluated
+from vcompress.bench.tasks.task import Score
 
 NAMES = ("cat", "dog", "bird", "none")
+
+
+def score_outputs(*given: Any) -> Score:
+    return evaluated(TASK, *given).compute()
 
 
 def outputs(n: int = 200, seed: int = 0, noise: float = 1.0) -> tuple[NDArray, NDArray]:
@@ -23,7 +30,7 @@ def outputs(n: int = 200, seed: int = 0, noise: float = 1.0) -> tuple[NDArray, N
 
 def test_average_precision_and_f1_are_scikit_learns() -> None:
     logits, labels = outputs()
-    found = score_outputs(TASK, logits, labels, NAMES)
+    found = score_outputs(logits, labels, NAMES)
     shares = 1 / (1 + np.exp(-logits.astype(np.float64)))
     each = [average_precision_score(labels[:, k], shares[:, k]) for k in range(3)]
     assert found.values["mAP"].value == pytest.approx(np.mean(each), abs=1e-12)
@@ -52,10 +59,10 @@ def test_weights_count_an_image_as_often_as_it_was_drawn() -> None:
 
 
 def test_the_interval_holds_the_value_of_a_larger_set_about_as_often_as_it_says() -> None:
-    truth = score_outputs(TASK, *outputs(20_000, seed=99)).value
+    truth = score_outputs(*outputs(20_000, seed=99)).value
     inside = 0
     for seed in range(60):
-        low, high = score_outputs(TASK, *outputs(300, seed=seed)).interval
+        low, high = score_outputs(*outputs(300, seed=seed)).interval
         inside += low <= truth <= high
     assert 51 <= inside <= 60  # 95 % of 60 is 57
 
@@ -64,7 +71,7 @@ def test_what_changed_is_measured_on_the_same_images() -> None:
     logits, labels = outputs(noise=0.3)
     worse = logits.copy()
     worse[:40, 0] *= -1  # forty decisions about cats turn
-    a, b = (score_outputs(TASK, x, labels, NAMES) for x in (logits, worse))
+    a, b = (score_outputs(x, labels, NAMES) for x in (logits, worse))
     found = TASK.compare(a, b)
     assert found.difference == pytest.approx(b.value - a.value)
     assert found.difference_interval[0] < found.difference < found.difference_interval[1] < 0
@@ -72,7 +79,7 @@ def test_what_changed_is_measured_on_the_same_images() -> None:
     assert found.only_a == int(right[:40].sum())
     assert found.agreement == pytest.approx(1 - 40 / labels.size)
     assert found.lost[0][0] == "cat"
-    other = score_outputs(TASK, logits, 1 - labels, NAMES)
+    other = score_outputs(logits, 1 - labels, NAMES)
     with pytest.raises(UserError, match="different images"):
         TASK.compare(a, other)
 
@@ -106,10 +113,19 @@ def test_labels_above_the_threshold_are_named_the_likeliest_first() -> None:
 )
 def test_targets_of_another_kind_are_refused(targets: NDArray, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        score_outputs(TASK, np.zeros((2, 4), np.float32), targets)
+        score_outputs(np.zeros((2, 4), np.float32), targets)
 
 
 def test_an_output_that_is_not_a_number_finds_nothing_and_is_counted() -> None:
     logits, labels = outputs(10)
     logits[3] = np.nan
-    assert score_outputs(TASK, logits, labels).nonfinite == 1
+    assert score_outputs(logits, labels).nonfinite == 1
+
+
+def test_the_value_alone_is_the_mean_average_precision_of_scikit_learn() -> None:
+    logits, labels = outputs()
+    found = evaluated(TASK, logits, labels, NAMES).value()
+    each = [average_precision_score(labels[:, k], logits[:, k]) for k in range(3)]
+    assert found == pytest.approx(np.mean(each), abs=1e-12)
+    with pytest.raises(UserError, match="None of the images has a label"):
+        evaluated(TASK, logits, 0 * labels).value()

@@ -168,6 +168,19 @@ def test_a_metric_of_ones_own_stands_in_the_record_with_an_interval(
     assert test.value == pytest.approx(wanted, rel=1e-4)
     assert test.interval[0] < test.value < test.interval[1]
     assert seen[0] == (64, 3) and len(seen) == 201
+
+    def whole(outputs: Tensor, targets: Tensor) -> float:
+        """Of all images alone."""
+        if not torch.equal(targets, labels):
+            raise ValueError("other images")
+        return 0.25
+
+    alone = save(
+        model, tmp_path / "whole", example=example, preprocess=PRE, data=loader(), metric=whole
+    ).history[-1].metrics  # fmt: skip
+    assert alone is not None and alone.test is not None
+    assert (alone.test.value, alone.test.interval) == (0.25, None)
+    assert "0.25<small>(" in (tmp_path / "whole" / "report.html").read_text()
     with pytest.raises(UserError, match=r"metric: it gives tensor.nan"):
         save(
             model, tmp_path / "other", preprocess=PRE, data=loader(),

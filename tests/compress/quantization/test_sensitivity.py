@@ -115,3 +115,30 @@ def test_an_empty_split_is_refused(fragile: nn.Module) -> None:
     q.calibrate(prepared, [x for x, _ in data])
     with pytest.raises(UserError, match="empty"):
         sensitivity(prepared, [])
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_the_float_network_is_scored_once_and_nothing_computes_intervals(
+    fragile: nn.Module, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vcompress.bench import stats
+    from vcompress.compress.quantization import sensitivity as module
+
+    seen: list[int] = []
+    of_outputs = module.evaluated
+    monkeypatch.setattr(module, "evaluated", lambda *given: (seen.append(1), of_outputs(*given))[1])
+    monkeypatch.setattr(stats, "bootstrap", None)
+    x = images()
+    with torch.no_grad():
+        outputs = fragile(x)
+    wanted = outputs.argmax(1) if task == "classification" else outputs
+    prepared = q.prepare(fragile, x[:1], target="tensorrt", keep_float=())
+    q.calibrate(prepared, [x], observer="minmax")
+    found = sensitivity(prepared, [(x, wanted)], task)
+    assert len(found) == 2 and len(seen) == 3
+    worst = found[0]
+    if task == "regression":  # the unit of the targets: the mean error of the quantised outputs
+        with module._only(prepared, dict(module._layers(prepared))[worst.layer]), torch.no_grad():
+            assert worst.lost_accuracy == pytest.approx(
+                float((prepared(x) - wanted).abs().mean()), rel=1e-4
+            )
