@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess, is_bundle
+from vcompress.bench.bundle import Bundle, Preprocess, is_bundle
 from vcompress.bench.bundle import bundle as bundles
 from vcompress.bench.config import plain
 from vcompress.bench.data.dataset import Dataset
@@ -19,17 +19,26 @@ from ..bundles import licences
 from ..bundles.entry import record_entry
 from ..bundles.recorded import noise
 from ..bundles.store import Network
+from ..data.loader import Data
 from ..models import huggingface
 from ..models.catalogue import build, check_forward, make_spec
 from ..models.checkpoints import infer_classes, load_into
 from ..models.head import heads
+from ..models.pretrained import settle_transform
 from ..options import Options
 from ..pipeline.finish import finish
-from ..pipeline.resolve import check_trains, choose_preprocess, free_name, short_name
+from ..pipeline.resolve import (
+    check_trains,
+    choose_preprocess,
+    default_preprocess,
+    free_name,
+    short_name,
+)
 
 log = logging.getLogger(__name__)
 
 DEFAULT = "default"
+_IMAGES_SEEN = 64
 
 
 def import_checkpoint(
@@ -52,16 +61,16 @@ def import_checkpoint(
     if options.data:
         dataset = open_dataset(options.data, options.data_root, options.seed, task=task)
         check_trains(dataset)
-    theirs = huggingface.preprocess(name)
-    usual = dataset.default_preprocess if dataset else IMAGENET
-    preprocess = choose_preprocess(options, theirs or usual)
-    if options.preprocess is None and theirs is None:
+    usual = default_preprocess([name], weights, dataset)
+    preprocess = choose_preprocess(options, usual)
+    if options.preprocess is None:
         log.info("no --preprocess given: taking %s", preprocess)
     clock = time.monotonic()
     if weights == DEFAULT:
         found = _from_folder(name, preprocess, options)
     else:
-        found = _from_file(name, Path(weights), preprocess, options)
+        data = None if dataset is None else Data(dataset, preprocess)
+        found = _from_file(name, Path(weights), preprocess, options, data)
     network = found.network
     labels = _labels(labels_file, network.spec.classes, found.labels, dataset)
     network.model.eval()
@@ -91,21 +100,37 @@ class _Found:
     """Names of the classes, where the source has them."""
 
 
-def _from_file(name: str, file: Path, preprocess: Preprocess, options: Options) -> _Found:
+def _from_file(
+    name: str, file: Path, preprocess: Preprocess, options: Options, data: Data | None
+) -> _Found:
     # A probe of another number of classes tells what the head is called.
     probe_classes = 1237
     probe = build(make_spec(name, probe_classes, preprocess.size, options.head))
     paths = heads(probe, probe_classes, noise(1, preprocess))
     classes = infer_classes(file, probe, paths)
-    spec = make_spec(name, classes, preprocess.size, options.head)
+    spec = make_spec(name, classes, preprocess.size, options.head, str(file))
     network = Network(build(spec), spec)
     loaded = load_into(network.model, file)
+    if "transform_input" in spec.kwargs:
+        network = _settled(network, data)
     if loaded.left_over:
         log.warning(
             "%d tensors of %s were left over: %s",
             len(loaded.left_over), file, ", ".join(loaded.left_over[:6]),
         )  # fmt: skip
     return _Found(network, file, plain(vars(loaded)))
+
+
+def _settled(network: Network, data: Data | None) -> Network:
+    """A network whose images are transformed, or are not, as in its training."""
+    spec, chosen = network.spec, True
+    if data is None:
+        said = "as torchvision's pretrained weights need it; --data checks it against the weights"
+    else:
+        chosen = settle_transform(network.model, data.images("train", _IMAGES_SEEN))
+        said = "by the statistics in its first batch norm"
+    log.warning("%s: transform_input is %s, %s", spec.name, "on" if chosen else "off", said)
+    return replace(network, spec=replace(spec, kwargs={**spec.kwargs, "transform_input": chosen}))
 
 
 def _from_folder(name: str, preprocess: Preprocess, options: Options) -> _Found:

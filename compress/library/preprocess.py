@@ -8,6 +8,7 @@ from vcompress.bench.bundle import Preprocess
 from vcompress.bench.errors import UserError
 
 from ..models.huggingface import preprocess_from
+from ..models.pretrained import of_torchvision
 
 
 def preprocess_of(processor: Any) -> Preprocess:
@@ -24,24 +25,10 @@ def preprocess_of(processor: Any) -> Preprocess:
     if isinstance(processor, Preprocess):
         return processor
     if hasattr(processor, "crop_size") and hasattr(processor, "resize_size"):
-        return _of_torchvision(processor)
+        return of_torchvision(processor)
     if hasattr(processor, "image_mean") and hasattr(processor, "to_dict"):
         return preprocess_from(processor.to_dict(), type(processor).__name__)
     raise UserError(
         f"preprocess: got a {type(processor).__name__}; expected bench.Preprocess(size=(224, 224), "
         "...), an image processor of transformers, or the transforms() of torchvision's weights."
     )
-
-
-def _of_torchvision(preset: Any) -> Preprocess:
-    crop, resize = (list(side) for side in (preset.crop_size, preset.resize_size))
-    if len(resize) != 1:
-        raise UserError(
-            f"preprocess: the preset has resize_size = {resize}; a bundle can describe one number, "
-            "the shorter side. Give bench.Preprocess(...), and train with it."
-        )
-    crop = crop * 2 if len(crop) == 1 else crop
-    return Preprocess(
-        size=(crop[0], crop[1]), resize=resize[0], mean=tuple(preset.mean), std=tuple(preset.std),
-        interpolation=preset.interpolation.value,
-    )  # fmt: skip

@@ -20,7 +20,7 @@ from vcompress.bench.config import from_mapping
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
 from vcompress.bench.own_code import check_trusted, import_own
 
-from . import huggingface
+from . import huggingface, pretrained
 from .head import note_head, of_classes, with_outputs
 from .modes import evaluating
 
@@ -41,7 +41,9 @@ ALIASES = {
 # The names under which factories take the image size and the number of channels.
 _SIZE_KEYS = ("image_size", "img_size", "input_size")
 _MOST_PIXELS = 4096
-_SAFE_KWARGS = {*_SIZE_KEYS, "aux_logits", "init_weights", "in_chans", "num_classes"}
+_SAFE_KWARGS = {
+    *_SIZE_KEYS, "aux_logits", "init_weights", "in_chans", "num_classes", "transform_input",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,16 @@ def _numbers(sizes: list[Any]) -> list[float]:
     return [x if isinstance(x, int) else 0 for x in flat]
 
 
-def make_spec(name: str, classes: int, size: tuple[int, int], head: str | None = None) -> ModelSpec:
+def make_spec(
+    name: str, classes: int, size: tuple[int, int], head: str | None = None,
+    weights: str | None = None,
+) -> ModelSpec:  # fmt: skip
     """Resolve an alias, check the name, and fit the spec to inputs of `size` (height, width).
 
     Args:
         head: path of the layer that gives the logits; None takes what the library records.
+        weights: those that `build` will be given; what the library's builder sets beside weights is
+            part of the architecture.
 
     Raises:
         UserError: an unknown name; the message suggests the nearest.
@@ -132,6 +139,7 @@ def make_spec(name: str, classes: int, size: tuple[int, int], head: str | None =
     if name in ("inception_v3", "googlenet"):
         # The auxiliary heads are thrown away at inference; without them one output remains.
         kwargs |= {"aux_logits": False, "init_weights": True}
+        kwargs |= {} if weights is None else pretrained.arguments(name)
     if name.startswith("timm:"):
         kwargs |= _timm_size(name, size)
     elif name.startswith(("vit_", "maxvit")):
@@ -302,32 +310,19 @@ def _takes_size(name: str, side: int) -> bool:
 
 
 def _pretrained(spec: ModelSpec) -> dict[str, Tensor]:
-    name = spec.name
-    advice = "Give a file instead: --weights FILE.safetensors or FILE.pth."
-    if _is_factory(name):
-        raise UserError(f"--weights default: {name} is your own network. {advice}")
-    if name.startswith(huggingface.PREFIX):
-        if spec.folder is None:
-            raise UserError(
-                f"--weights default: {name} is a family with random weights. Name a folder of "
-                f"transformers: hf:FOLDER."
-            )
-        return huggingface.weights(spec.folder)
-    try:
-        if name.startswith("timm:"):
-            import timm
-
-            found = timm.create_model(name[len("timm:") :], pretrained=True)
-            return dict(found.state_dict())
-        import torchvision
-
-        weights = torchvision.models.get_model_weights(name).DEFAULT
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except Exception as error:  # every library raises its own kind when it is offline
-        url = getattr(locals().get("weights"), "url", "its pretrained weights")
-        raise EnvironmentLacks(
-            f"--weights default: {url} could not be had ({type(error).__name__}: {error}). {advice}"
-        ) from error
+    if _is_factory(spec.name):
+        raise UserError(
+            f"--weights default: {spec.name} is your own network. Give a file instead: --weights "
+            f"FILE.safetensors or FILE.pth."
+        )
+    if not spec.name.startswith(huggingface.PREFIX):
+        return pretrained.tensors(spec.name, spec.kwargs)
+    if spec.folder is None:
+        raise UserError(
+            f"--weights default: {spec.name} is a family with random weights. Name a folder of "
+            f"transformers: hf:FOLDER."
+        )
+    return huggingface.weights(spec.folder)
 
 
 def _load_matching(model: nn.Module, tensors: Mapping[str, Tensor], heads: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess, is_bundle
 from vcompress.bench.config import from_mapping
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
+from vcompress.bench.own_code import is_own_data
 from vcompress.bench.tasks import CLASSIFICATION, open_dataset
 
 from .. import quantization
@@ -24,7 +25,7 @@ from ..bundles.recorded import open_recorded
 from ..bundles.store import ARCHITECTURE, Network, check_buildable, load_network
 from ..data.loader import Data
 from ..distillation.teaching import Teacher, order_of
-from ..models import huggingface
+from ..models import huggingface, pretrained
 from ..models.catalogue import ALIASES, ModelSpec, build, check_forward, make_spec
 from ..models.head import heads, note_head, replace_head
 from ..options import Options
@@ -55,8 +56,9 @@ def open_data(options: Options, opened: list[Bundle], names: Iterable[str] = ())
             options.data or "digits", options.data_root, options.seed, options.on_bad_image, task
         )
     check_trains(dataset)
-    theirs = next(filter(None, map(huggingface.preprocess, names)), dataset.default_preprocess)
-    given = next((b.preprocess for b in reversed(opened)), theirs)
+    given = next((b.preprocess for b in reversed(opened)), None) or default_preprocess(
+        names, options.weights, dataset
+    )
     return Data(
         dataset,
         choose_preprocess(options, given),
@@ -64,6 +66,18 @@ def open_data(options: Options, opened: list[Bundle], names: Iterable[str] = ())
         options.seed,
         erase=options.erase,
     )
+
+
+def default_preprocess(
+    names: Iterable[str], weights: str | None, dataset: Dataset | None
+) -> Preprocess:
+    """The preprocessing where nobody names one: the data's own, else that of the weights, else
+    ImageNet's."""
+    usual = dataset.default_preprocess if dataset is not None else IMAGENET
+    if dataset is not None and is_own_data(dataset.source) and usual.mean != IMAGENET.mean:
+        return usual
+    found = (pretrained.preprocess(ALIASES.get(n, n), weights, usual) for n in names)
+    return next((one for one in found if one != usual), usual)
 
 
 def check_trains(dataset: Dataset) -> None:
@@ -143,7 +157,7 @@ def start_network(value: str, found: Bundle | None, data: Data, options: Options
     torch.manual_seed(options.seed)
     classes = len(data.classes)
     if found is None:
-        spec = make_spec(value, classes, data.preprocess.size, options.head)
+        spec = make_spec(value, classes, data.preprocess.size, options.head, options.weights)
         network = Network(build(spec, options.weights), spec)
         # A file or a folder may hold this very head; the libraries' weights are of other classes.
         fresh = options.weights is None or (options.weights == "default" and spec.folder is None)
