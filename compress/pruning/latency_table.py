@@ -99,7 +99,7 @@ def write_layer(call: LayerCall, inputs: int, outputs: int, path: Path) -> None:
         stored = [numpy_helper.from_array(weights(inputs, outputs), "w"), bias]
         nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"])]
     else:
-        groups = outputs if call.kind == "depthwise" else call.groups
+        groups = inputs if call.kind == "depthwise" else call.groups
         shape = [1, inputs, *call.shape]
         stored = [numpy_helper.from_array(weights(outputs, inputs // groups, *call.kernel), "w"),
                   bias]  # fmt: skip

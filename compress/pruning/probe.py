@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import layout
+from .channel_statistics import Ones
 from .remove import kept_channels, remove
 from .shadow import shadow, tensors_of
 from .structure import Group, Structure, is_depthwise, named_tensor, slices
@@ -35,7 +36,8 @@ def difference(
 
     `removed` maps group names to masks [units]. The weights are those of `model`, with noise on
     those that would hide an error (zero heads, fresh norms, tiny layer scales). Raises
-    CutFailsError where the cut network does not run.
+    CutFailsError where the cut network does not run. Statistics over channels, which are those of
+    the channels that stay, count as one.
     """
     double = shadow(model, _unhidden)
     double.eval()
@@ -49,7 +51,7 @@ def difference(
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Ones():
             wanted = tensors_of(double(images))
             try:
                 got = tensors_of(cut(images))

@@ -92,17 +92,26 @@ class Slice:
 
 
 def is_depthwise(module: nn.Module) -> bool:
+    """Whether each channel is convolved alone; with a multiplier it makes several of one."""
     return (
         isinstance(module, nn.modules.conv._ConvNd)
-        and module.groups == module.out_channels == module.in_channels
+        and module.groups == module.in_channels
         and module.groups > 1
+        and (module.out_channels == module.in_channels or not module.transposed)
     )
+
+
+def multiplier(module: nn.Module) -> int:
+    """Channels that a depthwise convolution makes of one; 1 for any other layer."""
+    return int(module.out_channels // module.in_channels) if is_depthwise(module) else 1  # type: ignore[operator]
 
 
 def slices(module: nn.Module, side: Side) -> tuple[Slice, ...]:
     """The tensors of `module` that have its channels of `side`, and along which dimension."""
     if isinstance(module, nn.modules.conv._ConvNd):
         if is_depthwise(module):
+            if side == "in" and multiplier(module) > 1:
+                return ()  # the channels made of a channel go with it
             return (Slice("weight", 0), Slice("bias", 0))
         first, second = (1, 0) if module.transposed else (0, 1)
         per_group = (module.in_channels if side == "in" else module.out_channels) // module.groups
@@ -133,7 +142,10 @@ def set_width(module: nn.Module, side: Side, width: int) -> None:
     """Write a new width into the numbers a module keeps about itself."""
     if isinstance(module, nn.modules.conv._ConvNd):
         if is_depthwise(module):
-            module.in_channels = module.out_channels = module.groups = width
+            if side == "in" or multiplier(module) == 1:
+                module.in_channels = module.groups = width
+            if side == "out":
+                module.out_channels = width
         elif side == "in":
             module.in_channels = width
         else:

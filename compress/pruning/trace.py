@@ -24,7 +24,7 @@ from ..models.patterns import matches
 from .adapters import customized_pruners, prepare, remap
 from .attention import head_count, layout, unsupported
 from .shadow import run, shadow, tensors_of
-from .structure import Cut, Group, Side, Structure, is_depthwise
+from .structure import Cut, Group, Side, Structure, is_depthwise, multiplier
 
 _ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -171,6 +171,8 @@ class _Walk:
 
         function = self.graph.get_pruner_of_module(root.module).prune_out_channels
         width = self.graph.get_out_channels(root)
+        if width == 1:
+            return  # a mask, which may be spread over any number of channels
         known = self.slots.setdefault((root, function), {})
         fresh = [index for index in range(width) if index not in known]
         for index in fresh:
@@ -183,6 +185,8 @@ class _Walk:
                 if not dependency.is_triggered_by(function):
                     continue
                 # the root index carries our slot through the library's mappings
+                if self._is_mask(dependency.target, dependency.handler):
+                    continue
                 mapped = [_HybridIndex(idx=index, root_idx=here[index]) for index in indices]
                 for mapping in dependency.index_mapping:
                     if mapping is not None:
@@ -202,6 +206,36 @@ class _Walk:
                 if onward:
                     stack.append((dependency.target, dependency.handler, onward))
 
+    def _without_layer(self) -> dict[str, str]:
+        """Weights that a functional call uses: their channels are known to no layer."""
+        found = {}
+        layers = {
+            id(parameter)
+            for module in self.paths
+            if isinstance(module, _ROOTS) or layout(module) is not None
+            for parameter in module.parameters()
+        }
+        for node in self.graph.module2node.values():
+            name = node.grad_fn.name() if node.module not in self.paths and node.grad_fn else ""
+            if not name.startswith(("ConvolutionBackward", "AddmmBackward", "MmBackward")):
+                continue
+            for before, _ in node.grad_fn.next_functions:
+                if before is not None and before.name() == "TBackward0":
+                    before = before.next_functions[0][0]
+                weight = getattr(before, "variable", None)
+                known = id(weight) in layers or id(weight) not in self.parameters
+                if weight is not None and weight.dim() > 1 and not known:
+                    layer = "nn.Conv2d" if name.startswith("Conv") else "nn.Linear"
+                    found[self.parameters[id(weight)]] = (
+                        f"a function uses it, not a layer; make it that of an {layer}"
+                    )
+        return found
+
+    def _is_mask(self, node: Any, function: Any) -> bool:
+        """Whether a layer makes one channel: it cannot go, and others meet it by spreading."""
+        made = node.module in self.paths and self.side(node, function) == "out"
+        return made and self.graph.get_out_channels(node) == 1
+
     def side(self, node: Any, function: Any) -> Side:
         pruner = self.graph.get_pruner_of_module(node.module)
         if pruner.prune_out_channels == pruner.prune_in_channels:
@@ -215,7 +249,7 @@ class _Walk:
             if channels and (node.module in self.paths or id(node.module) in self.parameters)
         ]
         for node, side, channels in sides:
-            self._join_grouped(node.module, side, channels)
+            self._join_grouped(node, side, channels)
         reasons = self._reasons(sides, outputs, protect)
 
         # Groups: units that share the output side of a layer.
@@ -250,7 +284,8 @@ class _Walk:
                     parts.setdefault(found[0], []).append((index, found[1]))
             for key, pairs in parts.items():
                 cuts[key].append(self._cut(node, side, pairs))
-        groups, left_alone = [], {}
+        groups: list[Group] = []
+        left_alone = self._without_layer()
         order = {path: position for position, path in enumerate(self.paths.values())}
         for key, units in members.items():
             group = self._group(cuts[key], len(units), order)
@@ -266,10 +301,13 @@ class _Walk:
         groups.sort(key=lambda group: order[group.name])
         return Structure(tuple(_with_heads(groups, self.paths)), left_alone)
 
-    def _join_grouped(self, module: nn.Module, side: Side, channels: dict[int, int]) -> None:
+    def _join_grouped(self, node: Any, side: Side, channels: dict[int, int]) -> None:
         """In groups of channels the same place goes in each, so that they stay equal."""
+        module = node.module
         count = 1
-        if isinstance(module, nn.modules.conv._ConvNd) and not is_depthwise(module):
+        if is_depthwise(module) and self._join_made(node):
+            return
+        if isinstance(module, nn.modules.conv._ConvNd):
             count = module.groups
         elif isinstance(module, nn.GroupNorm):
             count = module.num_groups
@@ -282,6 +320,21 @@ class _Walk:
         if len(channels) != total:
             for slot in channels.values():
                 self.broken[slot] = "a grouped layer has its channels and others"
+
+    def _join_made(self, node: Any) -> bool:
+        """The channels that a depthwise convolution makes of one go with it. False where those that
+        it reads are no layer's (an image's)."""
+        factor = multiplier(node.module)
+        if factor == 1:
+            return True  # the graph has one slot for both
+        pruner = self.graph.get_pruner_of_module(node.module)
+        read = self.slots.get((node, pruner.prune_in_channels), {})
+        made = self.slots.get((node, pruner.prune_out_channels), {})
+        if len(read) * factor != len(made):
+            return False
+        for index, slot in made.items():
+            self.union.join(slot, read[index // factor])
+        return True
 
     def _reasons(
         self,

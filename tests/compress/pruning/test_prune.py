@@ -209,6 +209,44 @@ def test_groups_of_a_convolution_stay_equal() -> None:
         assert conv.in_channels % 32 == 0 and conv.out_channels % 32 == 0
 
 
+@pytest.mark.parametrize(("width", "factor", "kept"), [(16, 2, 8), (16, 3, 8)])
+def test_what_a_depthwise_layer_makes_of_a_channel_goes_with_it(
+    width: int, factor: int, kept: int
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(),
+        nn.Conv2d(width, factor * width, 3, 1, 1, groups=width), nn.BatchNorm2d(factor * width),
+        nn.ReLU(), nn.Conv2d(factor * width, 32, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(32, 10),
+    ).eval()  # fmt: skip
+    original = copy.deepcopy(model)
+    images = torch.randn(2, 3, 16, 16)
+    report = prune(model, images[:1], macs=0.5, protect=("5",))
+    made = model[2]
+    assert isinstance(made, nn.Conv2d)
+    assert (made.in_channels, made.groups, made.out_channels) == (kept, kept, factor * kept)
+    assert made.weight.shape == (factor * kept, 1, 3, 3)
+    assert model[3].num_features == factor * kept
+    assert count_macs(model, images[:1]) == report.macs[1]
+    assert difference(original, report.groups, report.removed, images) < 1e-12
+
+
+def test_a_depthwise_layer_on_the_image_loses_the_same_of_each_colour() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 48, 3, 2, 1, groups=3), nn.ReLU(), nn.Conv2d(48, 32, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    ).eval()  # fmt: skip
+    original = copy.deepcopy(model)
+    images = torch.randn(2, 3, 16, 16)
+    report = prune(model, images[:1], macs=0.5, protect=("2",))
+    first = model[0]
+    assert isinstance(first, nn.Conv2d)
+    assert (first.in_channels, first.groups, first.out_channels) == (3, 3, 24)
+    assert difference(original, report.groups, report.removed, images) < 1e-12
+
+
 def test_protected_layers_keep_their_width() -> None:
     model = make("resnet18")
     report = prune(
@@ -304,6 +342,32 @@ def test_weight_norm_is_refused_and_named() -> None:
         model = nn.Sequential(nn.Conv2d(3, 16, 1), wrap(nn.Conv2d(16, 16, 1)), nn.Conv2d(16, 2, 1))
         with pytest.raises(UserError, match=r"^1 has a weight that is computed"):
             prune(model, torch.randn(1, 3, 4, 4), macs=0.5)
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(32, 3, 3, 3))
+        self.matrix = nn.Parameter(torch.randn(16, 32))
+        self.tokens = nn.Linear(16, 16, bias=False)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = nn.functional.conv2d(images, self.kernel).relu()
+        rows = nn.functional.linear(maps.mean((2, 3)), self.matrix).relu()
+        return self.head(self.tokens(rows[:, None]).mean(1))
+
+
+def test_weights_that_a_function_uses_are_named() -> None:
+    report = prune(Functional(), torch.randn(1, 3, 8, 8), channels=0.6)
+    assert [w.name for w in report.layers] == ["tokens"]
+    assert report.left_alone["kernel"] == (
+        "a function uses it, not a layer; make it that of an nn.Conv2d"
+    )
+    assert report.left_alone["matrix"] == (
+        "a function uses it, not a layer; make it that of an nn.Linear"
+    )
+    assert "tokens.weight" not in report.left_alone
 
 
 def test_a_network_with_several_inputs_is_refused() -> None:
