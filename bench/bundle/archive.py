@@ -24,7 +24,15 @@ from ..errors import UserError
 from . import manifest as manifests
 from . import signature as signatures
 from .atomic import staged_file, staged_folder
-from .bundle import Bundle, check_target, from_manifest, is_bundle, read_manifest, strangers
+from .bundle import (
+    Bundle,
+    check_target,
+    from_manifest,
+    is_bundle,
+    read_manifest,
+    replaced,
+    strangers,
+)
 from .manifest import MANIFEST, SEAL, SIGNATURE
 
 BLOCK = 512
@@ -101,7 +109,7 @@ def unpack(archive: Path, out: Path, key: Path | None = None, *, overwrite: bool
         check_target(out)
         if is_bundle(out) and not overwrite:
             raise UserError(f"{out}: there is a bundle already. Give --overwrite or another --out.")
-        with staged_folder(out) as staging:
+        with staged_folder(out, replaced) as staging:
             (staging / MANIFEST).write_bytes(packed.manifest)
             (staging / SEAL).write_bytes(manifests.seal_of(packed.manifest))
             if packed.signature is not None:

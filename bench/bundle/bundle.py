@@ -279,18 +279,20 @@ def create(
 ) -> Iterator[Path]:
     """Yield an empty directory to fill; at the end it becomes the bundle at `path`, whole.
 
-    The directory is a sibling of `path`; every file is hashed and synced before one rename puts it
-    in place. If the body raises, nothing is left behind and an older bundle at `path` is untouched.
-    `history` is read at the end: a list may still change while the directory is filled.
+    Every file is hashed and synced before one rename puts the directory in place. Of an older
+    bundle at `path` the files go that its manifest names; all others are carried over. If the body
+    raises, nothing is left behind and `path` is untouched. `history` is read at the end: a list may
+    still change while the directory is filled.
 
     Raises:
-        UserError: `path` is something else than a bundle or an empty directory.
+        UserError: `path` is something else than a bundle or an empty directory, another process
+            writes there, or a file that would be carried over has the name of a new one.
     """
     from .history import to_json
 
     path = Path(path)
     check_target(path)
-    with staged_folder(path) as staging:
+    with staged_folder(path, replaced) as staging:
         yield staging
         files = {
             file.relative_to(staging).as_posix(): asdict(
@@ -324,6 +326,20 @@ def check_target(path: Path) -> None:
             f"{path}: the directory is not empty and is not a bundle; nothing was written. "
             f"Give another --out."
         )
+
+
+def replaced(path: Path) -> set[str]:
+    """The files at `path` that a new bundle takes the place of: those that the manifest names.
+
+    Raises:
+        UserError: there is something else than a bundle or an empty directory.
+    """
+    check_target(path)
+    if not path.is_dir() or not any(path.iterdir()):
+        return set()
+    content, _ = manifests.read_sealed(path)
+    files = manifests.parse(content, str(path)).get("files")
+    return {*manifests.BESIDE, *(files if isinstance(files, dict) else ())}
 
 
 def sha256(path: Path) -> str:

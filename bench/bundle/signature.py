@@ -74,7 +74,7 @@ def make_keys(private: Path) -> tuple[Path, str]:
     key = Ed25519PrivateKey.generate()
     with staged_file(private, 0o600) as stream:
         stream.write(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()))
-    with staged_file(public) as stream:
+    with staged_file(public, 0o644) as stream:
         stream.write(
             key.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo)
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vcompress.bench.bundle import Bundle, bundle
 from vcompress.bench.bundle.history import Entry
+from vcompress.bench.errors import UserError
 
 REPORT, SECTION = "report.html", "section.html"
 
@@ -22,11 +23,20 @@ def rewritten(
     found: Bundle, names: Iterable[str], history: Sequence[Entry]
 ) -> Iterator[tuple[Path, str]]:
     """A folder with the files `names` of `found`, which takes its place when the block ends; with
-    it the part of its report that is of its last stage alone, which is kept."""
+    it the part of its report that is of its last stage alone, which is kept.
+
+    Raises:
+        UserError: the bundle was written again since it was opened.
+    """
     with bundle.create(
         found.path, input=found.input, preprocess=found.preprocess, labels=found.labels,
         data=found.data, history=history, task=found.task,
     ) as folder:  # fmt: skip
+        if Bundle.open(found.path).manifest != found.manifest:
+            raise UserError(
+                f"{found.path}: something else was written there meanwhile; it was left as it is. "
+                f"Run the command again."
+            )
         for name in names:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)

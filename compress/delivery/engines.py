@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vcompress.bench.bundle import MODEL, Bundle
+from vcompress.bench.bundle.atomic import claimed
 from vcompress.bench.bundle.history import to_json
 from vcompress.bench.config import plain
 from vcompress.bench.engine import BuildReport, Settings, build_engine
@@ -88,7 +89,8 @@ def build_into(
     bundle = Bundle.open(path)
     holds = held_by(bundle)
     wanted = check_available(bundle, holds, precision)
-    with tempfile.TemporaryDirectory(dir=path.resolve().parent, prefix=".engines.") as text:
+    beside = path.resolve().parent
+    with claimed(path), tempfile.TemporaryDirectory(dir=beside, prefix=".engines.") as text:
         work = Path(text)
         source = _source(bundle, wanted, holds, work, trusted_factory)
         for flavour in flavours:

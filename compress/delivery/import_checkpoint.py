@@ -10,6 +10,7 @@ from typing import Any
 
 from vcompress.bench.bundle import Bundle, Preprocess, is_bundle
 from vcompress.bench.bundle import bundle as bundles
+from vcompress.bench.bundle.atomic import claimed
 from vcompress.bench.config import plain
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
@@ -53,9 +54,7 @@ def import_checkpoint(
         UserError: a checkpoint that does not fit, labels or data with another number of classes.
     """
     target = out or free_name(short_name(name) if weights == DEFAULT else Path(weights).stem)
-    if is_bundle(target) and not options.overwrite:
-        raise UserError(f"{target}: there is a bundle already. Give --overwrite or another --out.")
-    bundles.check_target(target)
+    _check_target(target, options)
     task = options.task or CLASSIFICATION
     dataset = None
     if options.data:
@@ -84,9 +83,18 @@ def import_checkpoint(
     )
     if dataset is not None:
         _reorder_check(labels, dataset)
-    return finish(
-        network, target, entry, (), labels=labels, preprocess=preprocess, dataset=dataset, task=task
-    )
+    with claimed(target):
+        _check_target(target, options)  # another run may have finished since
+        return finish(
+            network, target, entry, (), labels=labels, preprocess=preprocess, dataset=dataset,
+            task=task,
+        )  # fmt: skip
+
+
+def _check_target(target: Path, options: Options) -> None:
+    if is_bundle(target) and not options.overwrite:
+        raise UserError(f"{target}: there is a bundle already. Give --overwrite or another --out.")
+    bundles.check_target(target)
 
 
 @dataclass(frozen=True)

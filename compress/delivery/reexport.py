@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 
 from vcompress.bench.bundle import Bundle
+from vcompress.bench.bundle.atomic import claimed
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
 from vcompress.export.onnx_options import OnnxOptions, drawn_images, refine
@@ -27,14 +28,15 @@ def export_bundle(path: Path, opset: int | None, trusted_factory: str | None) ->
     Raises:
         UserError: no bundle, or a file that fails its checks; the old bundle stays.
     """
-    bundle = Bundle.open(path)
-    network = load_network(bundle, trusted_factory)
-    *before, last = bundle.history
-    return finish(
-        network, path, last, before, labels=bundle.labels, preprocess=bundle.preprocess,
-        dataset=open_recorded(bundle, trusted_factory), task=bundle.task, opset=opset,
-        section=report_section(bundle),
-    )  # fmt: skip
+    with claimed(path):
+        bundle = Bundle.open(path)
+        network = load_network(bundle, trusted_factory)
+        *before, last = bundle.history
+        return finish(
+            network, path, last, before, labels=bundle.labels, preprocess=bundle.preprocess,
+            dataset=open_recorded(bundle, trusted_factory), task=bundle.task, opset=opset,
+            section=report_section(bundle),
+        )  # fmt: skip
 
 
 def export_file(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vcompress.bench.bundle import MODEL, Bundle
+from vcompress.bench.bundle.atomic import claimed
 from vcompress.bench.bundle.history import Robustness
 from vcompress.bench.errors import UserError
 
@@ -37,13 +38,14 @@ def measure_bundles(
             raise UserError(f"{found.path}: the bundle records no data to measure on.")
     for found in opened:
         log.info("measuring the robustness of %s", found.path)
-        dataset = open_recorded(found, trusted_factory)
-        assert dataset is not None
-        model = load_network(found, trusted_factory).model
-        data = Data(dataset, found.preprocess)
-        file = found.file(MODEL)
-        measured = measure(model, file, data, count, attack, runtime_of(model, file).name)
-        _store(found, measured)
+        with claimed(found.path):
+            dataset = open_recorded(found, trusted_factory)
+            assert dataset is not None
+            model = load_network(found, trusted_factory).model
+            data = Data(dataset, found.preprocess)
+            file = found.file(MODEL)
+            measured = measure(model, file, data, count, attack, runtime_of(model, file).name)
+            _store(found, measured)
         yield found.path, measured
 
 

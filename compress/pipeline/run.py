@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import torch
 
 from vcompress.bench.bundle import Bundle, is_bundle
 from vcompress.bench.bundle import bundle as bundles
+from vcompress.bench.bundle.atomic import MARK, claimed, drop_folder, take_folder
 from vcompress.bench.bundle.history import Entry
 from vcompress.bench.config import plain
 from vcompress.bench.errors import UserError
@@ -104,12 +105,30 @@ def run_stage(
     history = tuple(e for name in ways if name in opened for e in opened[name].history)
     clock = time.monotonic()
     torch.manual_seed(options.seed)
-    outcome = stage.apply(source.model, config, context)
-    entry = replace(
-        entry, seconds=round(time.monotonic() - clock, 1), details=plain(outcome.details)
-    )
-    _write(source, outcome, target, entry, history, context, options)
+    with _claimed(target, context.workdir, options):
+        outcome = stage.apply(source.model, config, context)
+        entry = replace(
+            entry, seconds=round(time.monotonic() - clock, 1), details=plain(outcome.details)
+        )
+        _write(source, outcome, target, entry, history, context, options)
     return Bundle.open(target)
+
+
+@contextmanager
+def _claimed(target: Path, workdir: Path, options: Options) -> Iterator[None]:
+    """`target` and the folder that keeps the state of the run belong to this process, the first of
+    those that train together, until the block ends."""
+    if not process_state().is_main_process:
+        yield
+        return
+    with claimed(target):
+        _check_target(target, options)  # another run may have finished since
+        take_folder(workdir)
+        try:
+            yield
+        finally:
+            if not any(path.is_file() for path in workdir.rglob("*") if path.name != MARK):
+                drop_folder(workdir)
 
 
 def _default_target(stage: Stage[Any], given: Mapping[str, str], options: Options) -> Path:
@@ -162,7 +181,7 @@ def _write(
             labels=data.classes, preprocess=data.preprocess, dataset=data.dataset,
             task=data.dataset.task, robustness=options.robustness, section=outcome.section,
         )  # fmt: skip
-        shutil.rmtree(context.workdir, ignore_errors=True)
+        drop_folder(context.workdir)
     state.wait_for_everyone()
 
 

@@ -214,6 +214,38 @@ def test_a_bundle_is_exported_again_or_beside(
     assert len(again.history) == 1
 
 
+def test_a_command_that_writes_a_bundle_again_leaves_the_users_files_in_it(work: Path) -> None:
+    folder = Path("runs/net")
+    mine = {"notes.txt": "my notes", "paper/draft.tex": "a draft", "engines/readme": "mine"}
+    for name, text in mine.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    shutil.copytree("runs/net", "runs/net/child", ignore=shutil.ignore_patterns("paper"))
+    child = Bundle.open("runs/net/child").files
+    for command in (
+        ("robustness", "runs/net", "--images", "2", "--attack-steps", "1"),
+        ("export", "runs/net"),
+    ):
+        assert status(*command, "--trust", OWN) == 0
+        Bundle.open(folder).verify()
+        assert {name: (folder / name).read_text() for name in mine} == mine
+        child_now = Bundle.open("runs/net/child")
+        child_now.verify()
+        assert child_now.files == child
+
+
+def test_a_run_leaves_a_folder_of_the_user_that_has_the_name_of_its_own(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs/.mine.work").mkdir()
+    Path("runs/.mine.work/thesis.txt").write_text("mine")
+    command = ("finetune", "--model", "runs/net", "--trust", OWN, "--epochs", "0")
+    assert status(*command, "--out", "runs/mine") == 2
+    assert "not from vcompress. Move it elsewhere" in capsys.readouterr().err
+    assert Path("runs/.mine.work/thesis.txt").read_text() == "mine"
+    assert not Path("runs/mine").exists()
+
+
 def test_a_reader_that_goes_away_gets_no_traceback(work: Path) -> None:
     command = f"{sys.executable} -m vcompress.compress inspect runs/net"
     done = subprocess.run(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from vcompress.bench.bundle import Bundle
-from vcompress.bench.bundle.archive import is_archive, pack, unpack
+from vcompress.bench.bundle.archive import is_archive, unpack
+from vcompress.bench.bundle.atomic import take_folder
 from vcompress.bench.verify.check import verify
 
 # Two bundles take turns at the same place, as an archive and as a folder, without an end.
@@ -33,7 +34,12 @@ def write(path, seed):
             (staging / name).write_bytes(bytes([seed]) * 500_000)
 
 for seed in (0, 1):
-    write(folder / f"from{seed}", seed)
+    for name in (f"from{seed}", "written", "unpacked"):
+        if not (folder / name).exists():
+            write(folder / name, seed)
+for name in ("written", "unpacked"):
+    (folder / name / "paper").mkdir(exist_ok=True)
+    (folder / name / "paper" / "draft.tex").write_text("mine")
 for turn in count(int(sys.argv[2])):
     write(folder / "written", turn % 2)
     pack(folder / f"from{turn % 2}", folder / "packed.vcb")
@@ -56,21 +62,23 @@ def kill_at_random_moments(count: int, folder: Path) -> list[str]:
             time.sleep(rng.uniform(0, 0.3))
             process.kill()
         left = sorted(p.name for p in folder.iterdir() if p.name.startswith("."))
-        assert all(name.endswith((".writing", ".previous")) for name in left)
+        assert all(name.endswith((".writing", ".lock")) for name in left)
         found.append(" ".join(name.split(".")[1] + "." + name.split(".")[-1] for name in left))
         for name in ("written", "unpacked"):
-            assert_whole(folder / name)
+            assert_whole(folder / name, "paper/draft.tex")
+            assert (folder / name / "paper" / "draft.tex").read_text() == "mine"
         assert is_archive(folder / "packed.vcb")
         unpack(folder / "packed.vcb", folder / "checked", overwrite=True)
         assert_whole(folder / "checked")
-        for name in left:  # what a day would sweep
+        for name in left:  # what the next writer would sweep
             subprocess.run(["rm", "-rf", folder / name], check=True)
     return found
 
 
-def assert_whole(path: Path) -> None:
+def assert_whole(path: Path, *strangers: str) -> None:
     checked = verify(path, golden=False)
-    assert checked.ok and checked.protected, checked.problems
+    assert checked.protected
+    assert checked.problems == tuple(f"{name}: not named by the manifest" for name in strangers)
     (entry,) = Bundle.open(path).history
     byte = int(entry.model.removeprefix("seed "))
     assert (path / "engines" / "a.engine").read_bytes() == bytes([byte]) * 500_000
@@ -95,6 +103,7 @@ def test_a_kill_between_the_renames_keeps_the_old_one_for_the_next_reader(tmp_pa
         assert process.stdout is not None
         process.stdout.readline()
         process.kill()
-    (tmp_path / "written").rename(tmp_path / ".written.previous")
-    pack(tmp_path / "written", tmp_path / "again.vcb")
-    assert_whole(tmp_path / "written")
+    take_folder(tmp_path / ".written.abc.writing")
+    (tmp_path / "written").rename(tmp_path / ".written.abc.writing" / "old")
+    assert_whole(tmp_path / "written", "paper/draft.tex")
+    assert (tmp_path / "written" / "paper" / "draft.tex").read_text() == "mine"
