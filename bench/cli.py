@@ -44,9 +44,9 @@ def parser() -> argparse.ArgumentParser:
                    "in for it")  # fmt: skip
     g.add_argument("--threads", type=int, metavar="N",
                    help="number of threads, 1 or more; default: the runtime's choice")  # fmt: skip
-    g.add_argument("--batch", type=_ints, default=(1,), metavar="N[,N...]",
-                   help="images in a call, 1 or more; several numbers make a "
-                   "sweep; default: 1")  # fmt: skip
+    g.add_argument("--batch", type=_ints, default=(), metavar="N[,N...]",
+                   help="images in a call, 1 or more, for the latency and the accuracy; several "
+                   "numbers make a sweep; default: 1, or what the model fixes")  # fmt: skip
     g.add_argument("--shape", type=_shape, action="append", default=[], metavar="NAME=1x3x224x224",
                    help="shape of an input whose dimensions are free")  # fmt: skip
     g.add_argument("--inputs", type=Path, metavar="FILE.npz", help="arrays by the input's name")

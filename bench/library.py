@@ -20,7 +20,7 @@ def measure(
     device: str | None = None,
     threads: int | None = None,
     seconds: float | None = None,
-    batch: int = 1,
+    batch: int | None = None,
 ) -> ModelResult:
     """Latency, size and, where there are data, accuracy of a model in the runtime that ships it.
 
@@ -32,7 +32,7 @@ def measure(
         device: cpu, cuda, ...; never replaced by another.
         threads: of the runtime; None is its own default.
         seconds: how long to measure; default: two to three.
-        batch: images in one call.
+        batch: images in one call; default: 1, or what the model fixes.
 
     Returns:
         `median_ms` and `interval_ms` (95 %) of one call, `accuracy`, `artefact` (file and size),
@@ -44,7 +44,7 @@ def measure(
     """
     found: ModelResult = _run(
         (model,), data=data, task=task, runtime=runtime, device=device, threads=threads,
-        seconds=seconds, batch=(batch,),
+        seconds=seconds, batch=() if batch is None else (batch,),
     ).models[0]  # fmt: skip
     return found
 

@@ -53,6 +53,8 @@ class OnnxFacts:
     external: tuple[External, ...]
     int8_reach: int = 0
     """Largest magnitude in the int8 tensors: 63 says 7-bit weights. 0 where there are none."""
+    unranked: tuple[str, ...] = ()
+    """Inputs and outputs that do not say how many dimensions they have."""
 
     @property
     def precision(self) -> str:
@@ -112,6 +114,7 @@ class _Reader:
         self.weight_bytes: Counter[str] = Counter()
         self.external: list[External] = []
         self.int8_reach = 0
+        self.unranked: list[str] = []
 
     def tensor(self, start: int, end: int) -> None:
         data, dims, dtype, name, entries, outside = self.data, [], 0, "", {}, False
@@ -164,10 +167,25 @@ class _Reader:
                 self.node(a, b, depth)
             elif number == 5:
                 self.tensor(a, b)
+            elif number in (11, 12) and depth == 0:
+                self.value(a, b)
             elif number == 15:  # sparse initializer: values and indices
                 for n, _, c, d in _fields(self.data, a, b):
                     if n in (1, 2):
                         self.tensor(c, d)
+
+    def value(self, start: int, end: int) -> None:
+        """An input or an output: its name, and whether its tensor type has a shape."""
+        name, shaped = "", True
+        for number, _, a, b in _fields(self.data, start, end):
+            if number == 1:
+                name = _text(self.data, a, b)
+            elif number == 2:
+                for n, _, c, d in _fields(self.data, a, b):
+                    if n == 1:  # of a tensor; sequences and maps have no shape of their own
+                        shaped = any(field == 2 for field, *_ in _fields(self.data, c, d))
+        if not shaped:
+            self.unranked.append(name)
 
     def node(self, start: int, end: int, depth: int) -> None:
         operator = domain = ""
@@ -232,7 +250,7 @@ def _read(data: memoryview, size: int) -> OnnxFacts:
         ir_version=ir_version, producer=producer, opsets=opsets,
         operators=dict(reader.operators.most_common()),
         weight_bytes=dict(reader.weight_bytes.most_common()), external=tuple(reader.external),
-        int8_reach=reader.int8_reach,
+        int8_reach=reader.int8_reach, unranked=tuple(reader.unranked),
     )  # fmt: skip
 
 

@@ -91,6 +91,8 @@ def rows(m: ModelResult) -> dict[str, str]:
             f"[dim](load {figures(c.load_ms)}, first run {figures(c.first_run_ms)})[/]"
         )
         out["memory"] = f"{size(c.model_memory_bytes)}  [dim](peak {size(c.peak_memory_bytes)})[/]"
+    turns = f"  [dim]({t.ring} in turn)[/]" if t.ring > 1 else ""
+    out["inputs"] = f"{escape(t.inputs_from)}{turns}"
     return out
 
 

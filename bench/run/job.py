@@ -143,7 +143,7 @@ def _request(options: Options, subject: Subject) -> fresh.Request:
     return fresh.Request(
         path=subject.path, runtime=runtime, device=device_of(runtime, options.device),
         threads=options.threads,
-        options=options.session_options(runtime), batch=options.batch[0], shape=options.shape,
+        options=options.session_options(runtime), batch=options.batches[0], shape=options.shape,
         image_shape=subject.bundle.input.shape if subject.bundle else None,
         inputs=options.inputs, seed=options.seed, timeout_s=options.load_timeout,
     )  # fmt: skip
@@ -177,11 +177,11 @@ def _one(
     with _open(options, subject.path) as session:
         prepared = _preprocess(options, subject, session, images, notes)
         sweep = []
-        for batch in options.batch:
+        for batch in options.batches:
             feed = feed_for(session, subject, images, prepared, options, batch)
-            tell(f"measuring, batch {batch}" if len(options.batch) > 1 else "measuring")
+            tell(f"measuring, batch {batch}" if len(options.batches) > 1 else "measuring")
             before = counters()
-            apart = options.publish and batch == options.batch[0]
+            apart = options.publish and batch == options.batches[0]
             # What is measured in processes of its own is only looked at here.
             limits = Effort.quick(0.5) if apart else effort(options)
             measurement = measure(session, feed, limits)
@@ -193,7 +193,7 @@ def _one(
                 )
             disturbed = disturbance(before, counters())
             sweep.append(_model(file, measurement, disturbed, result.environment, cold))
-        feed = feed_for(session, subject, images, prepared, options, options.batch[0])
+        feed = feed_for(session, subject, images, prepared, options, options.batches[0])
         final = _more(options, session, subject, images, prepared, feed, sweep[0], tell)
     return replace(result, models=(final,), sweep=tuple(sweep) if len(sweep) > 1 else ())
 
@@ -221,7 +221,7 @@ def _two(
             for s, session in zip(found, (a, b), strict=True)
         ]
         fed: list[Feed] = [
-            feed_for(session, s, images, p, options, options.batch[0])
+            feed_for(session, s, images, p, options, options.batches[0])
             for s, session, p in zip(found, (a, b), prepared, strict=True)
         ]
         limits = CompareEffort(margin=options.margin)
@@ -319,9 +319,11 @@ def _score(
             f"{images.dataset.source} {_some(classes)}. Give the data that it was trained for."
         )
     tell(f"scoring {subject.name}")
-    batches = batches_of(images.dataset, images.indices, prepared, 64)
+    batch = options.batches[0]
+    at_once = scoring.images_at_once(session, batch)
+    batches = batches_of(images.dataset, images.indices, prepared, at_once)
     task = load(images.dataset.task)
-    return scoring.score(task, session, batches, names=classes, source=images.source)
+    return scoring.score(task, session, batches, names=classes, source=images.source, batch=batch)
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -14,7 +14,8 @@ class Options:
     runtime: str | None = None
     device: str | None = None
     threads: int | None = None
-    batch: tuple[int, ...] = (1,)
+    batch: tuple[int, ...] = ()
+    """Empty: the batch that the model or the shapes fix, else 1."""
     shape: dict[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: Path | None = None
     io_binding: bool = False
@@ -48,6 +49,11 @@ class Options:
     markdown: Path | None = None
     restate: str | None = None
     command: tuple[str, ...] = ()
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The batch sizes to measure, one at least."""
+        return self.batch or (1,)
 
     def session_options(self, runtime: str) -> dict[str, object]:
         """The options of this runtime; one that another runtime has raises `UserError`."""

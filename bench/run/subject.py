@@ -199,36 +199,44 @@ def feed_for(
     session: Session, subject: Subject, images: Images | None, preprocess: Preprocess | None,
     options: Options, batch: int,
 ) -> Feed:  # fmt: skip
-    """The ring: the user's arrays, images of the data set, or random values."""
+    """The ring: the user's arrays, images of the data set, or random values.
+
+    Raises `UserError` where `--batch` asks for another batch than the inputs hold.
+    """
     if options.inputs is not None:
-        return feeds.from_file(options.inputs, session.inputs)
-    given = dict(options.shape)
-    spec = session.inputs[0] if session.inputs else None
-    if len(session.inputs) == 1 and spec is not None and not given and subject.bundle:
-        given[spec.name] = bundle_shape(spec.shape, subject.bundle.input.shape, batch)
-    if images is not None and preprocess is not None and spec is not None and not options.shape:
-        rows = images.indices[: feeds.RING * batch][:512]
-        read = [images.dataset.values(int(i), preprocess) for i in rows]
-        values = [v for v in read if v is not None]
-        if not values:
-            raise UserError(f"{images.source}: none of its first {len(rows)} can be read.")
-        stack = np.stack(values)
-        fixed = spec.shape[0] if isinstance(spec.shape[0], int) else batch
-        want = tuple(s for s in spec.shape[1:])
-        if len(want) != 3 or any(
-            isinstance(w, int) and w != g for w, g in zip(want, stack.shape[1:], strict=True)
-        ):
-            raise UserError(
-                f"{subject.path} takes {spec}; the preprocessing gives images of "
-                f"{list(stack.shape[1:])}. Give --preprocess with the model's size."
-            )
-        if batch not in (1, fixed):
-            feeds.resolve_shapes(session.inputs, batch)  # says that the batch does not fit
-        source = f"{images.dataset.source}, {images.split} split"
-        return feeds.from_images(spec, stack, fixed, source)
-    return feeds.synthetic(
-        session.inputs, feeds.resolve_shapes(session.inputs, batch, given), options.seed
-    )
+        feed, where = feeds.from_file(options.inputs, session.inputs), "--inputs"
+    elif images is not None and preprocess is not None and session.inputs and not options.shape:
+        feed, where = _image_feed(session, subject, images, preprocess, batch), ""
+    else:
+        given, where = dict(options.shape), "--shape" if options.shape else ""
+        spec = session.inputs[0] if session.inputs else None
+        if len(session.inputs) == 1 and spec is not None and not given and subject.bundle:
+            given[spec.name] = bundle_shape(spec.shape, subject.bundle.input.shape, batch)
+        shapes = feeds.resolve_shapes(session.inputs, batch, given)
+        feed = feeds.synthetic(session.inputs, shapes, options.seed)
+    if options.batch:
+        feeds.check_batch(session.inputs, feed.shapes, batch, where)
+    return feed
+
+
+def _image_feed(
+    session: Session, subject: Subject, images: Images, preprocess: Preprocess, batch: int
+) -> Feed:
+    spec = session.inputs[0]
+    rows = images.indices[: feeds.RING * batch][:512]
+    read = [images.dataset.values(int(i), preprocess) for i in rows]
+    values = [v for v in read if v is not None]
+    if not values:
+        raise UserError(f"{images.source}: none of its first {len(rows)} can be read.")
+    stack = np.stack(values)
+    fixed = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else batch
+    if not spec.takes((fixed, *stack.shape[1:])):
+        raise UserError(
+            f"{subject.path} takes {spec}; the preprocessing gives images of "
+            f"{list(stack.shape[1:])}. Give --preprocess with the model's size."
+        )
+    source = f"{images.dataset.source}, {images.split} split"
+    return feeds.from_images(spec, stack, fixed, source)
 
 
 def bundle_shape(

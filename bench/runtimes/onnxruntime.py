@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,13 @@ PROVIDERS = {
 DEVICES = tuple(PROVIDERS)
 DTYPES = {
     "float": "float32", "float16": "float16", "double": "float64", "bool": "bool",
-    "string": "str", "bfloat16": "bfloat16",
+    "string": "str", "bfloat16": "bfloat16", "int4": "int4", "uint4": "uint4",
+    **{name: name for name in ("float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz")},
     **{f"{u}int{bits}": f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
+_CODES = {name: code for code, name in onnx_file.DTYPES.items()}
+_HELD_AS_BITS = ("bfloat16", "int4", "uint4", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2",
+                 "float8e5m2fnuz")  # fmt: skip
 
 
 def open_session(
@@ -52,8 +56,11 @@ def open_session(
     Raises `EnvironmentLacks` where the device's provider is missing, `UserError` for a file that
     is no model.
     """
+    unranked: tuple[str, ...] = ()
     if check and path.suffix == ".onnx":
-        onnx_file.check_external(path, onnx_file.read(path))
+        facts = onnx_file.read(path)
+        onnx_file.check_external(path, facts)
+        unranked = facts.unranked
     ort = library()
     providers = _providers(ort, device)
     options = ort.SessionOptions()
@@ -61,10 +68,12 @@ def open_session(
         options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3  # its warnings go past Python to the terminal; errors are raised
+    options.log_severity_level = (
+        4  # what it logs goes past Python to the terminal; errors are raised
+    )
     if device != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    return OnnxRuntimeSession(ort, path, options, providers, device, io_binding)
+    return OnnxRuntimeSession(ort, path, options, providers, device, io_binding, unranked)
 
 
 def library() -> Any:
@@ -102,7 +111,7 @@ class OnnxRuntimeSession(Session):
 
     def __init__(
         self, ort: Any, path: Path, options: Any, providers: list[str], device: str,
-        io_binding: bool,
+        io_binding: bool, unranked: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.path, self._ort, self._io_binding = path, ort, io_binding
         self._options = options
@@ -124,8 +133,9 @@ class OnnxRuntimeSession(Session):
                 f"{providers[0]} did not start. Look at its libraries (CUDA, cuDNN, TensorRT) and "
                 "at the driver, or measure with --device cpu."
             )
-        self.inputs = tuple(_spec(i) for i in self._session.get_inputs())
-        self.outputs = tuple(_spec(o) for o in self._session.get_outputs())
+        self.inputs = tuple(_spec(i, unranked) for i in self._session.get_inputs())
+        self.outputs = tuple(_spec(o, unranked) for o in self._session.get_outputs())
+        self._odd = {s.name: s for s in self.inputs if s.sequence or s.dtype in _HELD_AS_BITS}
         self._names = [o.name for o in self.outputs]
         self.facts = Facts(
             runtime="onnxruntime", version=ort.__version__, device=device, provider=running[0],
@@ -157,9 +167,27 @@ class OnnxRuntimeSession(Session):
         if self._io_binding:
             return self._bind(inputs)
         # The model is run once by whoever measures, which checks shapes and types.
-        return partial(self._session.run, self._names, dict(inputs))
+        return partial(self._session.run, self._names, self._fed(inputs))
+
+    def _fed(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """As ONNX Runtime takes them: a list for a sequence, and bits with the type they mean.
+        What is made of an array shares its memory, so the array must live as long."""
+        fed: dict[str, Any] = dict(inputs)
+        for name, spec in self._odd.items():
+            if spec.sequence:
+                fed[name] = list(inputs[name])
+            else:
+                fed[name] = self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                    inputs[name], _CODES[spec.dtype]
+                )
+        return fed
 
     def _bind(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        if self._odd:
+            raise UserError(
+                f"{self.path}: --io-binding takes tensors of NumPy's types; the model takes "
+                f"{', '.join(map(str, self.inputs))}. Omit --io-binding."
+            )
         on = "cpu" if self.facts.device == "cpu" else "cuda"
         binding = self._session.io_binding()
         for name, array in inputs.items():
@@ -176,7 +204,7 @@ class OnnxRuntimeSession(Session):
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
-            outputs = self._session.run(self._names, dict(inputs))
+            outputs = self._session.run(self._names, self._fed(inputs))
         except Exception as error:
             fed = ", ".join(f"{n} {list(a.shape)} {a.dtype}" for n, a in inputs.items())
             raise UserError(
@@ -192,14 +220,15 @@ class OnnxRuntimeSession(Session):
             options = self._ort.SessionOptions()
             options.intra_op_num_threads = self._options.intra_op_num_threads
             options.graph_optimization_level = self._options.graph_optimization_level
-            options.log_severity_level = 3
+            options.log_severity_level = 4
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
             session = self._ort.InferenceSession(
                 str(self.path), options, providers=self._providers, enable_fallback=0
             )
+            fed = self._fed(inputs)
             for _ in range(runs + 5):
-                session.run(self._names, dict(inputs))
+                session.run(self._names, fed)
             events = json.loads(Path(session.end_profiling()).read_text())
         return _nodes(events, runs)
 
@@ -207,13 +236,18 @@ class OnnxRuntimeSession(Session):
         self._session = None
 
 
-def _spec(item: Any) -> TensorSpec:
-    kind = item.type.removeprefix("tensor(").removesuffix(")")
+def _spec(item: Any, unranked: Sequence[str]) -> TensorSpec:
+    whole = item.type.removeprefix("optional(")
+    sequence = whole.startswith("seq(")
+    kind = whole.removeprefix("seq(").removeprefix("tensor(").rstrip(")")
+    dtype = DTYPES.get(kind, item.type)
+    if sequence or item.name in unranked:
+        return TensorSpec(item.name, (), dtype, ranked=False, sequence=sequence)
     shape = tuple(
         size if isinstance(size, int) else (size or f"{item.name}_{axis}")
         for axis, size in enumerate(item.shape or ())
     )
-    return TensorSpec(item.name, shape, DTYPES.get(kind, kind))
+    return TensorSpec(item.name, shape, dtype)
 
 
 def _nodes(events: list[dict[str, Any]], runs: int) -> tuple[Node, ...]:

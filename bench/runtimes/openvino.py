@@ -101,15 +101,7 @@ class OpenVinoSession(Session):
     def _check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
         for spec in self.inputs:
             array = inputs.get(spec.name)
-            if (
-                array is None
-                or str(array.dtype) != spec.dtype
-                or len(array.shape) != len(spec.shape)
-                or any(
-                    isinstance(w, int) and w != g
-                    for w, g in zip(spec.shape, array.shape, strict=True)
-                )
-            ):
+            if array is None or str(array.dtype) != spec.dtype or not spec.takes(array.shape):
                 fed = ", ".join(f"{n} {list(a.shape)} {a.dtype}" for n, a in inputs.items())
                 raise UserError(
                     f"{self.path}: the model does not run on {fed}; it expects "
@@ -152,9 +144,19 @@ def _reason(error: Exception) -> str:
 
 
 def _spec(port: Any, index: int) -> TensorSpec:
-    name = port.any_name if port.get_names() else f"tensor_{index}"
+    name, dtype = port.any_name if port.get_names() else f"tensor_{index}", _dtype(port)
+    if port.partial_shape.rank.is_dynamic:
+        return TensorSpec(name, (), dtype, ranked=False)
     shape = tuple(
         d.get_length() if d.is_static else f"{name}_{axis}"
         for axis, d in enumerate(port.partial_shape)
     )
-    return TensorSpec(name, shape, str(port.element_type.to_dtype()))
+    return TensorSpec(name, shape, dtype)
+
+
+def _dtype(port: Any) -> str:
+    """NumPy's name of the type, or OpenVINO's own where NumPy has none."""
+    kind: str = port.element_type.get_type_name()
+    if kind in ("bf16", "i4", "u4", "u1", "string", "f8e4m3", "f8e5m2"):
+        return {"bf16": "bfloat16", "i4": "int4", "u4": "uint4", "string": "str"}.get(kind, kind)
+    return str(port.element_type.to_dtype())

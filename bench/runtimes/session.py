@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,29 @@ class TensorSpec:
     name: str
     shape: tuple[int | str, ...]
     dtype: str
-    """NumPy's name: float32, float16, int64, uint8, bool..."""
+    """NumPy's name: float32, float16, int64, uint8, bool; str; or bfloat16, int4, ..., which NumPy
+    does not have and `timing.inputs` says how to hold."""
+    ranked: bool = True
+    """False where the model does not say how many dimensions there are; `shape` is empty then."""
+    sequence: bool = False
+    """A list of arrays. One array stands for it, whose first axis numbers the elements."""
 
     @property
     def free(self) -> tuple[str, ...]:
         return tuple(str(size) for size in self.shape if not isinstance(size, int))
 
     def __str__(self) -> str:
-        return f"{self.name} [{', '.join(map(str, self.shape))}] {self.dtype}"
+        sizes = ", ".join(map(str, self.shape)) if self.ranked else "any shape"
+        return f"{self.name} [{sizes}] {'sequence of ' if self.sequence else ''}{self.dtype}"
+
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether an array of this shape can be given."""
+        return not self.ranked or (
+            len(shape) == len(self.shape)
+            and all(
+                w == g or not isinstance(w, int) for w, g in zip(self.shape, shape, strict=True)
+            )
+        )
 
 
 @dataclass(frozen=True)

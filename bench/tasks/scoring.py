@@ -14,7 +14,7 @@ from ..runtimes.session import Session
 from . import load
 from .task import Array, Evaluator, Score, Task
 
-BATCH = 64
+READ = 64
 Batches = Iterable[tuple[NDArray[np.float32], Array]]
 """Images `[B, C, H, W] float32` and targets `[B, ...]`."""
 
@@ -26,12 +26,15 @@ def score(
     *,
     names: Sequence[str] | None = None,
     source: str = "",
+    batch: int = 1,
 ) -> Score:
     """Run a model over images with targets.
 
     Args:
         names: of the classes, labels or numbers that the outputs stand for.
         source: where the images come from, for the record.
+        batch: images in one call, where the model fixes none. It is part of what is measured: a
+            dynamically quantised model takes its scales from the batch, and answers otherwise.
 
     Raises:
         UserError: no images, a model with another kind of input or output, targets that do not fit.
@@ -46,7 +49,7 @@ def score(
         raise UserError(f"{session.path}: the input {spec} is no float, so no preprocessed image.")
     evaluator = task.evaluator(names, str(session.path))
     for images, targets in found:
-        evaluator.update(outputs(session, images), targets)
+        evaluator.update(outputs(session, images, batch), targets)
     return evaluator.compute(source)
 
 
@@ -58,7 +61,7 @@ def score_split(
     names: Sequence[str] | None = None,
 ) -> Score:
     """The score of a model on a split of a data set, by the data set's task."""
-    found = batches(dataset, split, preprocess, BATCH)
+    found = batches(dataset, split, preprocess, images_at_once(session))
     return score(load(dataset.task), session, found, names=names or dataset.classes)
 
 
@@ -71,15 +74,25 @@ def evaluated(
     return evaluator
 
 
-def outputs(session: Session, images: NDArray[np.float32]) -> dict[str, Array]:
-    """What the model gives for a batch of any size, `[B, ...]` by the name of the output.
+def images_at_once(session: Session, batch: int = 1) -> int:
+    """How many images to read at once: about 64, in whole calls of the model."""
+    size = _call_size(session, batch)
+    return size * max(READ // size, 1)
+
+
+def _call_size(session: Session, batch: int) -> int:
+    """Images in one call: what the model fixes, else `batch`."""
+    first = session.inputs[0].shape[:1] if session.inputs else ()
+    return max(first[0], 1) if first and isinstance(first[0], int) else batch
+
+
+def outputs(session: Session, images: NDArray[np.float32], batch: int = 1) -> dict[str, Array]:
+    """What the model gives for any number of images, `[N, ...]` by the name of the output.
 
     A model with a fixed batch gets that many at once; the last part is filled up with its last
     image, and what comes of that is dropped.
     """
-    spec = session.inputs[0]
-    fixed = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else None
-    size = fixed or len(images)
+    spec, size = session.inputs[0], _call_size(session, batch)
     parts: list[dict[str, Array]] = []
     for start in range(0, len(images), size):
         part = images[start : start + size]

@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 from .. import stats
 from ..runtimes.session import Session
 from .inputs import Feed
-from .measure import Effort, Measurement, Ring, Warmup, first_run, no_collection, warm_up
+from .measure import (
+    LOOK_SECONDS,
+    Effort,
+    Look,
+    Measurement,
+    Ring,
+    Warmup,
+    look,
+    no_collection,
+    warm_up,
+)
 
 Progress = Callable[[str, float], None]
 DROPPED = 3  # runs at the head of a block: the other model has just had the caches
@@ -146,7 +156,7 @@ def compare(
     effort = effort or CompareEffort()
     tell = progress or (lambda text, share: None)
     begin = perf_counter_ns()
-    firsts = [first_run(s, f) for s, f in ((a, feed_a), (b, feed_b), (again, feed_a))]
+    seen = [look(s, f, LOOK_SECONDS) for s, f in ((a, feed_a), (b, feed_b), (again, feed_a))]
     ring_a, ring_b, ring_again = Ring(a, feed_a), Ring(b, feed_b), Ring(again, feed_a)
     with no_collection():
         tell("warm-up", 0.0)
@@ -168,8 +178,8 @@ def compare(
     floor = noise_floor(floor_ratio)
     return Comparison(
         blocks=blocks,
-        a=_measurement(a, feed_a, blocks.first_runs, firsts[0], warmups[0], origin),
-        b=_measurement(b, feed_b, blocks.second_runs, firsts[1], warmups[1], origin),
+        a=_measurement(a, feed_a, blocks.first_runs, seen[0], warmups[0], origin),
+        b=_measurement(b, feed_b, blocks.second_runs, seen[1], warmups[1], origin),
         ratio=ratio, ratio_99=ratio_99, floor_blocks=floor_blocks, floor_ratio=floor_ratio,
         floor=floor,
         verdict=stats.verdict(ratio, floor, effort.margin, ratio_99), margin=effort.margin,
@@ -183,7 +193,7 @@ def noise_floor(again: stats.Interval) -> float:
 
 
 def _measurement(
-    session: Session, feed: Feed, runs: tuple[Block, ...], first: tuple[float, tuple[str, ...]],
+    session: Session, feed: Feed, runs: tuple[Block, ...], seen: Look,
     warmup: Warmup, origin: int,
 ) -> Measurement:  # fmt: skip
     """The interleaved runs of one model as a measurement of its own."""
@@ -191,6 +201,7 @@ def _measurement(
         path=session.path, facts=session.facts, shapes=feed.shapes, inputs_from=feed.source,
         ring=len(feed.ring), samples_ns=np.concatenate([r.samples_ns for r in runs]),
         starts_ns=np.concatenate([r.starts_ns for r in runs]) - origin, load_ms=session.load_ms,
-        first_run_ms=first[0], warmup=warmup, stopped="interleaved", nonfinite=first[1],
-        blocks=tuple(len(r.samples_ns) for r in runs),
+        first_run_ms=seen.first_run_ms, warmup=warmup, stopped="interleaved",
+        nonfinite=seen.nonfinite, blocks=tuple(len(r.samples_ns) for r in runs),
+        batch=feed.batch, varying=seen.varying, doubtful=feed.doubtful,
     )  # fmt: skip

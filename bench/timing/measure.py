@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter_ns
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import stats
+from ..errors import UserError
 from ..runtimes.session import Facts, Session
 from .inputs import Feed
 
@@ -27,6 +28,7 @@ WINDOWS = 5
 WINDOW_NS = 100_000_000
 WINDOW_RUNS = 5  # in a window at least, or its median is one run
 AGREE = 0.01
+LOOK_SECONDS = 0.3  # on the inputs of the ring before the warm-up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +96,12 @@ class Measurement:
     """Samples in each interleaved block or process, in order; empty for one run without a break."""
     processes: int = 1
     """Where more than one, each block is a process of its own."""
-
-    @property
-    def batch(self) -> int:
-        """The first dimension of the first input."""
-        first = next(iter(self.shapes.values()), ())
-        return first[0] if first else 1
+    batch: int = 1
+    """Images in a call."""
+    varying: tuple[str, ...] = ()
+    """Outputs whose shape depends on the values of the inputs."""
+    doubtful: tuple[str, ...] = ()
+    """Integer inputs of random values."""
 
     @property
     def steady(self) -> bool:
@@ -155,27 +157,46 @@ class Ring:
     def __init__(self, session: Session, feed: Feed) -> None:
         self.calls: Sequence[Callable[[], object]] = [session.prepare(f) for f in feed.ring]
         self.turn = 0
+        self._path, self._source = session.path, feed.source
 
     def spin(self, duration_ns: int, least: int) -> tuple[list[int], list[int]]:
-        """Run for a duration and at least so often. Starts and durations in ns."""
+        """Run for a duration and at least so often. Starts and durations in ns.
+
+        Raises `UserError` where the model fails on an input.
+        """
         calls, count, turn, clock = self.calls, len(self.calls), self.turn, perf_counter_ns
         starts: list[int] = []
         times: list[int] = []
         end = clock() + duration_ns
-        while True:
-            call = calls[turn]
-            start = clock()
-            call()
-            stop = clock()
-            starts.append(start)
-            times.append(stop - start)
-            turn += 1
-            if turn == count:
-                turn = 0
-            if stop >= end and len(times) >= least:
-                break
+        try:
+            while True:
+                call = calls[turn]
+                start = clock()
+                call()
+                stop = clock()
+                starts.append(start)
+                times.append(stop - start)
+                turn += 1
+                if turn == count:
+                    turn = 0
+                if stop >= end and len(times) >= least:
+                    break
+        except Exception as error:  # the runtimes' errors have no common base
+            where = f"on input {turn + 1} of {count} ({self._source})"
+            raise failed(self._path, where, error) from None
         self.turn = turn
         return starts, times
+
+
+def failed(path: Path, where: str, error: Exception) -> UserError:
+    """What is said of a model that ran on some inputs and failed on another, `where`."""
+    if isinstance(error, UserError):
+        return error
+    reason = " ".join(str(error).split())[:400] or type(error).__name__
+    return UserError(
+        f"{path}: the model failed {where}: {reason} It depends on the values: give arrays that "
+        "it takes with --inputs FILE.npz, or images with --data."
+    )
 
 
 def warm_up(ring: Ring, effort: Effort) -> Warmup:
@@ -206,12 +227,48 @@ def is_steady(medians: Sequence[float]) -> bool:
     )
 
 
-def first_run(session: Session, feed: Feed) -> tuple[float, tuple[str, ...]]:
-    """Run once: time in ms, and the outputs with values that are not finite."""
-    start = perf_counter_ns()
+@dataclass(frozen=True)
+class Look:
+    """What the first runs say of a model, before anything is timed."""
+
+    first_run_ms: float
+    runs: int
+    nonfinite: tuple[str, ...]
+    """Outputs that held a NaN or an infinity."""
+    varying: tuple[str, ...]
+    """Outputs whose shape was not always the same."""
+
+
+def look(session: Session, feed: Feed, seconds: float) -> Look:
+    """Run once, then on the other inputs of the ring for at most `seconds`.
+
+    Raises `UserError` where the model fails on one of them.
+    """
+    begin = perf_counter_ns()
     outputs = session.run(feed.ring[0])
-    elapsed = (perf_counter_ns() - start) / 1e6
-    return elapsed, nonfinite(outputs)
+    first_ms = (perf_counter_ns() - begin) / 1e6
+    first, bad, varying, runs = _shapes(outputs), list(nonfinite(outputs)), dict[str, None](), 1
+    begin = perf_counter_ns()
+    for number, arrays in enumerate(feed.ring[1:], start=2):
+        if perf_counter_ns() - begin + first_ms * 1e6 > seconds * 1e9:
+            break
+        try:
+            outputs = session.run(arrays)
+        except UserError as error:
+            raise UserError(
+                f"{error} It ran on the first of {len(feed.ring)} inputs ({feed.source}) and "
+                f"failed on number {number}."
+            ) from None
+        runs += 1
+        bad += nonfinite(outputs)
+        shapes = _shapes(outputs)
+        varying |= dict.fromkeys(name for name in shapes if shapes[name] != first.get(name))
+    return Look(first_ms, runs, tuple(dict.fromkeys(bad)), tuple(varying))
+
+
+def _shapes(outputs: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of arrays, and lengths of sequences."""
+    return {name: a.shape if hasattr(a, "shape") else (len(a),) for name, a in outputs.items()}
 
 
 def nonfinite(outputs: dict[str, NDArray[Any]]) -> tuple[str, ...]:
@@ -231,10 +288,11 @@ def measure(session: Session, feed: Feed, effort: Effort | None = None) -> Measu
     Raises `UserError` where the model does not run on the feed.
     """
     effort = effort or Effort()
-    first_ms, bad = first_run(session, feed)
+    seen = look(session, feed, min(LOOK_SECONDS, effort.warmup_seconds))
     ring = Ring(session, feed)
     with no_collection():
         warmup = warm_up(ring, effort)
+        warmup = replace(warmup, runs=warmup.runs + seen.runs - 1)
         session.device_times_ns()  # the warm-up's are dropped
         starts: list[int] = []
         times: list[int] = []
@@ -256,6 +314,7 @@ def measure(session: Session, feed: Feed, effort: Effort | None = None) -> Measu
     return Measurement(
         path=session.path, facts=session.facts, shapes=feed.shapes, inputs_from=feed.source,
         ring=len(feed.ring), samples_ns=np.asarray(times, dtype=np.int64),
-        starts_ns=begun - begun[0], load_ms=session.load_ms, first_run_ms=first_ms, warmup=warmup,
-        stopped=stopped, device_ns=device, nonfinite=bad,
+        starts_ns=begun - begun[0], load_ms=session.load_ms, first_run_ms=seen.first_run_ms,
+        warmup=warmup, stopped=stopped, device_ns=device, nonfinite=seen.nonfinite,
+        batch=feed.batch, varying=seen.varying, doubtful=feed.doubtful,
     )  # fmt: skip

@@ -50,6 +50,16 @@ def warnings(
         found += _limits(m, environment)
     if m.nonfinite:
         found.append(f"NaN or infinity in the output {', '.join(m.nonfinite)}")
+    if m.varying:
+        found.append(
+            f"the shape of {', '.join(m.varying)} depends on the values, and so does the time: "
+            "give real ones with --inputs or --data"
+        )
+    if m.doubtful:
+        found.append(
+            f"the integers in {', '.join(m.doubtful)} were drawn as 0 or 1: if they are a length, "
+            "a shape or an index, real ones take another time; give them with --inputs"
+        )
     if m.facts.fallback:
         found.append(
             f"{len(m.facts.fallback)} nodes do not run on {m.facts.provider}: "

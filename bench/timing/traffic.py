@@ -13,6 +13,7 @@ from .. import stats
 from ..errors import UserError
 from ..runtimes.session import Session
 from .inputs import Feed
+from .measure import Ring, failed
 
 SLICES = 12
 
@@ -25,10 +26,9 @@ def throughput(session: Session, feed: Feed, concurrency: int, seconds: float = 
     """
     _check(session, concurrency)
     calls = [session.prepare(f) for f in feed.ring]
-    batch = next(iter(feed.shapes.values()), (1,))[0]
     ends: list[list[int]] = [[] for _ in range(concurrency)]
     times: list[list[int]] = [[] for _ in range(concurrency)]
-    errors: list[BaseException] = []
+    errors: list[Exception] = []
     begin = perf_counter_ns() + int(0.3e9)  # what ends before is warm-up
     stop = begin + int(seconds * 1e9)
 
@@ -53,11 +53,11 @@ def throughput(session: Session, feed: Feed, concurrency: int, seconds: float = 
             f"Only {len(done)} calls ended within {seconds:g} s; give --seconds more for a rate."
         )
     edges = np.linspace(begin, stop, SLICES + 1)
-    rates = np.histogram(done, edges)[0] * batch / (seconds / SLICES)
+    rates = np.histogram(done, edges)[0] * feed.batch / (seconds / SLICES)
     found = stats.walsh_interval(rates)
     return Throughput(
-        images_per_second=len(done) * batch / seconds, interval=(found.low, found.high),
-        concurrency=concurrency, batch=batch, seconds=seconds,
+        images_per_second=len(done) * feed.batch / seconds, interval=(found.low, found.high),
+        concurrency=concurrency, batch=feed.batch, seconds=seconds,
         latency_ms=float(np.median(np.concatenate([np.array(t) for t in times]))) / 1e6,
     )  # fmt: skip
 
@@ -83,9 +83,8 @@ def open_loop(
     if len(arrivals) == 0:
         raise UserError(f"--rate {rate_hz:g}: no request arrives within {seconds:g} s.")
     ends = np.full(len(arrivals), np.nan)
-    turns, lock, errors = count(), threading.Lock(), list[BaseException]()
-    for call in calls[:5]:
-        call()
+    turns, lock, errors = count(), threading.Lock(), list[Exception]()
+    Ring(session, feed).spin(0, 5)
     begin = perf_counter()
 
     def work(worker: int) -> None:
@@ -129,7 +128,7 @@ def _check(session: Session, concurrency: int) -> None:
         )
 
 
-def _run(work: object, concurrency: int, errors: list[BaseException], session: Session) -> None:
+def _run(work: object, concurrency: int, errors: list[Exception], session: Session) -> None:
     assert callable(work)
     threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(concurrency)]
     for thread in threads:
@@ -137,7 +136,7 @@ def _run(work: object, concurrency: int, errors: list[BaseException], session: S
     for thread in threads:
         thread.join()
     if errors:
-        raise UserError(f"{session.path} failed under load: {errors[0]}") from errors[0]
+        raise failed(session.path, "under load", errors[0]) from None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.runtimes.session import Session
 from vcompress.bench.stats import percentile_interval
-from vcompress.bench.tasks.scoring import BATCH, score_split
+from vcompress.bench.tasks.scoring import images_at_once, score_split
 from vcompress.bench.tasks.scoring import outputs as run_batch
 from vcompress.bench.timing import measure
 from vcompress.bench.timing.environment import preflight
@@ -92,9 +92,10 @@ def score(
 
 def _own_score(session: Session, data: Data, own: OwnMetric, runtime: str) -> TestScore:
     """With a percentile interval over resampled images."""
+    at_once = images_at_once(session)
     found = [
         (next(iter(run_batch(session, images).values())), targets)
-        for images, targets in batches(data.dataset, "test", data.preprocess, BATCH)
+        for images, targets in batches(data.dataset, "test", data.preprocess, at_once)
     ]
     given, wanted = (torch.from_numpy(np.concatenate(part)) for part in zip(*found, strict=True))
     value = own(given, wanted)

@@ -97,6 +97,29 @@ def test_an_output_that_is_not_finite_is_reported(
     assert "NaN or infinity in the output y" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flags", [(), ("--no-cold-start",), ("--profile", "--concurrency", "2")])
+def test_a_model_that_fails_on_some_inputs_is_one_message(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    """An index that is computed from the input leaves its table for one input in sixteen."""
+    nodes = [
+        helper.make_node("Abs", ["x"], ["a"]), helper.make_node("Mul", ["a", "three"], ["b"]),
+        helper.make_node("Cast", ["b"], ["c"], to=7),
+        helper.make_node("Gather", ["table", "c"], ["y"]),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", 1, [1])],
+        [helper.make_tensor_value_info("y", 1, [1])],
+        [numpy_helper.from_array(np.float32(3), "three"),
+         numpy_helper.from_array(np.arange(5, dtype=np.float32), "table")],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17)]
+    path = write(tmp_path / "m.onnx", helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    said = refused(path, capfd, *flags)
+    assert "out of data bounds" in said
+    assert "first of 64 inputs" in said
+
+
 def request(path: Path, **changes: object) -> fresh.Request:
     return fresh.Request(
         path=path, runtime="onnxruntime", options={}, shape={}, threads=1, **changes
@@ -108,6 +131,20 @@ def test_a_cold_start_has_its_parts(models: Path) -> None:
     assert found.load_ms > 0
     assert found.first_run_ms > 0
     assert 0 <= found.model_memory_bytes < found.peak_memory_bytes < 1e9
+
+
+def test_the_memory_is_the_models_and_not_that_of_its_inputs(tmp_path: Path) -> None:
+    """A convolution with a stride of 4: 0.8 MB of results from a picture of 4.9 MB."""
+    weight = np.random.default_rng(0).standard_normal((8, 3, 4, 4)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], strides=[4, 4])], "g",
+        [helper.make_tensor_value_info("x", 1, [1, 3, 640, 640])],
+        [helper.make_tensor_value_info("y", 1, [1, 8, 160, 160])],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17)]
+    path = write(tmp_path / "m.onnx", helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    assert fresh.cold_start(request(path)).model_memory_bytes < 30e6  # a ring of 51 is 251 MB
 
 
 def test_what_lies_in_the_working_folder_is_not_imported(

@@ -9,8 +9,9 @@ import pytest
 
 from vcompress.bench.errors import UserError
 from vcompress.bench.runtimes import open_session
+from vcompress.bench.runtimes.session import TensorSpec
 from vcompress.bench.tasks.classification import TASK
-from vcompress.bench.tasks.scoring import evaluated, score
+from vcompress.bench.tasks.scoring import evaluated, images_at_once, score
 from vcompress.bench.tasks.task import Score
 
 
@@ -80,6 +81,25 @@ def test_a_fixed_batch_gives_the_same_predictions_as_a_free_one(models: Path) ->
         b = score(TASK, fixed, batches(10, 7))
     assert (a.n, b.n) == (10, 10)
     np.testing.assert_array_equal(a.evidence["predictions"], b.evidence["predictions"])
+
+
+def test_as_many_images_go_through_the_model_at_once_as_were_asked_for(busy: Any) -> None:
+    """What a model answers may depend on the batch: one that is quantised dynamically takes its
+    scales from it, and another has a 1 in a Reshape."""
+
+    class Counting(busy):  # type: ignore[misc]
+        def run(self, inputs: Any) -> Any:
+            (array,) = inputs.values()
+            sizes.append(len(array))
+            return {"y": np.zeros((len(array), 10), np.float32)}
+
+    session = Counting(0)
+    session.inputs = (TensorSpec("x", ("batch", 3, 32, 32), "float32"),)
+    for asked, called in ((1, [1] * 10), (4, [4, 4, 4])):
+        sizes: list[int] = []
+        assert score(TASK, session, batches(10, 64), batch=asked).n == 10
+        assert sizes == called
+    assert [images_at_once(session, batch) for batch in (1, 48, 64, 100)] == [64, 48, 64, 100]
 
 
 def test_a_half_precision_model_is_fed_half_precision_images(models: Path) -> None:

@@ -84,3 +84,55 @@ def test_arrays_of_the_users_own_are_checked(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             inputs.from_file(tmp_path / f"{name}.npz", [spec])
+
+
+def test_a_batch_is_the_axis_that_is_called_so_and_not_the_length_before_it() -> None:
+    state = [
+        TensorSpec("x", ("T", "N", 4), "float32"), TensorSpec("h", (1, "N", 8), "float32"),
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="--shape x=<T>x3x4 with"):
+        inputs.resolve_shapes(state, 3)
+    shapes = inputs.resolve_shapes(state, 3, {"x": (7, 3, 4)})
+    assert shapes == {"x": (7, 3, 4), "h": (1, 3, 8)}
+    assert inputs.synthetic(state, shapes).batch == 3
+    fixed = [TensorSpec("x", (7, 2, 4), "float32"), TensorSpec("h", (1, 2, 8), "float32")]
+    assert inputs.batch_of(fixed, inputs.resolve_shapes(fixed)) == 1
+    assert inputs.batch_of([IMAGE], {"x": (5, 3, 8, 8)}) == 5
+    assert inputs.batch_of([TensorSpec("x", (), "float32")], {"x": ()}) == 1
+
+
+def test_a_batch_beside_shapes_that_hold_another_is_refused() -> None:
+    inputs.check_batch([IMAGE], {"x": (4, 3, 8, 8)}, 4, "--shape")
+    with pytest.raises(UserError, match=r"--batch 2 and --shape do not agree: .* a batch of 4"):
+        inputs.check_batch([IMAGE], {"x": (4, 3, 8, 8)}, 2, "--shape")
+
+
+def test_an_input_without_dimensions_gets_arrays() -> None:
+    specs = [TensorSpec(k, (), k) for k in ("float32", "float16", "int64", "bool", "uint8")]
+    feed = inputs.synthetic(specs, inputs.resolve_shapes(specs))
+    for spec in specs:
+        array = feed.ring[0][spec.name]
+        assert isinstance(array, np.ndarray)
+        assert (array.shape, str(array.dtype)) == ((), spec.dtype)
+    assert feed.doubtful == ("int64",)
+
+
+def test_an_input_of_unknown_rank_takes_the_shape_that_is_given() -> None:
+    spec = TensorSpec("x", (), "float32", ranked=False)
+    with pytest.raises(UserError, match="--shape x="):
+        inputs.resolve_shapes([spec])
+    assert inputs.resolve_shapes([spec], 1, {"x": (2, 3)}) == {"x": (2, 3)}
+
+
+def test_floats_become_the_nearest_bfloat16(tmp_path: Path) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    values[:4] = (1 + 2**-8, 1 + 3 * 2**-8, np.nan, -np.inf)  # two ties
+    spec = TensorSpec("x", (1000,), "bfloat16")
+    np.savez(tmp_path / "floats.npz", x=values)
+    np.savez(tmp_path / "bits.npz", x=values.astype(ml_dtypes.bfloat16))
+    right = values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    for name in ("floats", "bits"):
+        found = inputs.from_file(tmp_path / f"{name}.npz", [spec]).ring[0]["x"]
+        assert np.array_equal(np.delete(found, 2), np.delete(right, 2))
+        assert np.isnan(found.view(ml_dtypes.bfloat16)[2])

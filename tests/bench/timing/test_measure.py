@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vcompress.bench.errors import UserError
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.timing.inputs import synthetic
-from vcompress.bench.timing.measure import Effort, Ring, is_steady, measure, nonfinite
+from vcompress.bench.timing.measure import Effort, Ring, is_steady, look, measure, nonfinite
 
 FAST = Effort(
     seconds=0.2, most_seconds=0.3, warmup_seconds=0.05, warmup_runs=5, most_warmup_seconds=0.7
@@ -103,3 +104,37 @@ def test_several_processes_take_their_interval_from_the_processes(busy: Any) -> 
     samples = np.concatenate([np.full(100, level) for level in (100, 110, 120, 130, 140)])
     m = replace(m, samples_ns=samples * 1000, blocks=(100,) * 5, processes=5)
     assert (m.median.low, m.median_ms, m.median.high) == (0.1, 0.12, 0.14)
+
+
+def test_a_model_that_fails_on_a_later_input_is_one_message(busy: Any) -> None:
+    class Picky(busy):  # type: ignore[misc]
+        def prepare(self, inputs: Any) -> Any:
+            good = super().prepare(inputs)
+            bad = inputs["x"].min() < -1.8
+            return (lambda: int("none")) if bad else good
+
+        def run(self, inputs: Any) -> Any:  # does not fail, so that the loop meets it
+            return {"y": np.zeros((1, 3), np.float32)}
+
+    session = Picky(1)
+    feed = synthetic(session.inputs, {"x": (1, 2)})
+    number = next(i for i, f in enumerate(feed.ring) if f["x"].min() < -1.8) + 1
+    assert number > 1
+    with pytest.raises(UserError, match=rf"failed on input {number} of 64 .*invalid literal"):
+        measure(session, feed, FAST)
+
+
+def test_every_input_of_the_ring_is_looked_at(busy: Any) -> None:
+    class Odd(busy):  # type: ignore[misc]
+        def run(self, inputs: Any) -> Any:
+            self.calls += 1
+            many = int(inputs["x"][0, 0] > 0)
+            return {"n": np.zeros(1 + many), "log": np.log(inputs["x"] + 2), "list": [1] * many}
+
+    session = Odd(1)
+    with np.errstate(invalid="ignore"):
+        seen = look(session, synthetic(session.inputs, {"x": (1, 2)}), 10.0)
+    assert seen.runs == 64
+    assert seen.nonfinite == ("log",)  # one value in forty is below -2; the first is not
+    assert seen.varying == ("n", "list")
+    assert look(session, synthetic(session.inputs, {"x": (1, 2)}), 0.0).nonfinite == ()
