@@ -42,6 +42,9 @@ class Options:
     weights: str | None = None
     """Initial weights of a model that is only a name: default (the library's pretrained weights) or
     a file. Default: random weights."""
+    checkpoint_key: str | None = None
+    """Path of the weights inside the file of --weights, such as model_ema or net.state_dict.
+    Default: what fits the network best, averaged weights first."""
     head: str | None = None
     """Path of the layer that gives the logits, such as classifier.3. Default: what the model's
     library records, or what follows the number of classes."""
@@ -69,6 +72,8 @@ class Options:
         check_ranges(self)
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite contradict each other; give one.")
+        if self.checkpoint_key is not None and self.weights == "default":
+            raise UserError("--checkpoint-key names weights in a file; give --weights FILE.")
         for name in ("data_licence", "weights_licence"):
             text = getattr(self, name)
             if text is not None and not (text.strip() and text.isprintable() and len(text) <= 200):

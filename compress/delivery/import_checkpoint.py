@@ -115,10 +115,10 @@ def _from_file(
     probe_classes = 1237
     probe = build(make_spec(name, probe_classes, preprocess.size, options.head))
     paths = heads(probe, probe_classes, noise(1, preprocess))
-    classes = infer_classes(file, probe, paths)
+    classes = infer_classes(file, probe, paths, options.checkpoint_key)
     spec = make_spec(name, classes, preprocess.size, options.head, str(file))
     network = Network(build(spec), spec)
-    loaded = load_into(network.model, file)
+    loaded = load_into(network.model, file, key=options.checkpoint_key)
     if "transform_input" in spec.kwargs:
         network = _settled(network, data)
     if loaded.left_over:

@@ -153,10 +153,13 @@ def make_spec(
     return ModelSpec(name, classes, kwargs, head)
 
 
-def build(spec: ModelSpec, weights: str | None = None) -> nn.Module:
+def build(spec: ModelSpec, weights: str | None = None, key: str | None = None) -> nn.Module:
     """The network with random weights, or with `weights`: `default` (torchvision's or timm's
     pretrained ones, those in a folder of transformers) or a file. The head is left random where the
     number of classes differs. The network carries the paths of its head, where they are known.
+
+    Args:
+        key: dotted path of the weights inside the file; by default what fits the network best.
 
     Raises:
         UserError: the factory refuses its arguments or the file cannot be used.
@@ -170,7 +173,7 @@ def build(spec: ModelSpec, weights: str | None = None) -> nn.Module:
     elif weights is not None:
         from .checkpoints import load_into
 
-        load_into(model, Path(weights), heads=paths)
+        load_into(model, Path(weights), heads=paths, key=key)
     return model
 
 

@@ -1,36 +1,38 @@
 """Checkpoints of other trainers: plain state_dicts, torchvision's reference training, timm with
-EMA, Lightning, DataParallel prefixes, safetensors. Only tensors are read, no code runs.
+EMA, Lightning, FSDP, torch.compile, safetensors.
+
+Nothing depends on how a trainer names things. The file is a tree of names, and so is the network;
+the part of the file that fits the network best is taken. A module that has one child alone, which
+the network does not have, is a wrapper and is passed over wherever it stands. Of several parts that
+fit alike, averaged weights come first.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
-import pickle
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vcompress.bench.errors import UserError
+from vcompress.bench.errors import UserError, nearest
 
-from .changes import load_tensors
+from . import checkpoint_file
 
 log = logging.getLogger(__name__)
 
-
-# Under which key a training script puts the weights; averaged ones come first.
-_KEYS = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "ema",
-    "state_dict", "model_state_dict", "model", "net", "network", "weights", "module", "params",
-)  # fmt: skip
-_PREFIXES = ("module.", "model.", "net.", "network.", "backbone.", "encoder.", "_orig_mod.")
+_AVERAGED = {"ema", "swa", "avg", "average", "averaged", "shadow", "polyak", "teacher"}
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Auxiliary heads are only for training, and counters only matter to an average without momentum.
 _DISPENSABLE = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
+_DEEPEST = 12
+_DEEPEST_NAME = 64
+_LONGEST_LIST = 16
+_MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -45,114 +47,101 @@ class Loaded:
     left_over: tuple[str, ...]
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors of a checkpoint by name, and the key under which the file had them.
+@dataclass
+class _Node:
+    """A name in the file, with what lies below it."""
 
-    Raises:
-        UserError: no such file, not a checkpoint, or one that holds more than plain data.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Expected a .safetensors or a .pth checkpoint.")
-    if path.suffix == ".safetensors":
-        return load_tensors(path), None
-    try:
-        with torch.serialization.safe_globals(_harmless()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: refused by torch's restricted loader, since it holds more than tensors: "
-            f"{_reason(error)}. Where it was made, save the weights alone: "
-            f"torch.save(model.state_dict(), 'weights.pth')."
-        ) from None
-    except Exception as error:  # a damaged file makes the loader stumble in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a checkpoint that torch can read ({reason}).") from None
-    return _find_weights(content, path)
+    key: tuple[str, ...] = ()
+    """The keys of dictionaries that lead to it."""
+    prefix: tuple[str, ...] = ()
+    """The parts of a tensor's name, below those keys."""
+    children: dict[str, _Node] = field(default_factory=dict)
+    tensor: Tensor | None = None
 
+    def nodes(self) -> Iterator[_Node]:
+        """This one and all below it, in the order of the file."""
+        yield self
+        for child in self.children.values():
+            yield from child.nodes()
 
-def _harmless() -> list[Any]:
-    """Plain data that training scripts put beside the weights: parsed arguments (torchvision,
-    timm), and numpy's numbers for a best accuracy."""
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = (np.float64, np.float32, np.int64, np.int32, np.bool_)
-    return [argparse.Namespace, scalar, np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
+    def at(self, path: str) -> _Node | None:
+        """What lies at the dotted `path`."""
+        found: _Node | None = self
+        for part in path.split("."):
+            found = None if found is None else found.children.get(part)
+        return found
 
+    @property
+    def path(self) -> str:
+        return ".".join((*self.key, *self.prefix))
 
-def _reason(error: Exception) -> str:
-    """The line of torch's long message that names what was refused."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    named = next((line for line in lines if "global" in line.lower()), lines[0])
-    return named.split(". Please")[0].rstrip(".")[:200]
+    @property
+    def averaged(self) -> bool:
+        words = re.split(r"[^a-z]+", self.path.lower())
+        return not _AVERAGED.isdisjoint(words)
 
 
-def _find_weights(content: object, path: Path) -> tuple[dict[str, Tensor], str | None]:
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected named tensors.")
-    for key in _KEYS:
-        inner = content.get(key)
-        if isinstance(inner, Mapping) and (tensors := _tensors(inner)):
-            return tensors, key
-    if tensors := _tensors(content):
-        return tensors, None
-    raise UserError(
-        f"{path}: no weights found; it has {', '.join(map(str, list(content)[:8]))}. Expected a "
-        f"state_dict, or one under state_dict, model or model_ema."
-    )
+@dataclass(frozen=True)
+class _Fit:
+    """What a part of the file holds of a network."""
+
+    node: _Node
+    taken: Mapping[str, _Node]
+    """The network's tensors by name, and where they lie in the file."""
+    fitting: int
+    """How many of its parameters have the network's shape; a head may have another."""
 
 
-def _tensors(content: Mapping[object, object]) -> dict[str, Tensor]:
-    return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-
-
-def strip_prefix(tensors: Mapping[str, Tensor], names: set[str]) -> tuple[dict[str, Tensor], str]:
-    """Take off the wrappers' prefixes so that as many names as possible are among `names`."""
-    best, best_prefix = dict(tensors), ""
-    candidates = [""]
-    for _ in range(3):  # a compiled DataParallel inside a Lightning module has three
-        candidates += [a + b for a in candidates for b in _PREFIXES if a + b not in candidates]
-        if len(candidates) > 500:
-            break
-    hits = sum(name in names for name in best)
-    for prefix in candidates[1:]:
-        stripped = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-        found = sum(name in names for name in stripped)
-        if found > hits:
-            rest = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
-            best, best_prefix, hits = {**stripped, **rest}, prefix, found
-    return best, best_prefix
-
-
-def infer_classes(path: Path, model: nn.Module, heads: Sequence[str]) -> int:
+def infer_classes(
+    path: Path, model: nn.Module, heads: Sequence[str], key: str | None = None
+) -> int:
     """How many classes the checkpoint's head has; `model` has the same head under `heads`."""
-    tensors, _ = read_checkpoint(path)
-    tensors, _ = strip_prefix(tensors, set(model.state_dict()))
-    weight = next((tensors[f"{h}.weight"] for h in heads if f"{h}.weight" in tensors), None)
-    if weight is None:
-        near = [name for name in tensors if name.endswith("weight")][-3:]
+    root = _tree(path, key)
+    fits = _fits(root, model, heads)
+    taken = fits[0].taken if fits else {}
+    of_head = [name for name in taken if name.rpartition(".")[0] in heads]
+    name = next((n for n in of_head if n.endswith("weight")), next(iter(of_head), None))
+    if name is None:
+        near = [n.path for n in root.nodes() if n.tensor is not None and n.path.endswith("weight")]
         raise UserError(
             f"{path}: no {heads[0]}.weight in it, so the number of classes is not known and the "
             f"checkpoint is probably of another architecture. Its last weights are "
-            f"{', '.join(near)}."
+            f"{', '.join(near[-3:])}."
         )
+    weight = taken[name].tensor
+    assert weight is not None
+    _check_head(path, name, weight, model.state_dict()[name])
     return int(weight.shape[0])
 
 
-def load_into(model: nn.Module, path: Path, *, heads: Sequence[str] = ()) -> Loaded:
+def load_into(
+    model: nn.Module, path: Path, *, heads: Sequence[str] = (), key: str | None = None
+) -> Loaded:
     """Load a checkpoint into `model`.
 
     Args:
         heads: layers that may have another number of classes in the file; they are then left as
             they are.
+        key: dotted path of the weights in the file; by default what fits the network best.
 
     Raises:
         UserError: names the tensors that are missing, left over, or of another shape.
     """
-    tensors, key = read_checkpoint(path)
+    root = _tree(path, key)
     own = model.state_dict()
-    tensors, prefix = strip_prefix(tensors, set(own))
-    left_over = [name for name in tensors if name not in own and not name.startswith(_DISPENSABLE)]
-    if "n_averaged" in left_over:  # torch's AveragedModel counts its updates
-        left_over.remove("n_averaged")
+    fits = _fits(root, model, heads)
+    if not fits:
+        names = [n.path for n in root.nodes() if n.tensor is not None]
+        raise UserError(
+            f"{path}: none of its {len(names)} tensors ({', '.join(names[:4])}, ...) is one of the "
+            f"network's {len(own)} ({', '.join(list(own)[:4])}, ...): all are missing. The file "
+            f"was saved from another architecture."
+        )
+    best = [fit for fit in fits if fit.fitting == fits[0].fitting]
+    # Averages of parameters alone go with the statistics of the weights beside them.
+    taken = {n: one for fit in reversed(best[:2]) for n, one in fit.taken.items()}
+    tensors = {name: node.tensor for name, node in taken.items() if node.tensor is not None}
+    left_over = tuple(_left_over(root, best))
     missing = [
         name for name in own if name not in tensors and not name.endswith("num_batches_tracked")
     ]
@@ -162,19 +151,188 @@ def load_into(model: nn.Module, path: Path, *, heads: Sequence[str] = ()) -> Loa
         tensors = {k: v for k, v in tensors.items() if k not in other}
         other = []
     if other:
-        name = other[0]
-        raise UserError(
-            f"{path}: {len(other)} tensors have another shape, the first is {name}: "
-            f"{list(tensors[name].shape)} in the file, {list(own[name].shape)} in the network. "
-            f"Give the architecture that the file was trained with."
-        )
+        raise UserError(_of_other_shape(path, other, tensors, own))
     if missing:
         raise UserError(
             f"{path}: {len(missing)} of the network's {len(own)} tensors are missing "
-            f"({', '.join(missing[:4])}, ...) and {len(left_over)} of the file's are left over "
-            f"({', '.join(left_over[:4]) or 'none'}). Give the architecture that the file was "
-            f"trained with."
+            f"({', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}) and {len(left_over)} "
+            f"of the file's are left over ({', '.join(left_over[:4]) or 'none'}). The file was "
+            f"saved from another architecture, or from another variant of it."
         )
-    fitting = {name: tensor for name, tensor in tensors.items() if name in own}
-    model.load_state_dict(fitting, strict=False)
-    return Loaded(key, prefix, tuple(missing), tuple(left_over))
+    _say_which(path, fits, fits[0].fitting)
+    model.load_state_dict(tensors, strict=False)
+    node = fits[0].node
+    prefix = "".join(f"{part}." for part in node.prefix)
+    return Loaded(".".join(node.key) or None, prefix, tuple(missing), left_over)
+
+
+def _tree(path: Path, key: str | None) -> _Node:
+    """The names of the file as a tree, from `key` downwards.
+
+    Raises:
+        UserError: there are no tensors in it, or no such key.
+    """
+    content = checkpoint_file.read(path)
+    root = _Node()
+    _grow(root, content, 0)
+    if key is not None:
+        found = root.at(key)
+        if found is None or not any(n.tensor is not None for n in found.nodes()):
+            known = [n.path for n in root.nodes() if n.path and not n.prefix]
+            raise UserError(
+                f"{path}: no weights under the key {key!r}.{nearest(key, known)} It has "
+                f"{', '.join(known[:8]) or 'no keys but the names of its tensors'}."
+            )
+        root = found
+    if not any(n.tensor is not None for n in root.nodes()):
+        raise UserError(
+            f"{path}: no weights found; it has {', '.join(map(str, list(content)[:8]))}. Expected "
+            f"a state_dict, alone or in dictionaries."
+        )
+    return root
+
+
+def _grow(node: _Node, content: Any, depth: int) -> None:
+    """Put the tensors of `content` below `node`."""
+    if isinstance(content, checkpoint_file.StandIn):
+        content = content.items
+    if isinstance(content, (list, tuple)) and len(content) <= _LONGEST_LIST:
+        content = dict(enumerate(content))
+    if not isinstance(content, Mapping) or depth > _DEEPEST:
+        return
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            if _readable(value):
+                _leaf(node, str(name).split(".", _DEEPEST_NAME), value)
+            continue
+        text = str(name)
+        below = _Node((*node.key, text), node.prefix)
+        _grow(below, value, depth + 1)
+        if below.children:
+            node.children.setdefault(text, below)
+
+
+def _leaf(node: _Node, parts: list[str], tensor: Tensor) -> None:
+    for part in parts:
+        made = _Node(node.key, (*node.prefix, part))
+        node = node.children.setdefault(part, made)
+    node.tensor = tensor
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether it is a plain tensor with values: no sparse, quantised or empty promise."""
+    return (
+        tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    )
+
+
+def _fits(root: _Node, model: nn.Module, heads: Sequence[str]) -> list[_Fit]:
+    """The parts of the file that hold something of the network, the one to take first: that with
+    the most of its parameters, then averaged ones."""
+    own = model.state_dict()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    network = _Node()
+    for name, tensor in own.items():
+        _leaf(network, name.split("."), tensor)
+    found = []
+    for node in root.nodes():
+        if not node.children.keys().isdisjoint(network.children):
+            taken = dict(_matched(node, network, ""))
+            same = [
+                name
+                for name, one in taken.items()
+                if one.tensor is not None
+                and (one.tensor.shape == own[name].shape or name.rpartition(".")[0] in heads)
+            ]
+            if same:
+                found.append(_Fit(node, taken, len(parameters.intersection(same))))
+    return sorted(found, key=lambda fit: (-fit.fitting, not fit.node.averaged))
+
+
+def _matched(node: _Node, network: _Node, name: str) -> Iterator[tuple[str, _Node]]:
+    """The network's tensors that the file has below `node`, whatever wraps its modules."""
+    for part, wanted in network.children.items():
+        below = node.children.get(part)
+        if below is None:
+            continue
+        full = f"{name}.{part}" if name else part
+        if wanted.tensor is not None:
+            if below.tensor is not None:
+                yield full, below
+            continue
+        yield from _matched(_unwrapped(below, wanted), wanted, full)
+
+
+def _unwrapped(node: _Node, network: _Node) -> _Node:
+    """`node`, or what lies below it where it holds nothing else, and nothing of the network's."""
+    while node.children.keys().isdisjoint(network.children):
+        inner = [c for n, c in node.children.items() if n in _WRAPPERS]
+        inner = inner or list(node.children.values())
+        if len(inner) != 1:
+            break
+        node = inner[0]
+    return node
+
+
+def _left_over(root: _Node, fits: Sequence[_Fit]) -> Iterator[str]:
+    """Names in the dictionary of the taken part that are neither taken nor of a copy."""
+    node = fits[0].node
+    used = {id(one) for fit in fits for one in fit.taken.values()}
+    same = [n for n in root.nodes() if n.tensor is not None and n.key == node.key]
+    for one in same:
+        inside = one.prefix[: len(node.prefix)] == node.prefix
+        assert one.tensor is not None
+        if id(one) in used or (not inside and one.tensor.ndim == 0):  # counters of an average
+            continue
+        name = ".".join(one.prefix[len(node.prefix) :] if inside else one.prefix)
+        if not name.startswith(_DISPENSABLE):
+            yield name
+
+
+def _say_which(path: Path, fits: Sequence[_Fit], most: int) -> None:
+    """Log which of several sets of weights was taken, and averages that lack something."""
+    names = [fit.node.path or "the weights at the top" for fit in fits]
+    whole = [name for name, fit in zip(names, fits, strict=True) if fit.fitting == most]
+    if len(whole) > 1:
+        kind = "the averaged weights" if fits[0].node.averaged else "the first of those that fit"
+        log.warning(
+            "%s: took %s, %s; %s fits too. --checkpoint-key names another",
+            path, whole[0], kind, ", ".join(whole[1:]),
+        )  # fmt: skip
+    for name, fit in zip(names, fits, strict=True):
+        if fit.node.averaged and not fits[0].node.averaged and 2 * fit.fitting > most:
+            log.warning(
+                "%s: took %s; the averaged weights %s have %d of its %d parameters",
+                path, names[0], name, fit.fitting, most,
+            )  # fmt: skip
+
+
+def _check_head(path: Path, name: str, weight: Tensor, own: Tensor) -> None:
+    """Refuse a head that the network cannot have or that the file only claims to hold."""
+    stored = weight.untyped_storage().nbytes()
+    if not 0 < weight.numel() * weight.element_size() <= stored or len(weight) > _MOST_CLASSES:
+        raise UserError(
+            f"{path}: {name} claims the shape {list(weight.shape)}, and the file holds {stored:,} "
+            f"bytes of it. Expected 1 to {_MOST_CLASSES:,} classes with all of their weights."
+        )
+    if weight.shape[1:] != own.shape[1:]:
+        raise UserError(_of_other_shape(path, [name], {name: weight}, {name: own}))
+
+
+def _of_other_shape(
+    path: Path, names: Sequence[str], tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> str:
+    name = names[0]
+    theirs, ours = list(tensors[name].shape), list(own[name].shape)
+    said = (
+        f"{path}: {len(names)} tensors have another shape, the first is {name}: {theirs} in the "
+        f"file, {ours} in the network. "
+    )
+    if re.search(r"pos(ition)?_?embed|relative_position", name):
+        return f"{said}Give the image size that the file was trained with: --image-size."
+    kernels = len(names) == 1 and len(theirs) == len(ours) == 4
+    if kernels and ours[1] in (1, 3, 4) and theirs[:1] + theirs[2:] == ours[:1] + ours[2:]:
+        return (
+            f"{said}The file was trained on images of {theirs[1]} channels: give its --preprocess."
+        )
+    return f"{said}The file was saved from another variant of the architecture."

@@ -156,9 +156,11 @@ def start_network(value: str, found: Bundle | None, data: Data, options: Options
     (`check_fits` has refused it in roles other than `fresh`)."""
     torch.manual_seed(options.seed)
     classes = len(data.classes)
+    if options.checkpoint_key is not None and options.weights is None:
+        raise UserError("--checkpoint-key names weights in a file; give --weights FILE.")
     if found is None:
         spec = make_spec(value, classes, data.preprocess.size, options.head, options.weights)
-        network = Network(build(spec, options.weights), spec)
+        network = Network(build(spec, options.weights, options.checkpoint_key), spec)
         # A file or a folder may hold this very head; the libraries' weights are of other classes.
         fresh = options.weights is None or (options.weights == "default" and spec.folder is None)
         return _started(network, data) if fresh else network

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
-import pickle
-import random
+import logging
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
-from vcompress.compress.models.checkpoints import (
-    infer_classes,
-    load_into,
-    read_checkpoint,
-    strip_prefix,
-)
+from vcompress.compress.models.checkpoints import infer_classes, load_into
 
 Tensors = dict[str, Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -154,91 +147,197 @@ def test_a_network_is_unchanged_by_a_checkpoint_that_is_refused(
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-class Evil:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.system, (f"touch {self.target}",)
+# The fit decides, whatever the names
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_that_runs_code_is_refused_and_not_run(
-    net: nn.Module, tmp_path: Path, legacy: bool
+SMALL = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, a, b):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b)
+
+    def forward(self, x):
+        return self.bn(self.conv(x)).relu()
+
+
+class Small(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stages = nn.Sequential(Block(3, 8), Block(8, 8))
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.stages(x).mean((2, 3)))
+"""
+
+
+@pytest.fixture
+def small() -> Any:
+    """Makes a network with stages of blocks; its buffers are not those of a fresh one."""
+    names: dict[str, Any] = {}
+    exec(SMALL, names)
+
+    def make(num_classes: int = 4) -> nn.Module:
+        model: nn.Module = names["Small"](num_classes)
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.normal_().abs_()
+        return model
+
+    return make
+
+
+def renamed(tensors: Tensors, old: str, new: str) -> Tensors:
+    return {name.replace(old, new, 1): tensor for name, tensor in tensors.items()}
+
+
+def parameters_of(tensors: Tensors) -> Tensors:
+    return {k: v for k, v in tensors.items() if "running" not in k and "batches" not in k}
+
+
+def written(kind: str, sd: Tensors) -> Any:
+    """A file as people have it; `sd` is what should be taken from it, not `old`."""
+    old, one = changed(sd), torch.tensor(1)
+    return {
+        "a stage compiled": renamed(sd, "stages.0.", "stages.0._orig_mod."),
+        "the trunk compiled": renamed(sd, "stages.", "stages._orig_mod."),
+        "checkpointed stages": renamed(sd, "stages.1.", "stages.1._checkpoint_wrapped_module."),
+        "FSDP outside and inside": {
+            "model": prefixed("_fsdp_wrapped_module.", renamed(
+                sd, "stages.1.", "stages.1._fsdp_wrapped_module._checkpoint_wrapped_module."))
+        },
+        "a wrapper of one's own": renamed(sd, "stages.1.", "stages.1.inner."),
+        "two copies and counters": {
+            **prefixed("online_model.", old), **prefixed("ema_model.", sd), "step": one,
+            "initted": torch.tensor(True),
+        },
+        "averages deep inside": {
+            "model": old, "ema": {"decay": 0.9, "updates": one, "shadow": dict(sd)},
+        },
+        "SWA": {"state_dict": old,
+                "swa_state_dict": {"n_averaged": one, **prefixed("module.", sd)}},
+        "teacher and student": {"student": prefixed("module.backbone.", old),
+                                "teacher": prefixed("module.backbone.", sd)},
+        "averaged parameters beside a state_dict": {
+            "state_dict": {**old, **{k: v for k, v in sd.items() if k not in parameters_of(sd)}},
+            "model_ema": parameters_of(sd),
+        },
+        "two deep": {"net": {"state_dict": dict(sd), "arch": "small"}},
+        "a list": [dict(sd), {"optimizer": {"state": {0: {"exp_avg": torch.ones(8)}}}}],
+        "tensors nested by module": {
+            "stages": {"0": {"conv.weight": sd["stages.0.conv.weight"]}},
+            "rest": 3, **{k: v for k, v in sd.items() if k != "stages.0.conv.weight"},
+        },
+    }[kind]  # fmt: skip
+
+
+FITS = {
+    "a stage compiled": (None, ""), "the trunk compiled": (None, ""),
+    "checkpointed stages": (None, ""),
+    "FSDP outside and inside": ("model", "_fsdp_wrapped_module."),
+    "a wrapper of one's own": (None, ""), "two copies and counters": (None, "ema_model."),
+    "averages deep inside": ("ema.shadow", ""), "SWA": ("swa_state_dict", "module."),
+    "teacher and student": ("teacher", "module.backbone."),
+    "averaged parameters beside a state_dict": ("model_ema", ""),
+    "two deep": ("net.state_dict", ""), "a list": ("0", ""), "tensors nested by module": (None, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(FITS))
+def test_the_part_that_fits_the_network_is_taken_wherever_it_stands(
+    small: Any, tmp_path: Path, kind: str
 ) -> None:
-    target = tmp_path / "ran"
-    content = {"state_dict": net.state_dict(), "extra": Evil(target)}
-    torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(UserError, match="refused by torch's restricted loader") as caught:
-        read_checkpoint(tmp_path / "c.pth")
-    assert "torch.save(model.state_dict()" in str(caught.value)
-    assert "system" in str(caught.value)
-    assert not target.exists()
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil(target)))
-    with pytest.raises(UserError):
-        read_checkpoint(tmp_path / "plain.pth")
-    assert not target.exists()
+    torch.manual_seed(0)
+    source, fresh = small(), small()
+    torch.save(written(kind, source.state_dict()), tmp_path / "c.pth")
+    assert infer_classes(tmp_path / "c.pth", small(1237), ["fc"]) == 4
+    loaded = load_into(fresh, tmp_path / "c.pth")
+    assert (loaded.key, loaded.prefix) == FITS[kind]
+    assert (loaded.missing, loaded.left_over) == ((), ())
+    assert all(torch.equal(v, source.state_dict()[k]) for k, v in fresh.state_dict().items())
 
 
-def test_a_whole_pickled_module_is_refused(net: nn.Module, tmp_path: Path) -> None:
-    torch.save(nn.Linear(2, 2), tmp_path / "c.pth")
-    with pytest.raises(UserError, match="save the weights alone"):
-        read_checkpoint(tmp_path / "c.pth")
+def test_the_log_names_the_averages_that_were_taken_and_a_key_takes_others(
+    small: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, fresh, file = small(), small(), tmp_path / "c.pth"
+    torch.save(written("averages deep inside", source.state_dict()), file)
+    with caplog.at_level(logging.WARNING, "vcompress"):
+        load_into(fresh, file)
+    assert "took ema.shadow, the averaged weights; model fits too" in caplog.text
+    caplog.clear()
+    assert load_into(fresh, file, key="model").key == "model"
+    assert caplog.text == ""
+    assert torch.equal(fresh.fc.weight, source.fc.weight + 1)
+    with pytest.raises(UserError, match=r"no weights under the key 'modl'. Did you mean 'model'"):
+        load_into(fresh, file, key="modl")
+    with pytest.raises(UserError, match=r"no weights under the key 'ema.decay'"):
+        load_into(fresh, file, key="ema.decay")
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        read_checkpoint(tmp_path / "nothing.pth")
-    for name, content in (
-        ("empty.pth", b""), ("text.pth", b"hello world\n"), ("zip.pth", b"PK\x03\x04" + b"\0" * 90),
-        ("empty.safetensors", b""), ("text.safetensors", b"hello world, no tensors"),
-    ):  # fmt: skip
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError) as caught:
-            read_checkpoint(tmp_path / name)
-        assert name in str(caught.value)
-    for content in ([1, 2], 5, {"epoch": 3}, {"state_dict": {}}, torch.ones(2)):
-        torch.save(content, tmp_path / "odd.pth")
-        with pytest.raises(UserError, match=r"odd\.pth: (holds a|no weights found)"):
-            read_checkpoint(tmp_path / "odd.pth")
+def test_averages_that_lack_parameters_are_not_taken_and_are_named(
+    small: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, fresh, file = small(), small(), tmp_path / "c.pth"
+    sd = source.state_dict()
+    torch.save({"model": sd, "ema": {k: v for k, v in sd.items() if k != "fc.bias"}}, file)
+    with caplog.at_level(logging.WARNING, "vcompress"):
+        assert load_into(fresh, file).key == "model"
+    assert "took model; the averaged weights ema have 7 of its 8 parameters" in caplog.text
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_damaged_file_is_read_or_named_and_nothing_else(tmp_path: Path, legacy: bool) -> None:
-    torch.save(
-        {"model": {"fc.weight": torch.ones(3, 4)}, "args": argparse.Namespace(lr=1)},
-        tmp_path / "whole.pth", _use_new_zipfile_serialization=not legacy,
-    )  # fmt: skip
-    content = (tmp_path / "whole.pth").read_bytes()
-    rng, refused, file = random.Random(0), 0, tmp_path / "damaged.pth"
-    for n in range(150):
-        damaged = bytearray(content[: rng.randrange(1, len(content))] if n % 3 == 0 else content)
-        for _ in range(4):
-            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-        file.write_bytes(damaged)
-        try:
-            read_checkpoint(file)
-        except UserError as error:
-            assert "damaged.pth" in str(error)
-            refused += 1
-    assert refused > 50
+def test_a_branch_beside_a_layer_is_no_wrapper(small: Any, tmp_path: Path) -> None:
+    tensors = renamed(small().state_dict(), "fc.weight", "fc.base_layer.weight")
+    tensors["fc.lora_A.weight"] = tensors["fc.lora_B.weight"] = torch.ones(4, 8)
+    torch.save(tensors, tmp_path / "c.pth")
+    with pytest.raises(UserError, match=r"missing \(fc.weight\)"):
+        load_into(small(), tmp_path / "c.pth")
 
 
-def test_the_shortest_prefix_that_fits_best_is_taken_off() -> None:
-    names = {"conv.weight", "fc.weight"}
-    tensors = {f"module.{n}": torch.ones(1) for n in names} | {"loss.weight": torch.ones(1)}
-    found, prefix = strip_prefix(tensors, names)
-    assert prefix == "module."
-    assert set(found) == names | {"loss.weight"}
-    model = {"model.0.weight": torch.ones(1)}
-    assert strip_prefix(model, {"model.0.weight"})[1] == ""
+# What a file only claims
 
 
-def test_numpys_numbers_beside_the_weights_are_read(tmp_path: Path) -> None:
-    import numpy as np
+@pytest.mark.parametrize("classes", [10**12, 10**6 + 1])
+def test_a_head_that_the_file_does_not_hold_is_refused(
+    small: Any, tmp_path: Path, classes: int
+) -> None:
+    tensors = small().state_dict()
+    tensors["fc.weight"] = torch.zeros(1, 8).as_strided((classes, 8), (0, 1))
+    torch.save(tensors, tmp_path / "c.pth")
+    assert (tmp_path / "c.pth").stat().st_size < 20_000
+    with pytest.raises(UserError, match=rf"fc.weight claims the shape \[{classes}, 8\]"):
+        infer_classes(tmp_path / "c.pth", small(), ["fc"])
+    del tensors["fc.weight"]
+    save_file({"fc.weight": torch.zeros(classes, 0)}, tmp_path / "c.safetensors")
+    with pytest.raises(UserError, match=rf"fc.weight claims the shape \[{classes}, 0\]"):
+        infer_classes(tmp_path / "c.safetensors", small(), ["fc"])
 
-    content = {"state_dict": {"w": torch.ones(2)}, "best": np.float64(0.5), "epoch": np.int64(3)}
-    torch.save(content, tmp_path / "numbers.pth")
-    tensors, key = read_checkpoint(tmp_path / "numbers.pth")
-    assert key == "state_dict"
-    assert tensors["w"].tolist() == [1.0, 1.0]
+
+def test_a_head_of_another_width_is_named_before_a_network_is_built(
+    small: Any, tmp_path: Path
+) -> None:
+    torch.save({"fc.weight": torch.ones(5, 2), "fc.bias": torch.ones(5)}, tmp_path / "c.pth")
+    with pytest.raises(UserError, match=r"first is fc.weight: \[5, 2\] in the file, \[4, 8\]"):
+        infer_classes(tmp_path / "c.pth", small(), ["fc"])
+
+
+def test_a_name_of_many_parts_is_only_a_name(small: Any, tmp_path: Path) -> None:
+    torch.save({**small().state_dict(), ".".join("a" * 9999): torch.ones(1)}, tmp_path / "c.pth")
+    assert len(load_into(small(), tmp_path / "c.pth").left_over) == 1
+
+
+def test_the_message_says_what_the_odd_tensor_points_to(tmp_path: Path) -> None:
+    class Tokens(nn.Module):
+        def __init__(self, places: int, channels: int) -> None:
+            super().__init__()
+            self.pos_embed = nn.Parameter(torch.zeros(1, places, 4))
+            self.patch = nn.Conv2d(channels, 4, 2)
+
+    torch.save(Tokens(9, 3).state_dict(), tmp_path / "c.pth")
+    with pytest.raises(UserError, match=r"\[1, 9, 4\] in the file.*--image-size"):
+        load_into(Tokens(16, 3), tmp_path / "c.pth")
+    with pytest.raises(UserError, match=r"trained on images of 3 channels: give its --preprocess"):
+        load_into(Tokens(9, 1), tmp_path / "c.pth")
