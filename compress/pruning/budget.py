@@ -21,6 +21,9 @@ Export = Callable[[nn.Module, Path], object]
 """Writes a network as an ONNX file."""
 
 _MOST_TRIALS = 10
+_SLACK = 0.02
+"""Share by which a budget may be gone over where a layer's next width costs much; 0 of a size, for
+a file that is too large does not fit."""
 _BYTES = 4
 """Bytes of a weight: pruning is in float32."""
 
@@ -94,8 +97,10 @@ def meter_for(
     groups: Sequence[Group],
     before: tuple[int, int],
     export: Export,
+    size_bytes: float | None = None,
 ) -> Meter:
-    """`before` is the multiply-accumulates and parameters of `model`."""
+    """`before` is the multiply-accumulates and parameters of `model`, `size_bytes` the size of its
+    file where that is known; else it is exported."""
     if kind == "macs":
         cost = mac_cost(model, example, groups, before[0])
         return Meter(kind, float(before[0]), cost, lambda trial: count_macs(trial, example))
@@ -104,7 +109,7 @@ def meter_for(
     if kind == "channels":
         cost = channel_cost([group for group in groups if group.tied_to is None])
         return Meter(kind, cost.at({}), cost, None)
-    whole = file_bytes(model, export)
+    whole = file_bytes(model, export) if size_bytes is None else size_bytes
     by_params = parameter_cost(model, groups)
     terms = tuple((_BYTES * amount, sides) for amount, sides in by_params.terms)
     # The graph and what the exporter folds away depend on no width that is known here.
@@ -131,52 +136,66 @@ def choose(
     """Unit counts of the free groups; the prediction is corrected by what a cut really costs.
 
     `ideal(share)` gives the wished units of each group, `trial(counts)` a network that is cut.
+
+    Raises:
+        UserError: even the narrowest widths cost more than the budget.
     """
     limit, whole = meter.limit(budget), meter.whole
+    slack = 0.0 if budget.kind == "size_mb" else _SLACK
     units = {item.group: item.units for item in ladders}
-    count = meter.count
     tried: dict[tuple[int, ...], float] = {}
 
     def price(kept: Mapping[str, float]) -> float:
         return meter.cost.at({**kept, **{g.name: kept[g.tied_to] for g in groups if g.tied_to}})
 
+    count = meter.count
+    if count is None:
+        try:
+            return Choice(fit_budget(ladders, ideal, price, limit), None)
+        except BudgetTooLow as error:
+            raise meter.cannot(budget, error.least) from error
+
+    def real_cost(counts: Mapping[str, int]) -> float:
+        key = tuple(counts.values())
+        if key not in tried:
+            tried[key] = count(trial(counts))
+        return tried[key]
+
     aim, least_tried = limit, False
-    low, high = 0.0, whole  # what was aimed for when the cut was within the limit, or above it
+    # What was aimed for where the cut was within the limit, and what one above it was predicted to
+    # cost: to aim lower gives another cut.
+    low, high = 0.0, whole
     best: tuple[float, Choice] | None = None
     for _ in range(_MOST_TRIALS):
         try:
             counts = fit_budget(ladders, ideal, price, aim)
         except BudgetTooLow as error:
-            if count is None:
-                raise meter.cannot(budget, error.least) from error
             if least_tried:
                 break
             # The prediction may be too high (padded windows): look at what the least really costs.
             aim, least_tried = error.least * (1 + 1e-9), True
             continue
-        if count is None:
-            return Choice(counts, None)
-        key = tuple(counts.values())
-        if key not in tried:
-            tried[key] = count(trial(counts))
-        real = tried[key]
+        real = real_cost(counts)
         predicted = price({name: n / units[name] for name, n in counts.items()})
         over = real / limit - 1.0
-        if over > 0.02 and least_tried and best is None:
-            raise meter.cannot(budget, real)
-        # At most the limit, and as near to it as possible; a little over beats far under, but not
-        # of a size: a file that is too large does not fit.
-        rank = -over if over <= 0 else 10.0 * over + (budget.kind == "size_mb")
-        if best is None or rank < best[0]:
-            best = (rank, Choice(counts, real))
-        if 0.0 <= -over <= 0.005:
-            break
-        low, high = (low, min(high, aim)) if over > 0 else (max(low, aim), high)
+        if over <= slack:
+            # At most the limit, and as near to it as possible; a little over beats far under.
+            rank = 10.0 * over if over > 0 else -over
+            if best is None or rank < best[0]:
+                best = (rank, Choice(counts, real))
+            if 0.0 <= -over <= 0.005:
+                break
+        low, high = (low, min(high, predicted)) if over > 0 else (max(low, aim), high)
         corrected = limit - (real - predicted)
         # Where the correction leaves the bracket the prediction is far off: halve it instead.
         following = corrected if low < corrected < high else (low + high) / 2
-        if abs(following - aim) <= 0.002 * limit:
+        if best is not None and abs(following - aim) <= 0.002 * limit:
             break
         aim = following
-    assert best is not None
-    return best[1]
+    if best is not None:
+        return best[1]
+    least = {item.group: item.counts[0] for item in ladders}
+    real = real_cost(least)
+    if real > limit * (1.0 + slack):
+        raise meter.cannot(budget, real)
+    return Choice(least, real)

@@ -94,12 +94,14 @@ def prune(
     channels: float | None = None,
     scope: Scope = "local",
     export: Export | None = None,
+    size_bytes: float | None = None,
     **options: Unpack[PruneOptions],
 ) -> PruneReport:
     """Remove whole channels of `model`, in place, until its cost is within a budget.
 
     `budget` is an object or a text such as "macs<=0.5", "params<=2e6" or "size_mb<=3" (of the
-    float32 ONNX file that `export` writes, measured on trial cuts). `macs=0.25` is short for a
+    float32 ONNX file that `export` writes, measured on trial cuts). `size_bytes` is the size of
+    that file of `model`, where it is known; else it is exported too. `macs=0.25` is short for a
     quarter of the multiply-accumulates of one image like `example` [1, C, H, W]; `params` and
     `channels` likewise. `scope` says how widths are shared out: `local` the same share everywhere,
     `kind` ranked among groups with the same sorts of layers, `global` ranked among all.
@@ -121,7 +123,7 @@ def prune(
     found = analyse(model, example, **options)
     before = count_macs(model, example), count_parameters(model)
     meter = meter_for(
-        asked.kind, model, example, found.groups, before, export or onnx_export(example)
+        asked.kind, model, example, found.groups, before, export or onnx_export(example), size_bytes
     )
     chosen = choose(
         meter,

@@ -114,7 +114,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     for step in range(1, config.steps + 1):
         wanted = share ** (step / config.steps) / remains
         if budget is not None and wanted < 1.0:
-            cuts.append(_cut(model, budget, wanted, config, context, recovery))
+            cuts.append(_cut(model, budget, wanted, whole * remains, config, context, recovery))
             remains *= cuts[-1].remains
         # An image alone has no variance: small batches would leave no statistics at all.
         recalibrate(model, context.data.sample(max(config.batch_size, LEAST_BATCH), BATCHES))
@@ -196,18 +196,22 @@ def _drop_blocks(model: nn.Module, config: Config, context: Context) -> list[Dro
 
 
 def _cut(
-    model: nn.Module, budget: Budget, share: float, config: Config, context: Context, recovery: Loss
-) -> _Cut:
-    """Remove channels of `model` until `share` of what `budget` limits remains."""
+    model: nn.Module, budget: Budget, share: float, amount: float, config: Config,
+    context: Context, recovery: Loss,
+) -> _Cut:  # fmt: skip
+    """Remove channels of `model` until `share` of what `budget` limits remains; `amount` is what
+    the network has of it."""
     from ..pruning import prune
 
     options = _choice(config, context, recovery)
     if budget.kind == "latency_ms":
         return _to_latency(model, budget, config, context, options)
     step = replace(budget, value=share, relative=True)
-    export = _exporter(context) if budget.kind == "size_mb" else None
+    of_size = budget.kind == "size_mb"
     report = prune(
-        model, context.data.example, step, scope=config.scope, export=export, **options
+        model, context.data.example, step, scope=config.scope,
+        export=_exporter(context) if of_size else None, size_bytes=amount if of_size else None,
+        **options,
     )  # fmt: skip
     measured = {"size_measured_mb": report.size_mb[1]} if report.size_mb else {}
     return _Cut(report, report.achieved[budget.share_name], measured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from torch import nn
 from vcompress.bench.errors import UserError
 from vcompress.bench.gates.limits import Budget, parse
 from vcompress.compress.models.cost import count_macs, count_parameters
+from vcompress.compress.pruning.budget import Meter, choose
+from vcompress.compress.pruning.cost import CostModel
 from vcompress.compress.pruning.latency import prune_to_latency
 from vcompress.compress.pruning.latency_table import LatencyTable
 from vcompress.compress.pruning.prune import PruneOptions, analyse, prune
+from vcompress.compress.pruning.structure import Group
+from vcompress.compress.pruning.widths import ladder, uniform
 from vcompress.compress.stages.prune import Config
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
@@ -167,3 +172,61 @@ def test_the_commands_flags_and_its_budget_are_one_object() -> None:
     assert Config(latency_ms=4.0).asked() == Config(budget="latency_ms<=4").asked()
     assert Config(latency=0.5).asked() == Config(budget="latency<=0.5").asked()
     assert Config(drop_blocks=1).asked() is None
+
+
+def chosen(budget: Budget, real: Callable[[int], float], round_to: int = 1) -> tuple[int, int]:
+    """Units of one layer of 1,000 that are kept, and how many cuts were counted.
+
+    A unit is predicted to cost 1,000 bytes or macs; n units really cost `real(n)`.
+    """
+    group = Group("layer", 1000, 1000, ())
+    ladders = [ladder(group, round_to, 0.95)]
+    model = CostModel(((1e6, (("layer", "out"),)),), 0.0, {("layer", "out"): (("layer", 1.0),)})
+    counted: list[int] = []
+
+    def count(cut: nn.Module) -> float:
+        counted.append(count_parameters(cut))
+        return real(counted[-1])
+
+    found = choose(
+        Meter(budget.kind, 1e6, model, count), budget, [group], ladders, uniform(ladders),
+        lambda counts: nn.Linear(counts["layer"], 1, bias=False),
+    )  # fmt: skip
+    assert found.counted == real(found.counts["layer"])
+    return found.counts["layer"], len(counted)
+
+
+@pytest.mark.parametrize(
+    "real",
+    [
+        lambda n: 1000.0 * n,
+        lambda n: 1001.0 * n,  # a little more than was predicted
+        lambda n: 1000.0 * n + 900,
+        lambda n: 1019.0 * n,
+        lambda n: 1500.0 * n,
+        lambda n: 500.0 * n,
+        lambda n: 1000.0 * n + 400_000,
+        lambda n: 1000.0 * n + 449_000,
+    ],
+)
+def test_a_size_is_never_gone_over_and_nearly_used_up(real: Callable[[int], float]) -> None:
+    units, trials = chosen(parse("size_mb<=0.5"), real)
+    assert 497_500 <= real(units) <= 500_000
+    assert trials <= 10
+
+
+def test_a_size_between_coarse_widths_takes_the_narrower_one() -> None:
+    assert chosen(parse("size_mb<=0.4"), lambda n: 1001.0 * n, round_to=100)[0] == 300
+
+
+def test_a_size_below_that_of_the_narrowest_widths_is_refused_with_that_size() -> None:
+    with pytest.raises(UserError, match=r"size_mb<=0.5 cannot be met: .*0\.501 of .*0\.5015 MB"):
+        chosen(parse("size_mb<=0.5"), lambda n: 1000.0 * n + 451_500)
+
+
+def test_a_count_may_be_gone_over_by_two_per_cent_and_by_no_more() -> None:
+    budget = Budget("macs", 0.5, relative=True)
+    assert chosen(budget, lambda n: 1001.0 * n)[0] == 500
+    with pytest.raises(UserError, match=r"macs = 0.5 cannot be met: .* at least 0\.52 of"):
+        chosen(budget, lambda n: 1000.0 * n + 470_000)
+    assert chosen(budget, lambda n: 1000.0 * n + 455_000)[0] == 50  # 1 % over

@@ -1,6 +1,7 @@
 """The stage on a real data set of tiny networks: what it reaches, reports and refuses."""
 
 import copy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -224,7 +225,9 @@ def test_an_absolute_budget_is_taken_in_steps_too(fits: Any) -> None:
         apply(network(), Config(budget=f"macs<={whole}"), FakeContext())  # type: ignore[arg-type]
 
 
-def test_a_size_is_met_by_the_exported_file_with_its_metadata(fits: Any) -> None:
+def test_a_size_is_met_by_the_exported_file_with_its_metadata(
+    fits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vcompress.bench.bundle import Preprocess
 
     class Sized(FakeContext):
@@ -233,7 +236,20 @@ def test_a_size_is_met_by_the_exported_file_with_its_metadata(fits: Any) -> None
 
         data = data()  # type: ignore[assignment]
 
+    exported: list[int] = []
+    whole = sum(p.numel() for p in network().parameters())
+
+    def exporting(example: Any, metadata: Any) -> Any:
+        export = onnx_export(example, metadata)
+        return lambda model, path: (
+            exported.append(sum(p.numel() for p in model.parameters())), export(model, path)
+        )  # fmt: skip
+
+    module = sys.modules["vcompress.compress.pruning.prune"]
+    onnx_export = module.onnx_export
+    monkeypatch.setattr(module, "onnx_export", exporting)
     details = apply(network(), Config(budget="size_mb<=0.03", round_to=1), Sized()).details  # type: ignore[arg-type]
+    assert exported.count(whole) == 1 and len(exported) == len(set(exported))
     assert details["asked"] == {"size_mb": 0.03}
     # 2 kB are left for the provenance, and a channel of both layers is 0.7 kB.
     assert 0.0273 < details["size_measured_mb"] <= 0.028
