@@ -22,8 +22,9 @@ DIGITS = tuple(str(n) for n in range(10))
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
-def open_classes(source: str, root: str | None = None, seed: int = 0) -> Dataset:
-    """Open `digits`, a folder of class folders, or `torchvision:NAME` with `root`.
+def open_classes(source: str, root: str | None, seed: int, download: bool) -> Dataset:
+    """Open `digits`, a folder of class folders, or `torchvision:NAME` with `root`, whose missing
+    files are fetched where `download` allows it.
 
     Raises:
         UserError: the source is unknown or its images cannot be used.
@@ -32,7 +33,7 @@ def open_classes(source: str, root: str | None = None, seed: int = 0) -> Dataset
     if source == "digits":
         return _digits(seed)
     if source.startswith("torchvision:"):
-        return _torchvision(source, root, seed)
+        return _torchvision(source, root, seed, download)
     folder = Path(source)
     if folder.is_dir():
         return _folder(folder, seed)
@@ -141,7 +142,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def _torchvision(source: str, root: str | None, seed: int) -> Dataset:
+def _torchvision(source: str, root: str | None, seed: int, download: bool) -> Dataset:
     try:
         from torchvision import datasets
     except ImportError:
@@ -156,7 +157,9 @@ def _torchvision(source: str, root: str | None, seed: int) -> Dataset:
         )
     if root is None:
         raise UserError(f"--data {source}: say with --data-root where the files are or shall go.")
-    train, test = (_open_torchvision(datasets, name, root, held) for held in (False, True))
+    train, test = (
+        _open_torchvision(datasets, name, root, held, download) for held in (False, True)
+    )
     counts = len(train), len(test)
     try:
         found = [_label(d, i) for d in (train, test) for i in range(len(d))]
@@ -196,16 +199,16 @@ def usual_preprocess(image: Image.Image) -> Preprocess:
     return Preprocess(size=(max(height, 32), max(width, 32))) if small else IMAGENET
 
 
-def _open_torchvision(datasets: Any, name: str, root: str, held_out: bool) -> Any:
-    """torchvision's classes say `train=` or `split=`; the files are used when they are there and
-    downloaded when they are not."""
+def _open_torchvision(datasets: Any, name: str, root: str, held_out: bool, download: bool) -> Any:
+    """torchvision's classes say `train=` or `split=`; the files are used when they are there, and
+    where they are not downloaded if that is allowed."""
     kind = getattr(datasets, name)
     choices = ({"train": not held_out}, {"split": "test" if held_out else "train"})
     last: Exception | None = None
-    for download in (False, True):
+    for fetch in (False, True)[: 1 + download]:
         for choice in choices:
             try:
-                return kind(root, download=download, **choice)
+                return kind(root, download=fetch, **choice)
             except TypeError:
                 continue
             except ImportError as error:  # some read their labels with scipy or h5py
@@ -216,6 +219,12 @@ def _open_torchvision(datasets: Any, name: str, root: str, held_out: bool) -> An
         raise UserError(
             f"--data torchvision:{name}: this data set has no train and test parts that "
             f"vcompress knows. Export it to class folders and give the folder."
+        )
+    if not download:
+        raise EnvironmentLacks(
+            f"torchvision:{name}: its files are missing or incomplete in {root}, the folder that "
+            f"the bundle records, and a record starts no download. Give --data torchvision:{name} "
+            f"and --data-root."
         )
     raise EnvironmentLacks(
         f"--data torchvision:{name}: its files are missing or incomplete in {root} and could not "

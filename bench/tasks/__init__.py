@@ -46,6 +46,7 @@ def open_dataset(
     seed: int = 0,
     on_bad_image: OnBadImage = "fail",
     task: str = CLASSIFICATION,
+    download: bool = True,
 ) -> Dataset:
     """The images and targets of `source`, as `task` takes them.
 
@@ -54,16 +55,20 @@ def open_dataset(
             which is run.
         root: where the files of a library's data set are, or shall go.
         seed: fixes the splits.
+        download: whether a library may fetch what is missing of its data set.
 
     Raises:
         UserError: the source is unknown or its images cannot be used.
         EnvironmentLacks: a package or a download is missing.
     """
-    return replace(load(task).open(source, root, seed), on_bad_image=on_bad_image, task=task)
+    found = load(task).open(source, root, seed, download)
+    return replace(found, on_bad_image=on_bad_image, task=task)
 
 
 def open_recorded(record: Mapping[str, Any], task: str, trust: str | None, where: str) -> Dataset:
     """The images and targets that a bundle records, which may have changed since.
+
+    Nothing is downloaded: the bundle, and not the user, names the files and their folder.
 
     Args:
         trust: the names of own code that the user allows to be run.
@@ -79,5 +84,5 @@ def open_recorded(record: Mapping[str, Any], task: str, trust: str | None, where
         check_trusted(source, trust, f"{where}: its data are made by your own code")
     return open_dataset(
         source, record.get("root"), int(record.get("seed", 0)),
-        record.get("on_bad_image", "fail"), task,
+        record.get("on_bad_image", "fail"), task, download=False,
     )  # fmt: skip

@@ -120,11 +120,11 @@ class Classification:
     prepare = staticmethod(whole_image)
     read_targets = staticmethod(own_targets.class_targets)
 
-    def open(self, source: str, root: str | None, seed: int) -> Dataset:
+    def open(self, source: str, root: str | None, seed: int, download: bool) -> Dataset:
         """`digits`, a folder of class folders, `torchvision:NAME` with `root`, or own code."""
         if is_own_data(source):
             return own.open_own(source, root, seed, self.read_targets)
-        return sources.open_classes(source, root, seed)
+        return sources.open_classes(source, root, seed, download)
 
     def evaluator(self, names: Sequence[str] | None, model: str = "the model") -> _Evaluator:
         return _Evaluator(names, model)

@@ -166,7 +166,7 @@ class MultiLabel:
     prepare = staticmethod(whole_image)
     read_targets = staticmethod(own_targets.label_targets)
 
-    def open(self, source: str, root: str | None, seed: int) -> Dataset:
+    def open(self, source: str, root: str | None, seed: int, download: bool) -> Dataset:
         """`digits` (which of them stand in a picture of several), or a folder with `labels.csv`
         (columns image and labels) or `labels.jsonl`, or own code."""
         if is_own_data(source):

@@ -100,7 +100,7 @@ class Regression:
     prepare = staticmethod(tasks.whole_image)
     read_targets = staticmethod(own_targets.number_targets)
 
-    def open(self, source: str, root: str | None, seed: int) -> Dataset:
+    def open(self, source: str, root: str | None, seed: int, download: bool) -> Dataset:
         """`digits` (the number that two of them form), or a folder with `targets.csv` (columns
         image and one for each number), or own code."""
         if is_own_data(source):

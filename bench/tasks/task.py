@@ -204,8 +204,9 @@ class Task(Protocol):
     def answers(self) -> tuple[str, ...]:
         """What an exported file can make of its outputs: softmax, top_k, sigmoid."""
 
-    def open(self, source: str, root: str | None, seed: int) -> Dataset:
-        """The images and targets of `source`, with splits that the seed fixes.
+    def open(self, source: str, root: str | None, seed: int, download: bool) -> Dataset:
+        """The images and targets of `source`, with splits that the seed fixes; what a library could
+        fetch is fetched where `download` allows it.
 
         Raises:
             UserError: no such source, or one that does not fit the task.

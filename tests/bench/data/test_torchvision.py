@@ -7,6 +7,7 @@ import pickle
 import struct
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from vcompress.bench.data.dataset import batches
 from vcompress.bench.data.splits import SPLITS
 from vcompress.bench.errors import EnvironmentLacks, UserError
-from vcompress.bench.tasks import open_dataset
+from vcompress.bench.tasks import open_dataset, open_recorded
 
 
 @pytest.fixture
@@ -169,3 +170,26 @@ def test_a_data_set_without_class_labels_is_named(
     monkeypatch.setattr(datasets, "Kitti", Boxes)
     with pytest.raises(UserError, match=r"torchvision:Kitti: .*one class"):
         open_dataset("torchvision:Kitti", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["MNIST", "CIFAR10", "SVHN", "GTSRB", "Flowers102"])
+def test_the_record_of_a_bundle_starts_no_download_and_makes_no_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import urllib.request
+
+    asked: list[Any] = []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *given, **_: asked.append(given))
+    root = tmp_path / "chosen" / "by the bundle"
+    record = {"source": f"torchvision:{name}", "root": str(root), "seed": 0}
+    with pytest.raises(EnvironmentLacks, match=r"a record starts no download\. Give --data"):
+        open_recorded(record, "classification", None, "runs/net")
+    assert not asked
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_there_are_opened_from_a_record(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    record = {"source": "torchvision:MNIST", "root": str(tmp_path), "seed": 3}
+    found = open_recorded(record, "classification", None, "runs/net")
+    assert (len(found.targets), len(found.splits["test"])) == (80, 20)
