@@ -42,6 +42,7 @@ LIGHT = (
     "bench/reports/svg.py", "bench/tasks/__init__.py",
     "bench/tasks/metrics.py",
     "compress/__init__.py", "compress/cli.py", "compress/options.py",
+    "compress/distillation/__init__.py", "compress/distillation/terms.py",
     "compress/training/__init__.py", "compress/training/config.py", "compress/training/progress.py",
     "compress/pipeline/__init__.py", "compress/pipeline/recipe.py",
     "compress/reporting/terminal.py", "compress/reporting/page.py",

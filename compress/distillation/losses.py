@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,6 +35,11 @@ def distillation(
     soft = kd(student_logits, teacher_logits, temperature)
     hard = F.cross_entropy(student_logits, labels, label_smoothing=label_smoothing)
     return alpha * soft + (1 - alpha) * hard
+
+
+def total(parts: Mapping[str, Tensor]) -> Tensor:
+    """The sum of a loss's named parts, a scalar."""
+    return torch.stack(list(parts.values())).sum()
 
 
 def on_logits(

@@ -16,14 +16,14 @@ from vcompress.bench.errors import UserError
 from ..data.loader import Samples
 from . import feature_losses
 from .features import Pair, align
+from .losses import total
+from .terms import ON_FEATURES, ON_MAPS
 
 if TYPE_CHECKING:
     from ..tasks.task import TrainingTask
 
 EMBEDDING = 128
 """Width in which infonce compares embeddings, as in CRD."""
-
-ON_FEATURES = ("fitnet", "at", "infonce", "srd")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class TaughtLoss(nn.Module):
         """The loss of a batch `[B, K]`, `[B, C, H, W]`, `[B]`."""
         options, ask, logits = self.options, self._lesson.ask, logits.float()
         parts = self.task.loss(logits, labels, options.label_smoothing, self.labelled)
-        hard = torch.stack(list(parts.values())).sum()
+        hard = total(parts)
         soft = torch.zeros((), device=logits.device)
         if "self" in options.terms:
             target = self._average_logits(images)
@@ -163,20 +163,20 @@ class TaughtLoss(nn.Module):
         options = self.options
         weights = [teacher.weight for teacher in self._lesson.teachers]
         target = ensemble(self.task, answer.logits, options.ensemble, weights, options.temperature)
-        total = torch.zeros((), device=logits.device)
+        soft = torch.zeros((), device=logits.device)
         for name, weight in options.terms.items():
             if name in ON_FEATURES:
-                total = total + weight * self._on_features(name, labels, answer)
+                soft = soft + weight * self._on_features(name, labels, answer)
             elif name != "self":
                 found = self.task.distil(name, logits, target, labels, options.temperature)
-                total = total + weight * found
-        return total
+                soft = soft + weight * found
+        return soft
 
     def _on_features(self, name: str, labels: Tensor, answer: Answer) -> Tensor:
         """The mean over the teachers, and over their pairs where a loss compares maps."""
         found: list[Tensor] = []
         for t, pairs in enumerate(self._lesson.pairs):
-            chosen = range(len(pairs)) if name in ("fitnet", "at") else [len(pairs) - 1]
+            chosen = range(len(pairs)) if name in ON_MAPS else [len(pairs) - 1]
             for n in chosen:
                 pair = pairs[n]
                 ours = pair.student.as_map(self._lesson.seen[pair.student.name].float())

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from vcompress.bench.bundle import IMAGENET
-from vcompress.bench.errors import UserError, nearest
+from vcompress.bench.errors import UserError
 from vcompress.bench.tasks import CLASSIFICATION
 from vcompress.export.library import answer
 from vcompress.export.onnx_export import logits_of
 
 from ..data.loader import Samples
-from ..distillation.features import Pair, captured, find_pairs
-from ..distillation.teaching import ON_FEATURES, Answer, Lesson, LossOptions, TaughtLoss, Teacher
+from ..distillation.features import Pair, captured
+from ..distillation.teaching import Answer, Lesson, LossOptions, TaughtLoss, Teacher
+from ..distillation.terms import WEIGHTS, check_task, needs_teacher, on_features, pairs_for
 from ..models.modes import evaluating
-from ..stages.distill import WEIGHTS
 from ..tasks import task_half
 from ..tasks.task import TrainingTask
 from ..training.loss import Loss, as_loss
@@ -129,9 +129,8 @@ def distiller(
     half = task_half(task, None if targets is None else np.asarray(targets))
     terms = _terms(method, half)
     teachers = _teachers(teacher, terms)
-    on_features = set(terms) & set(ON_FEATURES)
-    if on_features and example is None:
-        raise UserError(f"method {', '.join(sorted(on_features))}: give example=, one input.")
+    if (compared := on_features(terms)) and example is None:
+        raise UserError(f"method {', '.join(sorted(compared))}: give example=, one input.")
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha = {alpha}: the weight of the teacher, expected 0 to 1.")
     if not temperature > 0:
@@ -139,10 +138,7 @@ def distiller(
     pairs: list[list[Pair]] = [[] for _ in teachers]
     if example is not None:
         _check_same(student, teachers, example, output)
-    if example is not None and on_features:
-        pairs = [list(find_pairs(student, example, t, example, features)) for t in teachers]
-        if not on_features & {"fitnet", "at"}:
-            pairs = [found[-1:] for found in pairs]
+        pairs = [pairs_for(terms, student, example, t, example, features) for t in teachers]
     listening = ExitStack()
     seen = [
         listening.enter_context(captured(t, [pair.teacher.name for pair in found]))
@@ -184,12 +180,7 @@ class _OwnLoss:
 
 def _terms(method: str | Mapping[str, float], task: TrainingTask) -> dict[str, float]:
     found = {method: WEIGHTS.get(method, 1.0)} if isinstance(method, str) else dict(method)
-    for name in found:
-        if name not in task.distils:
-            raise UserError(
-                f"method = {name!r}: {task.deployed.name} is distilled by "
-                f"{', '.join(task.distils)}.{nearest(name, task.distils)}"
-            )
+    check_task(found, task)
     for name, weight in found.items():
         if not 0 < weight < math.inf:
             raise UserError(f"method: {name!r} has weight {weight!r}; expected a number above 0.")
@@ -202,9 +193,9 @@ def _teachers(
     teacher: nn.Module | Sequence[nn.Module] | None, terms: Mapping[str, float]
 ) -> list[nn.Module]:
     found = [teacher] if isinstance(teacher, nn.Module) else list(teacher or ())
-    if set(terms) - {"self"} and not found:
+    if needs_teacher(terms) and not found:
         raise UserError(f"method {', '.join(terms)} needs a teacher; only self goes without one.")
-    if found and set(terms) == {"self"}:
+    if found and not needs_teacher(terms):
         raise UserError("method self has no teacher: give None, or add a loss such as kd.")
     for one in found:
         if not isinstance(one, nn.Module):

@@ -27,9 +27,9 @@ from vcompress.bench.tasks.scoring import score
 from .. import quantization
 from ..data.augment import seeded
 from ..data.loader import Data, spread
+from ..distillation.losses import total
 from ..quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from ..tasks import training_task
-from ..tasks.task import total
 from .attacks import attacked
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from vcompress.bench.errors import UserError, nearest
 from vcompress.bench.ranges import at_least, share
 
+from ..distillation.terms import WEIGHTS, check_task, needs_teacher, pairs_for
 from ..training.config import Context, TaughtConfig
 from .contract import Kind, Outcome, Role, Stage
 
@@ -23,13 +24,6 @@ if TYPE_CHECKING:
     from ..tasks.task import TrainingTask
 
 log = logging.getLogger(__name__)
-
-
-# A loss to the weight that it has alone, so that it stands beside the labels as kd does.
-WEIGHTS = {
-    "kd": 1.0, "dkd": 1.0, "dist": 1.0, "lskd": 1.0,
-    "fitnet": 5.0, "at": 50.0, "infonce": 1.0, "srd": 1.0, "self": 1.0,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +86,7 @@ TEACHER, STUDENT = Role("teacher", Kind.SEVERAL), Role("student", Kind.FRESH, ch
 
 def asked_roles(config: Config) -> tuple[Role, ...]:
     """Teachers are asked for unless the student is its own."""
-    return (STUDENT,) if set(config.terms()) == {"self"} else (TEACHER, STUDENT)
+    return (TEACHER, STUDENT) if needs_teacher(config.terms()) else (STUDENT,)
 
 
 def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
@@ -110,11 +104,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     terms, data, count = config.terms(), context.data, _views(config)
     task = training_task(data.dataset)
-    if odd := [name for name in terms if name not in task.distils]:
-        raise UserError(
-            f"the loss {odd[0]} makes no sense of the task {task.deployed.name}; its losses are "
-            f"{', '.join(task.distils)}."
-        )
+    check_task(terms, task)
     teachers = _teachers(config, context)
     for teacher in teachers:
         if count_parameters(model) > count_parameters(teacher.model):
@@ -192,7 +182,7 @@ def _teachers(config: Config, context: Context) -> list[Teacher]:
     found = list(context.teachers)
     if not found and context.teacher is not None:
         found = [Teacher(context.teacher, context.data.preprocess)]
-    needed = set(config.terms()) != {"self"}
+    needed = needs_teacher(config.terms())
     if needed and not found:
         raise UserError(
             "distill needs a teacher: give --teacher NAME or a bundle, or take --method self."
@@ -229,14 +219,9 @@ def _example(teacher: Teacher, data: Data) -> Any:
 
 def _pairs(model: nn.Module, teacher: Teacher, config: Config, data: Data) -> list[Pair]:
     """The features that the losses compare."""
-    from ..distillation.features import find_pairs
-    from ..distillation.teaching import ON_FEATURES
-
-    wanted = set(config.terms()) & set(ON_FEATURES)
-    if not wanted:
-        return []
-    found = find_pairs(model, data.example, teacher.model, _example(teacher, data), config.features)
-    return found if wanted & {"fitnet", "at"} else found[-1:]
+    return pairs_for(
+        config.terms(), model, data.example, teacher.model, _example(teacher, data), config.features
+    )
 
 
 def _names(pairs: Sequence[Pair], side: str) -> list[str]:

@@ -129,9 +129,9 @@ def _hooks(
     model: nn.Module, config: Config, context: Context, task: TrainingTask
 ) -> dict[str, Any]:
     """What the training loop is told: rates of layers, what stands still, the attack."""
+    from ..distillation.losses import total
     from ..quantization import freeze_norms
     from ..robustness.attacks import attacked
-    from ..tasks.task import total
     from ..training.layer_groups import decayed_rates, layer_groups, unfreeze
     from ..training.processes import process_state
 

@@ -307,8 +307,8 @@ def _choice(config: Config, context: Context, recovery: Loss) -> PruneOptions:
 
 def _against_targets(context: Context) -> Loss:
     """The task's loss, as `pruning.importance` calls it."""
+    from ..distillation.losses import total
     from ..tasks import training_task
-    from ..tasks.task import total
 
     task = training_task(context.data.dataset)
     return lambda outputs, _, targets: total(task.loss(outputs, task.tensor(targets)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from vcompress.bench.tasks.task import Array, Task
@@ -90,8 +89,3 @@ class TrainingTask(Protocol):
 
     def start(self, head: nn.Module) -> None:
         """Fit a fresh last layer to the targets' range, in place."""
-
-
-def total(parts: dict[str, Tensor]) -> Tensor:
-    """The sum of a loss's named parts, a scalar."""
-    return torch.stack(list(parts.values())).sum()

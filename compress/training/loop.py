@@ -28,11 +28,12 @@ from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.tasks import load
 from vcompress.bench.tasks.metrics import Metric
 
+from ..distillation.losses import total
 from ..distillation.teaching import TaughtLoss
 from ..models.modes import evaluating
 from ..pruning.sparsity import held_sparse
 from ..tasks import training_task
-from ..tasks.task import TrainingTask, total
+from ..tasks.task import TrainingTask
 from .config import Context, TrainConfig
 from .identity import identity_of, resumed
 from .loss import Loss, as_loss

@@ -18,8 +18,8 @@ from vcompress.bench.errors import UserError
 from vcompress.bench.reports.svg import COLOURS, Plot
 
 from ..data.loader import Data
+from ..distillation.losses import total
 from ..tasks import training_task
-from ..tasks.task import total
 from .config import TrainConfig
 from .optimizer import optimizer_for
 from .processes import process_state

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..tasks.task import TrainingTask, total
+from ..distillation.losses import total
+from ..tasks.task import TrainingTask
 from .config import TaughtConfig
 
 

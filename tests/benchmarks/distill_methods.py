@@ -28,7 +28,7 @@ from _digits import LABELLED, accuracy, collect, make_teacher, tenth, whole
 from vcompress.bench.data.dataset import Dataset
 from vcompress.compress.data.loader import Data
 from vcompress.compress.data.unlabelled import NO_LABEL
-from vcompress.compress.distillation.teaching import ON_FEATURES
+from vcompress.compress.distillation.terms import ON_FEATURES
 from vcompress.compress.stages import distill, finetune
 from vcompress.compress.training.config import Context
 

@@ -17,7 +17,6 @@ from vcompress.compress.data.loader import Samples
 from vcompress.compress.distillation import losses
 from vcompress.compress.distillation.features import captured, find_pairs
 from vcompress.compress.distillation.teaching import (
-    ON_FEATURES,
     Answer,
     Lesson,
     LossOptions,
@@ -27,7 +26,7 @@ from vcompress.compress.distillation.teaching import (
     live,
     order_of,
 )
-from vcompress.compress.stages.distill import WEIGHTS
+from vcompress.compress.distillation.terms import ON_FEATURES, WEIGHTS
 from vcompress.compress.tasks.classification import Classification
 
 TASK = Classification()
