@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.errors import UserError
 
-from .store import ARCHITECTURE
+from .store import read_architecture
 
 _MADE_HERE = {
     ("fp32", "fp16"), ("fp32", "bf16"), ("int8", "int8+fp16"), ("int8", "fp8"),
@@ -21,22 +19,11 @@ def held_by(bundle: Bundle) -> str:
     Raises:
         UserError: the bundle's architecture is not readable.
     """
-    architecture = _architecture(bundle)
+    architecture = read_architecture(bundle)
     half = architecture.get("precision", "fp32")
-    if architecture.get("quantization") is None:
+    if architecture["quantization"] is None:
         return str(half)
     return "int8" if half == "fp32" else f"int8+{half}"
-
-
-def _architecture(bundle: Bundle) -> dict[str, object]:
-    file = bundle.file(ARCHITECTURE)
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error}).") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: expected a JSON object.")
-    return found
 
 
 def check_available(bundle: Bundle, holds: str, wanted: str | None) -> str:
@@ -48,7 +35,7 @@ def check_available(bundle: Bundle, holds: str, wanted: str | None) -> str:
     Raises:
         UserError: the bundle cannot give it, with what to do first.
     """
-    quantization = _architecture(bundle).get("quantization")
+    quantization = read_architecture(bundle)["quantization"]
     if isinstance(quantization, dict) and quantization.get("target") != "tensorrt":
         raise UserError(
             f"{bundle.path} is quantised for {quantization.get('target')}, in a way that TensorRT "

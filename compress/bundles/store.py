@@ -80,7 +80,7 @@ def load_network(bundle: Bundle, trusted_factory: str | None = None) -> Network:
         UserError: a file that was changed, an architecture that is not valid, or a bundle of a
             network that nothing here can build.
     """
-    file, architecture = _architecture(bundle)
+    file, architecture = bundle.path / ARCHITECTURE, _buildable(bundle)
     precision = architecture.get("precision", "fp32")
     if precision not in get_args(Precision):
         known = ", ".join(get_args(Precision))
@@ -102,11 +102,15 @@ def load_network(bundle: Bundle, trusted_factory: str | None = None) -> Network:
 
 def check_buildable(bundle: Bundle) -> None:
     """Raise a UserError for a bundle of a network that nothing here can build."""
-    _architecture(bundle)
+    _buildable(bundle)
 
 
-def _architecture(bundle: Bundle) -> tuple[Path, dict[str, Any]]:
-    """The file and what it says, of a network that can be built."""
+def read_architecture(bundle: Bundle) -> dict[str, Any]:
+    """What a bundle says of its network: `model`, `changes`, `quantization`, perhaps `precision`.
+
+    Raises:
+        UserError: a file that was changed, or that is no such JSON object.
+    """
     file = bundle.file(ARCHITECTURE)
     try:
         architecture: Any = json.loads(file.read_text(encoding="utf-8"))
@@ -114,10 +118,16 @@ def _architecture(bundle: Bundle) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"{file}: not valid JSON ({error}).") from None
     if not isinstance(architecture, dict) or set(architecture) - {"precision"} != _KEYS:
         raise UserError(f"{file}: expected a JSON object with {', '.join(sorted(_KEYS))}.")
+    return architecture
+
+
+def _buildable(bundle: Bundle) -> dict[str, Any]:
+    """The architecture of a network that can be built."""
+    architecture = read_architecture(bundle)
     if architecture["model"] is None and architecture["changes"] is None:
         raise UserError(
             f"{bundle.path} can't be trained further here: it has no factory that builds it, only "
             "its ONNX file and its weights. Measure, verify, pack it and predict with it as it is, "
             "or save it again with factory='module:function', which returns the network."
         )
-    return file, architecture
+    return architecture

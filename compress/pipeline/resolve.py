@@ -22,7 +22,7 @@ from vcompress.bench.tasks import CLASSIFICATION, open_dataset
 from .. import quantization
 from ..bundles import heritage
 from ..bundles.recorded import open_recorded
-from ..bundles.store import ARCHITECTURE, Network, check_buildable, load_network
+from ..bundles.store import Network, check_buildable, load_network, read_architecture
 from ..data.loader import Data
 from ..distillation.teaching import Teacher, order_of
 from ..models import huggingface, pretrained
@@ -236,12 +236,16 @@ def load_teachers(
 
 
 def is_fine_tuned(bundle: Bundle, spec: ModelSpec, data: Data) -> bool:
-    """Whether `bundle` holds the float network `spec`, made for these data and preprocessing."""
-    architecture = json.loads(bundle.file(ARCHITECTURE).read_text(encoding="utf-8"))
+    """Whether `bundle` holds the float network `spec`, made for these data and preprocessing.
+
+    Raises:
+        UserError: its architecture is not readable.
+    """
+    architecture = read_architecture(bundle)
     record = bundle.data or {}
     return bool(
-        architecture.get("model") == json.loads(json.dumps(spec.to_json()))
-        and architecture.get("quantization") is None
+        architecture["model"] == json.loads(json.dumps(spec.to_json()))
+        and architecture["quantization"] is None
         and record.get("fingerprint") == data.dataset.fingerprint
         and bundle.preprocess == data.preprocess
     )

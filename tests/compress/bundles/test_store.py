@@ -13,7 +13,12 @@ import torch
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.bundle.manifest import seal_of
 from vcompress.bench.errors import UserError
+from vcompress.bench.tasks import open_dataset
+from vcompress.compress.bundles.precisions import check_available, held_by
 from vcompress.compress.bundles.store import load_network, save_network
+from vcompress.compress.data.loader import Data
+from vcompress.compress.models.catalogue import ModelSpec
+from vcompress.compress.pipeline.resolve import is_fine_tuned
 
 OWN = "tiny_nets:batch"
 
@@ -85,8 +90,15 @@ def test_an_architecture_that_is_wrong_is_refused(
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[" * 100_000, b"\xff", b"null", b"{}"])
 def test_an_architecture_that_is_no_json_object_is_refused(work: Path, content: bytes) -> None:
     bundle = rewrite(work / "runs" / "net", "architecture.json", content)
-    with pytest.raises(UserError, match=r"architecture\.json"):
-        load_network(bundle, OWN)
+    data, spec = Data(open_dataset("digits"), bundle.preprocess), ModelSpec("resnet18", 3)
+    for read in (
+        lambda: load_network(bundle, OWN),
+        lambda: held_by(bundle),
+        lambda: check_available(bundle, "fp32", None),
+        lambda: is_fine_tuned(bundle, spec, data),
+    ):
+        with pytest.raises(UserError, match=r"architecture\.json"):
+            read()
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02." * 20, b"\xff" * 100])
