@@ -35,12 +35,21 @@ def open_classes(source: str, root: str | None, seed: int, download: bool) -> Da
     if source.startswith("torchvision:"):
         return _torchvision(source, root, seed, download)
     folder = Path(source)
-    if folder.is_dir():
+    if is_there(folder) and folder.is_dir():
         return _folder(folder, seed)
     raise UserError(
-        f"--data {source!r}: no such folder. Expected digits, a folder of class folders, or "
+        f"--data {source!r:.200}: no such folder. Expected digits, a folder of class folders, or "
         f"torchvision:NAME.{nearest(source, ['digits', 'torchvision:'])}"
     )
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder of this name; no name is too long or too odd to ask for."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def image_files(folder: Path) -> list[Path]:

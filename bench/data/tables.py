@@ -22,7 +22,7 @@ from ..bundle import IMAGENET
 from ..errors import UserError, nearest
 from .dataset import LARGEST, Dataset
 from .preprocess import read_image
-from .sources import fingerprint
+from .sources import fingerprint, is_there
 from .splits import PATH, SPLITS, split_by_seed, without_overlap
 
 LABELS, NUMBERS = ("labels.csv", "labels.jsonl"), ("targets.csv", "targets.jsonl")
@@ -89,8 +89,12 @@ def numbers_dataset(source: str, seed: int) -> Dataset:
 
 
 def _read(source: str, known: tuple[str, ...]) -> _Table:
-    path = Path(source)
-    file = path
+    path = file = Path(source)
+    if not is_there(path) or not (path.is_dir() or path.suffix in (".csv", ".jsonl")):
+        raise UserError(
+            f"--data {source!r:.200}: no such folder. Expected digits, or a folder with "
+            f"{' or '.join(known)}.{nearest(source, ['digits'])}"
+        )
     if path.is_dir():
         found = [path / name for name in known if (path / name).is_file()]
         if not found:
@@ -99,11 +103,6 @@ def _read(source: str, known: tuple[str, ...]) -> _Table:
                 f"and what belongs to each."
             )
         file = found[0]
-    elif not path.is_file() or path.suffix not in (".csv", ".jsonl"):
-        raise UserError(
-            f"--data {source!r}: no such folder. Expected digits, or a folder with "
-            f"{' or '.join(known)}.{nearest(source, ['digits'])}"
-        )
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -173,11 +172,13 @@ def _images(file: Path, names: Sequence[str]) -> tuple[Path, ...]:
                 f"{file}: the image {name!r:.80} does not lie in {folder}. Name images relative to "
                 f"the table's folder."
             )
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [
+        name for name in names if not (is_there(folder / name) and (folder / name).is_file())
+    ]
     if missing:
         raise UserError(
             f"{file}: {len(missing)} of {len(names)} images are not there, such as "
-            f"{', '.join(missing[:3])}. Names are relative to {folder}."
+            f"{', '.join(name[:80] for name in missing[:3])}. Names are relative to {folder}."
         )
     return tuple(folder / name for name in names)
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..bundle import IMAGENET, MODEL, Bundle, Preprocess, find_bundle, is_bundle
 from ..config import from_mapping
 from ..data.dataset import Dataset
+from ..data.sources import is_there
 from ..errors import UserError
 from ..own_code import is_own_data
 from ..tasks import CLASSIFICATION, open_dataset, open_recorded
@@ -53,7 +54,7 @@ def subjects(paths: Sequence[Path], runtime: str | None) -> tuple[Subject, ...]:
     """Resolve the paths: a bundle stands for its model.onnx unless torch runs it."""
     found = []
     for path in paths:
-        if not path.exists():
+        if not is_there(path):
             raise UserError(f"{path}: no such file. Give a model (.onnx, .engine) or a bundle.")
         if path.is_dir():
             if not is_bundle(path):

@@ -191,7 +191,8 @@ def load(file: Path) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     """The golden inputs `[N, ...]` and the outputs by name.
 
     Raises:
-        UserError: the file is not as vcompress writes it. Nothing larger than the file is read.
+        UserError: the file is not as vcompress writes it. All entries together are no larger than
+            the file, so one that several names share is refused before it is read.
     """
     import tokenize
     import zipfile
@@ -201,11 +202,17 @@ def load(file: Path) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     size = file.stat().st_size
     try:
         with zipfile.ZipFile(file) as archive:
-            for item in archive.infolist():
+            items = archive.infolist()
+            for item in items:
                 if item.compress_type != zipfile.ZIP_STORED or item.file_size > size:
                     raise UserError(
                         f"{file}: {item.filename} is compressed; golden arrays are not."
                     )
+            if sum(item.file_size for item in items) > size:
+                raise UserError(
+                    f"{file}: its {len(items)} entries overlap: together they are larger than the "
+                    "file. Golden arrays stand one after the other."
+                )
         with np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         inputs = found.pop("input")

@@ -120,6 +120,7 @@ def test_a_saved_result_is_the_baseline_of_the_next_run(
     ("argv", "status", "message"),
     [
         (["missing.onnx"], 2, "no such file"),
+        (["a" * 300 + ".onnx"], 2, "no such file"),
         (["classifier.onnx", "--device", "cuda"], 4, "--device cuda"),
         (["classifier.onnx", "--runtime", "onnxrt"], 2, "Did you mean 'onnxruntime'"),
         (["classifier.onnx", "--shape", "y=1x3x32x32"], 2, "no such input"),

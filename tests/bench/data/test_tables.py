@@ -93,6 +93,7 @@ def test_a_number_beyond_float32_is_refused(tmp_path: Path) -> None:
             "pictures/99.png,cat",
             "1 of 20 images are not there, such as pictures/99",
         ),
+        ("image,labels", f"{'a' * 300}.png,cat", "1 of 20 images are not there, such as aaa"),
         ("picture,labels", "pictures/0.png,cat", "no column image; it has picture, labels"),
         ("image,labels,colour", "pictures/0.png,cat,red", "unknown column 'colour'"),
         ("image,cat", "pictures/0.png,2", "row 1: cat = 2; expected 0 or 1"),
@@ -126,6 +127,9 @@ def test_a_mistake_in_the_table_is_one_message(
 def test_a_folder_without_a_table_and_a_task_that_nobody_knows_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no targets\.csv or targets\.jsonl"):
         open_dataset(str(tmp_path), task="regression")
+    for task in ("classification", "multilabel"):  # longer than file systems take
+        with pytest.raises(UserError, match=r"'aaa.*no such folder"):
+            open_dataset("a" * 300, task=task)
     with pytest.raises(UserError, match=r"unknown task 'multilable'.*'multilabel'"):
         open_dataset("digits", task="multilable")
     write(tmp_path / "targets.csv", "image,x", ["a.png,nan"])

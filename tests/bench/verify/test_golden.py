@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,32 @@ def test_golden_arrays_are_not_unpacked_to_more_than_they_are(tmp_path: Path) ->
     np.savez(tmp_path / "other.npz", input=np.zeros((2, 3)), **{"output.y": np.zeros((3, 1))})
     with pytest.raises(UserError, match="no golden outputs"):
         golden.load(tmp_path / "other.npz")
+
+
+def test_golden_arrays_that_share_their_bytes_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each array but the innermost is the header and the bytes of the next one."""
+    content, entries = b"", []
+    for name in ("input", "output.a", "output.b", "output.c"):
+        array = io.BytesIO()
+        inner = np.frombuffer(content or bytes(100_000), np.uint8)
+        np.lib.format.write_array(array, inner, allow_pickle=False)
+        entry = zipfile.ZipInfo(f"{name}.npy")
+        entry.file_size = entry.compress_size = len(array.getvalue())
+        entry.CRC = zlib.crc32(array.getvalue())
+        entries.append((entry, len(array.getvalue())))
+        content = entry.FileHeader() + array.getvalue()
+    with zipfile.ZipFile(tmp_path / "nested.npz", "w") as archive:
+        archive.fp.write(content)
+        for entry, size in entries:
+            entry.header_offset = len(content) - size - len(entry.FileHeader())
+            archive.filelist.append(entry)
+            archive.NameToInfo[entry.filename] = entry
+        archive.start_dir, archive._didModify = len(content), True
+    monkeypatch.setattr(np, "load", None)
+    with pytest.raises(UserError, match="its 4 entries overlap"):
+        golden.load(tmp_path / "nested.npz")
 
 
 def test_a_batch_that_does_not_divide_is_filled_up() -> None:
