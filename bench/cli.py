@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from .errors import UserError, reader_gone
@@ -184,6 +185,7 @@ def _run(asked: Options) -> int:
     if str(asked.models[0]) == "selftest" and not asked.models[0].exists():
         return _selftest(asked)
     _check(asked)
+    from .bundle.output import write_text
     from .reports import ci as report_ci
     from .reports import html as report_html
     from .reports import json as report_json
@@ -201,7 +203,7 @@ def _run(asked: Options) -> int:
         (asked.markdown, report_ci.markdown),
     ):
         if path:
-            report_json.save(path, text(result))
+            write_text(path, text(result))
     # Shown last: a reader that goes away (`| head`) must not cost the files.
     terminal.show(result, console)
     if asked.restate:
@@ -214,6 +216,8 @@ def _run(asked: Options) -> int:
 
 def _check(asked: Options) -> None:
     """What can be refused before anything is measured."""
+    from .bundle.output import check_outputs
+    from .onnx_file import files_of
     from .reports.restate import TOOLS
 
     if asked.restate and asked.restate not in TOOLS:
@@ -224,9 +228,9 @@ def _check(asked: Options) -> None:
     for name, value in (("seconds", asked.seconds), ("limit", asked.limit)):
         if value is not None and not value > 0:
             raise UserError(f"--{name} {value}: it must be above 0.")
-    for path in (asked.json, asked.html, asked.junit, asked.markdown):
-        if path and not path.absolute().parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.absolute().parent} to write to.")
+    files = (asked.inputs, asked.baseline, asked.gate)
+    read = [*chain.from_iterable(map(files_of, asked.models)), *filter(None, files)]
+    check_outputs((asked.json, asked.html, asked.junit, asked.markdown), read)
 
 
 def _selftest(asked: Options) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -277,6 +278,17 @@ def check_external(path: str | Path, facts: OnnxFacts) -> tuple[Path, ...]:
             )
         found[target] = None
     return tuple(found)
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The model and the files beside it that a runtime reads with it, where they can be told."""
+    beside: tuple[Path, ...] = ()
+    if path.suffix.lower() == ".onnx":
+        with suppress(UserError):
+            beside = check_external(path, read(path))
+    elif path.suffix.lower() == ".xml":
+        beside = (path.with_suffix(".bin"),)
+    return path, *beside
 
 
 def _emit(number: int, content: int | bytes | str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vcompress.bench.bundle.output import check_output, written
 from vcompress.bench.errors import UserError
 from vcompress.bench.tasks import CLASSIFICATION
 
@@ -69,10 +71,10 @@ def to_onnx(
         raise UserError(f"{out}: expected a file name that ends in .onnx.")
     answer(model, example, output)
     modes = {module: module.training for module in model.modules()}
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_output(out)
     try:
         ready = lowered(model.eval())
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix="vcompress-export-") as folder:
             file = Path(folder) / out.name
             report = export(
                 ready, file, ("input", tuple(example.shape[1:])), metadata=metadata, opset=opset,
@@ -81,7 +83,8 @@ def to_onnx(
             proof = parity.check(ready, file, _images(example), task=task, output=output)
             if not proof.ok:
                 raise ExportError(f"the exported file fails its parity check: {proof.message}")
-            file.replace(out)
+            with file.open("rb") as source, written(out) as stream:
+                shutil.copyfileobj(source, stream)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import shutil
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -266,8 +267,8 @@ def export(
         proto.metadata_props.add(key=key, value=value)
     after = _count(proto, "DequantizeLinear")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
         with temporary.open("wb") as file:
             file.write(proto.SerializeToString())
             file.flush()
@@ -279,8 +280,6 @@ def export(
                 "An optimiser removed some; please report this network."
             )
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return _report(path, checked, before, after)
 
 
@@ -317,19 +316,16 @@ def cast_file(report: ExportReport, shape: tuple[int, ...], precision: Half) -> 
     Raises:
         UserError: the network does not fit the type; the file is as it was.
     """
-    kept = report.path.with_name(f".{report.path.name}.{os.getpid()}.fp32")
-    shutil.copyfile(report.path, kept)
-    try:
-        cast = convert_file(report.path, precision)
-        checked = check_file(report.path, shape, _dynamic(kept))
+    with tempfile.TemporaryDirectory(
+        prefix=f".{report.path.name}.", dir=report.path.parent
+    ) as folder:
+        file = Path(shutil.copyfile(report.path, Path(folder) / report.path.name))
+        cast = convert_file(file, precision)
+        checked = check_file(file, shape, _dynamic(report.path))
         after = _count(checked, "DequantizeLinear")
         if after != report.qdq_after:
             raise ExportError(f"{report.path.name}: {report.qdq_after} quantisers, {after} cast.")
-    except BaseException:
-        kept.replace(report.path)
-        raise
-    finally:
-        kept.unlink(missing_ok=True)
+        file.replace(report.path)
     return replace(_report(report.path, checked, report.qdq_before, after), cast=asdict(cast))
 
 

@@ -23,7 +23,7 @@ from typing import BinaryIO
 from ..errors import UserError
 from . import manifest as manifests
 from . import signature as signatures
-from .atomic import staged_file, staged_folder
+from .atomic import staged_folder
 from .bundle import (
     Bundle,
     check_target,
@@ -34,6 +34,7 @@ from .bundle import (
     strangers,
 )
 from .manifest import MANIFEST, SEAL, SIGNATURE
+from .output import written
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -75,7 +76,7 @@ def pack(folder: Path, out: Path, sign: Path | None = None) -> None:
         signed = signatures.sign(manifest, sign)
     elif signed is not None:
         signatures.parse(signed, str(folder / SIGNATURE))
-    with staged_file(out) as stream:
+    with written(out, [folder]) as stream:
         # An older bundle, whose manifest has no hash, gets one here.
         _write(stream, MANIFEST, manifest)
         _write(stream, SEAL, manifests.seal_of(manifest))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,22 +73,20 @@ def build_engine(
     onnx_file.check_external(onnx_path, onnx_file.read(onnx_path))
     digest = sha256(onnx_path)
     out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    request = {
-        "path": str(onnx_path),
-        "out": str(staging),
-        "timing_cache": None if timing_cache is None else str(timing_cache),
-        "settings": settings.to_json(),
-    }
-    start = time.perf_counter()
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        staging = Path(folder) / out.name
+        request = {
+            "path": str(onnx_path),
+            "out": str(staging),
+            "timing_cache": None if timing_cache is None else str(timing_cache),
+            "settings": settings.to_json(),
+        }
+        start = time.perf_counter()
         found = _ask(request, onnx_path, settings.timeout_s)
         seconds = time.perf_counter() - start
         with staging.open("rb") as file:
             os.fsync(file.fileno())
         staging.replace(out)
-    finally:
-        staging.unlink(missing_ok=True)
     return BuildReport(
         path=out,
         size_bytes=out.stat().st_size,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from .. import stats
+from ..bundle.output import write_text
 from ..config import plain
-from ..errors import UserError
 from ..tasks.classification import from_schema_1
 from ..tasks.task import Part, Score
 from ..timing import noise
@@ -44,18 +44,7 @@ def as_dict(result: Result) -> dict[str, Any]:
 def write(result: Result, path: Path) -> None:
     """Write the result; raises `UserError` where the file cannot be written."""
     text = json.dumps(as_dict(result), allow_nan=False, separators=(",", ":"))
-    save(path, text + "\n")
-
-
-def save(path: Path, text: str) -> None:
-    """A whole file or none."""
-    staging = path.with_name(f".{path.name}.writing")
-    try:
-        staging.write_text(text, encoding="utf-8")
-        staging.replace(path)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+    write_text(path, text + "\n")
 
 
 def _model(m: ModelResult) -> dict[str, Any]:

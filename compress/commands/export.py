@@ -113,6 +113,7 @@ class Command:
     engines: tyro.conf.OmitArgPrefixes[EngineFlags]
 
     def run(self) -> None:
+        from vcompress.bench.bundle.output import check_output
         from vcompress.bench.errors import UserError
 
         from ..delivery.engines import parse_required
@@ -120,6 +121,8 @@ class Command:
 
         # Every option is read before anything is written.
         settings, options = self.engines.settings(), self.file.options()
+        if self.engines.timing_cache is not None:
+            check_output(self.engines.timing_cache, [self.run_dir])
         required = parse_required(self.engines.require_int8)
         if "triton" in self.to:
             self._write_repository(options)

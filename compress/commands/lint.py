@@ -39,18 +39,22 @@ class Command:
         from json import dumps
 
         from vcompress.bench.bundle import MODEL
+        from vcompress.bench.bundle.output import check_outputs, write_text
         from vcompress.bench.engine import Settings
+        from vcompress.bench.onnx_file import files_of
         from vcompress.export.lint import lint
 
         from ._lint import describe
 
         path = self.model / MODEL if self.model.is_dir() else self.model
         settings = Settings(sm=self.sm, batch=self.batch, hw=self.hw) if self.build else None
+        alone = self.json is not None and str(self.json) == "-"
+        if not alone:
+            check_outputs([self.json], files_of(path))
         report = lint(path, self.target, build=settings)
         as_json = dumps(report.to_json(), indent=1)
-        alone = self.json is not None and str(self.json) == "-"
         if self.json is not None and not alone:
-            self.json.write_text(as_json + "\n", encoding="utf-8")
+            write_text(self.json, as_json + "\n", files_of(path))
         print(as_json if alone else describe(report))
         if status := int(report.fails(self.fail_on)):
             sys.exit(status)

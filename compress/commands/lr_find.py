@@ -41,6 +41,7 @@ class Command:
     """File of the plot, .svg. Default: under runs/."""
 
     def run(self) -> None:
+        from vcompress.bench.bundle.output import check_output, write_text
         from vcompress.bench.errors import UserError
 
         from ..pipeline.resolve import RUNS, open_network
@@ -49,12 +50,13 @@ class Command:
 
         if self.out is not None and self.out.suffix != ".svg":
             raise UserError(f"--out {self.out}: expected a file name that ends in .svg.")
+        if self.out is not None:
+            check_output(self.out)
         network, data, name = open_network(self.model, self.common)
         found = sweep(
             network.model, data, self.training, low=self.low, high=self.high, steps=self.steps
         )
         out = self.out or RUNS / f"{name}-lr.svg"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(plot(found), encoding="utf-8")
+        write_text(out, plot(found))
         print_sweep(found)
         print(f"plot: {out}")

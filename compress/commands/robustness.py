@@ -32,6 +32,7 @@ class Command:
 
     def run(self) -> None:
         from vcompress.bench.bundle.history import to_json
+        from vcompress.bench.bundle.output import check_outputs, write_text
         from vcompress.bench.errors import UserError
 
         from ..delivery.robustness import measure_bundles
@@ -46,9 +47,10 @@ class Command:
                 f"{self.epsilon}: expected at least one image and step, and an epsilon above 0, "
                 f"at most 1."
             )
+        check_outputs([self.json], self.bundles)
         attack = Attack(self.epsilon, self.attack_steps)
         found = dict(measure_bundles(self.bundles, self.images, attack, self.trust))
         print_robustness(found)
         if self.json is not None:
             text = json.dumps({str(path): to_json(each) for path, each in found.items()}, indent=1)
-            self.json.write_text(text + "\n", encoding="utf-8")
+            write_text(self.json, text + "\n", self.bundles)

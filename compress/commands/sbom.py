@@ -20,17 +20,15 @@ class Command:
 
     def run(self) -> None:
         from vcompress.bench.bundle import Bundle
-        from vcompress.bench.bundle.atomic import staged_file
-        from vcompress.bench.errors import UserError
+        from vcompress.bench.bundle.output import check_output, write_text
 
         from ..bundles.sbom import bill_of_materials
 
-        if self.out is not None and self.out.is_dir():
-            raise UserError(f"{self.out}: a folder; give the name of a file.")
+        if self.out is not None:
+            check_output(self.out, [self.bundle])
         text = bill_of_materials(Bundle.open(self.bundle))
         if self.out is None:
             print(text)
             return
-        with staged_file(self.out) as stream:
-            stream.write(text.encode())
+        write_text(self.out, text, [self.bundle])
         print(f"{self.out}: {len(text):,} bytes")

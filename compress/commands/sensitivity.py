@@ -29,6 +29,8 @@ class Command:
     """Name of your own module:factory that the bundle may run when it is loaded."""
 
     def run(self) -> None:
+        from vcompress.bench.bundle.output import check_output
+
         from ..delivery.ranking import rank_layers
         from ..quantization.ptq import Scheme
         from ..reporting import sensitivity
@@ -36,6 +38,7 @@ class Command:
 
         if self.out is not None:
             sensitivity.check_suffix(self.out)
+            check_output(self.out, [self.bundle])
         scheme = Scheme(self.target, self.observer, self.weight_bits)
         layers = rank_layers(self.bundle, scheme, self.trust)
         if self.out is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.bundle.atomic import claimed
+from vcompress.bench.bundle.output import check_output, written
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
 from vcompress.export.onnx_options import OnnxOptions, drawn_images, refine
@@ -50,15 +52,15 @@ def export_file(
     """
     if out.suffix != ".onnx":
         raise UserError(f"--out {out}: expected a file name that ends in .onnx.")
+    check_output(out, [path])
     bundle = Bundle.open(path)
     if options is not None:
         options.check_task(bundle.task)
     network = load_network(bundle, trusted_factory)
     dataset = open_recorded(bundle, trusted_factory)
     images = parity_images(dataset, bundle.preprocess)
-    out.parent.mkdir(parents=True, exist_ok=True)
     notes: tuple[str, ...] = ()
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+    with TemporaryDirectory(prefix="vcompress-export-") as folder:
         file = Path(folder) / out.name
         _, proof = export_checked(
             network, file, images, labels=bundle.labels, preprocess=bundle.preprocess,
@@ -67,8 +69,10 @@ def export_file(
         if options is not None and options.any:
             pictures = _pictures(dataset)
             notes = refine(file, options, bundle.preprocess, pictures).notes
-        file.replace(out)
-    said = f"{out}: {out.stat().st_size / 1e6:.2f} MB. {proof.message}"
+        size = file.stat().st_size
+        with file.open("rb") as source, written(out, [path]) as stream:
+            shutil.copyfileobj(source, stream)
+    said = f"{out}: {size / 1e6:.2f} MB. {proof.message}"
     return "\n".join([said, *(f"  {note}" for note in notes)])
 
 

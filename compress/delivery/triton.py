@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vcompress.bench.bundle import MODEL, Bundle, sha256
+from vcompress.bench.bundle.output import check_output
 from vcompress.bench.errors import UserError, nearest
 from vcompress.export import triton
 from vcompress.export.onnx_options import OnnxOptions
@@ -36,6 +37,7 @@ def export_triton(
     Raises:
         UserError: no bundle or engine, or a model of that name is there already.
     """
+    check_output(out / serving.name / "config.pbtxt", [path])
     bundle = Bundle.open(path)
     again = opset is not None or (options is not None and options.any)
     if engine is not None and again:

@@ -155,11 +155,14 @@ def run_recipe(
     Returns:
         The last bundle and the page `out/report.html`.
     """
+    from vcompress.bench.bundle.output import check_output
+
     from ..training.processes import process_state
     from .run import run_stage
     from .side_by_side import write_side_by_side
 
     out = out or recipe.out
+    check_output(out / "report.html")
     options = replace(recipe.options, resume=resume, overwrite=overwrite)
     done: dict[str, Bundle] = {}
     for step in recipe.steps:

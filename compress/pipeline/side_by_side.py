@@ -8,12 +8,13 @@ from pathlib import Path
 
 from vcompress.bench.bundle import MODEL, Bundle
 from vcompress.bench.bundle.history import measured
+from vcompress.bench.bundle.output import write_text
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.timing.compare import compare
 from vcompress.bench.timing.inputs import from_images
 
 from ..bundles.recorded import open_recorded, parity_images
-from ..reporting.page import summary, write_report
+from ..reporting.page import render, summary
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,6 @@ def write_side_by_side(first: Bundle, last: Bundle, report: Path, trust: str | N
             "verdict": str(found.verdict),
         }
         text = json.dumps(comparison, indent=1) + "\n"
-        report.with_name("side_by_side.json").write_text(text, encoding="utf-8")
-    write_report(report, last.history, last.data, comparison)
+        write_text(report.with_name("side_by_side.json"), text)
+    write_text(report, render(last.history, last.data, comparison))
     log.info(summary(last.history, comparison))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vcompress.bench.bundle.output import write_text
 from vcompress.bench.errors import UserError
 
 from .shadow import run, shadow
@@ -166,10 +167,7 @@ class LatencyTable:
         if self.file is None:
             return
         data = {"environment": self.environment, "latency_ms": self.entries}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_name(self.file.name + ".tmp")
-        temporary.write_text(json.dumps(data, indent=1, sort_keys=True))
-        temporary.replace(self.file)
+        write_text(self.file, json.dumps(data, indent=1, sort_keys=True))
 
     def at(self, call: LayerCall, inputs: int, outputs: int) -> float:
         """Latency in ms of one call of the layer, without what any call costs."""

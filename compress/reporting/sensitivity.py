@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vcompress.bench.bundle.output import write_text
 from vcompress.bench.errors import UserError
 from vcompress.bench.reports import svg
 
@@ -38,8 +39,7 @@ def write(path: Path, layers: Sequence[LayerSensitivity], title: str) -> None:
     """Write the picture, the page with it, or the numbers, as the file's ending says."""
     check_suffix(path)
     text = {".html": _page, ".svg": draw, ".json": _numbers}[path.suffix](layers, title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def draw(layers: Sequence[LayerSensitivity], title: str) -> str:

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 from vcompress.bench.bundle import MODEL
-from vcompress.bench.bundle.atomic import staged_file
 from vcompress.bench.bundle.manifest import BESIDE
+from vcompress.bench.bundle.output import check_output, written
 from vcompress.bench.errors import UserError
 from vcompress.bench.verify.check import verify
 
@@ -31,6 +31,7 @@ def prepare(
         UserError: no bundle, a changed file, or a task, name or label that does not fit.
     """
     check_name(name)
+    check_output(out / f"{name}.onnx", [path])
     if path.is_file():
         raise UserError(f"{path}: this is a file; unpack it first: vcompress unpack {path}.")
     found = verify(path, key=key, golden=False)
@@ -62,5 +63,5 @@ def _write(target: Path, content: bytes) -> None:
     same_size = target.is_file() and target.stat().st_size == len(content)
     if same_size and target.read_bytes() == content:
         return
-    with staged_file(target) as stream:
+    with written(target) as stream:
         stream.write(content)
