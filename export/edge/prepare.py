@@ -31,12 +31,12 @@ def prepare(
         UserError: no bundle, a changed file, or a task, name or label that does not fit.
     """
     check_name(name)
-    check_output(out / f"{name}.onnx", [path])
     if path.is_file():
         raise UserError(f"{path}: this is a file; unpack it first: vcompress unpack {path}.")
     found = verify(path, key=key, golden=False)
     if not found.ok:
         raise UserError(f"{path} does not verify: {'; '.join(found.problems[:5])}.")
+    check_output(out / f"{name}.onnx", [path])
     bundle = found.bundle
     if bundle.task != "classification":
         raise UserError(
