@@ -44,9 +44,9 @@ def parser() -> argparse.ArgumentParser:
                    help="device, such as cpu, cuda or tensorrt; no other one stands "
                    "in for it")  # fmt: skip
     g.add_argument("--threads", type=int, metavar="N",
-                   help="number of threads, 1 or more; default: the runtime's choice")  # fmt: skip
+                   help="number of threads, 1 to 4096; default: the runtime's choice")  # fmt: skip
     g.add_argument("--batch", type=_ints, default=(), metavar="N[,N...]",
-                   help="images in a call, 1 or more, for the latency and the accuracy; several "
+                   help="images in a call, 1 to 1048576, for the latency and the accuracy; several "
                    "numbers make a sweep; default: 1, or what the model fixes")  # fmt: skip
     g.add_argument("--shape", type=_shape, action="append", default=[], metavar="NAME=1x3x224x224",
                    help="shape of an input whose dimensions are free")  # fmt: skip
@@ -85,8 +85,8 @@ def parser() -> argparse.ArgumentParser:
 
     g = p.add_argument_group("how to measure")
     g.add_argument("--seconds", type=float, metavar="S",
-                   help="duration of a measurement without its warm-up, seconds; default: 2 to 3, "
-                   "as the interval needs")  # fmt: skip
+                   help="duration of a measurement without its warm-up, seconds, above 0; default: "
+                   "2 to 3, as the interval needs")  # fmt: skip
     g.add_argument("--publish", type=int, nargs="?", const=5, default=0, metavar="N",
                    help="run the full protocol in N fresh processes (5 "
                    "without a number)")  # fmt: skip
@@ -102,16 +102,16 @@ def parser() -> argparse.ArgumentParser:
                    "file that crashes")  # fmt: skip
     g.add_argument("--load-timeout", type=float, default=120.0, metavar="S",
                    help="time limit of loading in the fresh process, "
-                   "seconds; default: 120")  # fmt: skip
+                   "seconds, above 0; default: 120")  # fmt: skip
     g.add_argument("--seed", type=int, default=0,
                    help="random seed for inputs and for the splits of "
-                   "--data; default: 0")  # fmt: skip
+                   "--data, 0 or more; default: 0")  # fmt: skip
 
     g = p.add_argument_group("comparison and gate")
     g.add_argument("--baseline", type=Path, metavar="JSON", help="saved result to compare with")
     g.add_argument("--margin", type=float, default=0.01,
                    help="difference in speed that counts as none, a "
-                   "share; default: 0.01")  # fmt: skip
+                   "share from 0 to 1; default: 0.01")  # fmt: skip
     g.add_argument("--gate", type=Path, metavar="TOML",
                    help="file of limits that the model must hold; see docs/vbench.md")  # fmt: skip
     g.add_argument("--require", action="append", default=[], metavar="LIMIT",
@@ -174,6 +174,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"vbench: {error}", file=sys.stderr)
         return error.status
+    except OSError as error:  # whichever file the user named: it is gone, unreadable, no file
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"vbench: {where}{error.strerror or error}. Look at the path.", file=sys.stderr)
+        return UserError.status
+    except MemoryError:
+        print("vbench: there is not enough memory for this. Give a smaller --batch or --shape, or "
+              "fewer images with --limit.", file=sys.stderr)  # fmt: skip
+        return UserError.status
     except KeyboardInterrupt:
         print("vbench: stopped.", file=sys.stderr)
         return 130
@@ -222,12 +230,6 @@ def _check(asked: Options) -> None:
 
     if asked.restate and asked.restate not in TOOLS:
         raise UserError(f"--as {asked.restate}: expected one of {', '.join(TOOLS)}.")
-    for name in ("concurrency", "rate", "publish"):
-        if getattr(asked, name) < 0:
-            raise UserError(f"--{name} {getattr(asked, name)}: it must be above 0.")
-    for name, value in (("seconds", asked.seconds), ("limit", asked.limit)):
-        if value is not None and not value > 0:
-            raise UserError(f"--{name} {value}: it must be above 0.")
     files = (asked.inputs, asked.baseline, asked.gate)
     read = [*chain.from_iterable(map(files_of, asked.models)), *filter(None, files)]
     check_outputs((asked.json, asked.html, asked.junit, asked.markdown), read)

@@ -264,6 +264,11 @@ def check_external(path: str | Path, facts: OnnxFacts) -> tuple[Path, ...]:
     folder = Path(path).resolve().parent
     found: dict[Path, None] = {}
     for item in facts.external:
+        if "\0" in item.location:
+            raise UserError(
+                f"{path}: the tensor {item.tensor!r} points to {item.location!r}, which no file "
+                "can be called. Export the model again."
+            )
         target = (folder / item.location).resolve()
         if not item.location or not target.is_relative_to(folder):
             raise UserError(

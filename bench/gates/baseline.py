@@ -111,8 +111,9 @@ def ratio_of(a: stats.Interval, b: stats.Interval) -> stats.Interval:
     high = math.hypot(math.log(b.high / b.value), math.log(a.value / a.low))
     value = b.value / a.value
     return stats.Interval(
-        value, value * math.exp(-low), value * math.exp(high), "two runs, not interleaved"
-    )
+        value, value * math.exp(-low), value * math.exp(high), "two runs, not interleaved",
+        min(a.confidence, b.confidence),
+    )  # fmt: skip
 
 
 def change(saved: Saved, model: ModelResult) -> ScoreChange | None:

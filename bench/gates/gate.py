@@ -114,10 +114,25 @@ def _check(name: str, budget: Budget, result: Result) -> Check:
             f"{runs} runs do not carry a p99 (662 do); measure longer with --seconds",
         )  # fmt: skip
     value, low, high = found
+    if not _carries(budget, result):
+        runs = len(result.models[-1].measurement.samples_ns)
+        return Check(
+            name, budget.value, value, value, "inconclusive",
+            f"{value:.4g} {budget.unit or ''} of {runs} runs, too few for an interval; measure "
+            "longer with --seconds",
+        )  # fmt: skip
     return Check(
         name, budget.value, value, budget.bound(low, high), budget.outcome(low, high),
         _say(budget, value, low, high),
     )  # fmt: skip
+
+
+def _carries(budget: Budget, result: Result) -> bool:
+    """Whether there were runs enough for an interval of this limit's quantity."""
+    if budget.kind in ("slowdown", "speedup") or (budget.kind == "latency_ms" and budget.relative):
+        versus = result.comparison or result.against
+        return versus is None or versus.ratio.carries
+    return budget.kind != "latency_ms" or result.models[-1].measurement.median.carries
 
 
 _Found = tuple[float, float, float]

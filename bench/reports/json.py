@@ -75,7 +75,7 @@ def _model(m: ModelResult) -> dict[str, Any]:
             **asdict(m.disturbance),
             "robust_variation": stats.robust_variation(m.measurement.samples_ns),
             "drift": stats.slope_share(m.measurement.samples_ns),
-            "lag1_correlation": stats.lag1(m.measurement.samples_ns),
+            "lag1_correlation": m.measurement.lag1,
             "outliers": noise.outliers(m.measurement),
             "two_modes": stats.two_modes(m.measurement.samples_ns),
             "warnings": m.warnings,

@@ -44,6 +44,8 @@ def artefact(path: Path, name: str) -> Artefact:
     if path.suffix == ".onnx":
         facts = onnx_file.read(path)
         extra = onnx_file.check_external(path, facts)
+    elif path.suffix == ".xml" and path.with_suffix(".bin").is_file():
+        extra = (path.with_suffix(".bin"),)  # the weights of OpenVINO's own format
     digest, size = hashlib.sha256(), 0
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in (*files, *extra):

@@ -54,7 +54,9 @@ def bare(text: str) -> str:
 def rows(m: ModelResult) -> dict[str, str]:
     """What the table says of one model, by line."""
     t, out = m.measurement, {}
-    out["latency, median"] = f"{figures(t.median_ms)} ms  [dim]({span(*t.interval_ms)})[/]"
+    runs = len(t.samples_ns)
+    interval = span(*t.interval_ms) if t.median.carries else f"{runs} run{'s' * (runs > 1)}"
+    out["latency, median"] = f"{figures(t.median_ms)} ms  [dim]({interval})[/]"
     for q, name in ((0.9, "p90"), (0.99, "p99")):
         tail = t.latency(q)
         out[f"latency, {name}"] = f"{figures(tail.value)} ms" if tail else "[dim]too few runs[/]"

@@ -45,6 +45,9 @@ HARNESS = Effort(
     seconds=0.15, most_seconds=0.15, warmup_seconds=0.05, warmup_runs=20, most_warmup_seconds=0.1
 )
 
+LEAST_COMPARISON = 1.0
+"""Seconds: ten quads of the shortest useful blocks."""
+
 
 def run(options: Options, tell: Tell = lambda text: None) -> Result:
     """Measure one model, or two against each other.
@@ -226,7 +229,8 @@ def _two(
         ]
         limits = CompareEffort(margin=options.margin)
         if options.seconds is not None:
-            limits = replace(limits, seconds=options.seconds)
+            seconds = max(options.seconds, LEAST_COMPARISON)
+            limits = replace(limits, seconds=seconds, floor_seconds=seconds / 2, least_quads=1)
         before = counters()
         comparison = compare(a, fed[0], b, fed[1], again, limits, lambda text, share: tell(text))
         disturbed = disturbance(before, counters())

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from ..ranges import Range, at_least, between, check_ranges
+
+_DAY = 86_400.0
+_SECONDS = Range(0, _DAY, open_below=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,8 +19,8 @@ class Options:
     models: tuple[Path, ...]
     runtime: str | None = None
     device: str | None = None
-    threads: int | None = None
-    batch: tuple[int, ...] = ()
+    threads: Annotated[int | None, between(1, 4096)] = None
+    batch: Annotated[tuple[int, ...], between(1, 2**20)] = ()
     """Empty: the batch that the model or the shapes fix, else 1."""
     shape: dict[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: Path | None = None
@@ -28,18 +34,18 @@ class Options:
     trust: str | None = None
     task: str | None = None
     split: str = "test"
-    limit: int | None = None
+    limit: Annotated[int | None, at_least(1)] = None
     preprocess: str | None = None
     accuracy: bool = True
-    seconds: float | None = None
-    publish: int = 0
-    concurrency: int = 0
-    rate: float = 0.0
+    seconds: Annotated[float | None, _SECONDS] = None
+    publish: Annotated[int, between(0, 1000)] = 0
+    concurrency: Annotated[int, between(0, 4096)] = 0
+    rate: Annotated[float, between(0, 1e6)] = 0.0
     profile: bool = False
     cold_start: bool = True
-    load_timeout: float = 120.0
-    seed: int = 0
-    margin: float = 0.01
+    load_timeout: Annotated[float, _SECONDS] = 120.0
+    seed: Annotated[int, between(0, 2**63 - 1)] = 0
+    margin: Annotated[float, between(0, 1)] = 0.01
     baseline: Path | None = None
     gate: Path | None = None
     require: tuple[str, ...] = ()
@@ -49,6 +55,9 @@ class Options:
     markdown: Path | None = None
     restate: str | None = None
     command: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def batches(self) -> tuple[int, ...]:

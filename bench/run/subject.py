@@ -189,7 +189,7 @@ def _parse(asked: str) -> Preprocess:
     text = asked if asked.lstrip().startswith("{") else None
     try:
         data = json.loads(text if text is not None else Path(asked).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"--preprocess {asked}: expected imagenet, a JSON object or a file with one ({error})."
         ) from None

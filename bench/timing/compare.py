@@ -29,6 +29,32 @@ Progress = Callable[[str, float], None]
 DROPPED = 3  # runs at the head of a block: the other model has just had the caches
 
 
+@dataclass(frozen=True)
+class BlockPlan:
+    """How long a block of one model is."""
+
+    dropped: int
+    """Runs at its head that are not kept."""
+    runs: int
+    """Least number of runs that are kept."""
+    seconds: float
+
+    @classmethod
+    def of(cls, pair_ms: float, effort: CompareEffort, seconds: float, quads: int) -> BlockPlan:
+        """Blocks of which `quads` quads fit into `seconds`, where the models allow it.
+
+        Args:
+            pair_ms: one run of each model, ms.
+        """
+        fit = seconds * 1e3 / (2 * quads * pair_ms)  # runs of each model in a block
+        if fit >= DROPPED + effort.block_runs:
+            spare = seconds / (4 * quads) - DROPPED * pair_ms / 2e3
+            return cls(DROPPED, effort.block_runs, min(effort.block_seconds, spare))
+        runs = max(int(fit), 1)
+        dropped = min(DROPPED, runs // 3)
+        return cls(dropped, runs - dropped, 0.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareEffort:
     """Blocks of A B B A. Two quads make four of the protocol's pairs."""
@@ -43,8 +69,11 @@ class CompareEffort:
     """Short, so that the noise of a shared machine hits both models alike: in one run of 6 s
     each, blocks of 100 ms knew the ratio to 1.3 to 3.9 %, blocks of 20 ms to 0.6 %."""
     block_runs: int = 5
+    least_quads: int = 6
+    """Quads that run however long they take: six make an interval of 97 %."""
     seconds: float = 8.0
-    """Quads go on until the interval is narrow or this is spent, A/A and warm-up apart."""
+    """Quads go on until the interval is narrow or this is spent, A/A and warm-up apart. Models too
+    slow for `quads` of them have shorter blocks, down to one run, and then fewer quads."""
     precision: float = 0.004
     """Half the interval of the ratio that ends the run."""
     margin: float = 0.01
@@ -114,31 +143,36 @@ def interleave(
     quads: int,
     seconds: float,
     precision: float,
-    block_seconds: float,
-    block_runs: int,
+    plan: BlockPlan,
+    least: int | None = None,
 ) -> Blocks:
     """Run quads, A B B A and B A A B in turn, until the ratio is known to `precision`.
 
     The run stops on the width of the interval and never on where it lies, so looking at it does
     not raise the rate of false alarms.
+
+    Args:
+        quads: least number of them; `least` are enough where the time is up.
     """
+    least = quads if least is None else least
     medians: tuple[list[list[float]], list[list[float]]] = ([], [])
     runs: tuple[list[Block], list[Block]] = ([], [])
     rings, begin, done = (first, second), perf_counter_ns(), 0
     while True:
         found: tuple[list[float], list[float]] = ([], [])
         for which in (0, 1, 1, 0) if done % 2 == 0 else (1, 0, 0, 1):
-            rings[which].spin(0, DROPPED)
-            starts, times = rings[which].spin(int(block_seconds * 1e9), block_runs)
+            if plan.dropped:
+                rings[which].spin(0, plan.dropped)
+            starts, times = rings[which].spin(int(plan.seconds * 1e9), plan.runs)
             found[which].append(float(np.median(times)))
             runs[which].append(Block(np.array(starts), np.array(times)))
         for which in (0, 1):
             medians[which].append(found[which])
         done += 1
-        if done < quads:
+        spent = (perf_counter_ns() - begin) / 1e9
+        if done < (least if spent >= seconds else quads):
             continue
         blocks = Blocks(np.array(medians[0]), np.array(medians[1]), (), ())
-        spent = (perf_counter_ns() - begin) / 1e9
         if spent >= seconds or blocks.ratio().half_width <= precision:
             return Blocks(blocks.first, blocks.second, tuple(runs[0]), tuple(runs[1]))
 
@@ -161,17 +195,18 @@ def compare(
     with no_collection():
         tell("warm-up", 0.0)
         warmups = [warm_up(ring, effort.warmup) for ring in (ring_a, ring_b, ring_again)]
+        run_ms = [w.windows_ms[-1] for w in warmups]
         tell("A against A", 0.2)
+        plan = BlockPlan.of(2 * run_ms[0], effort, effort.floor_seconds, effort.floor_quads)
         floor_blocks = interleave(
             ring_a, ring_again, quads=effort.floor_quads, seconds=effort.floor_seconds,
-            precision=effort.precision, block_seconds=effort.block_seconds,
-            block_runs=effort.block_runs,
+            precision=effort.precision, plan=plan, least=effort.least_quads,
         )  # fmt: skip
         tell("A against B", 0.5)
+        plan = BlockPlan.of(run_ms[0] + run_ms[1], effort, effort.seconds, effort.quads)
         blocks = interleave(
             ring_a, ring_b, quads=effort.quads, seconds=effort.seconds,
-            precision=effort.precision, block_seconds=effort.block_seconds,
-            block_runs=effort.block_runs,
+            precision=effort.precision, plan=plan, least=effort.least_quads,
         )  # fmt: skip
     origin = int(min(blocks.first_runs[0].starts_ns[0], blocks.second_runs[0].starts_ns[0]))
     ratio, ratio_99, floor_ratio = blocks.ratio(), blocks.ratio(0.99), floor_blocks.ratio()
@@ -182,7 +217,8 @@ def compare(
         b=_measurement(b, feed_b, blocks.second_runs, seen[1], warmups[1], origin),
         ratio=ratio, ratio_99=ratio_99, floor_blocks=floor_blocks, floor_ratio=floor_ratio,
         floor=floor,
-        verdict=stats.verdict(ratio, floor, effort.margin, ratio_99), margin=effort.margin,
+        verdict=stats.verdict(ratio, floor, effort.margin, ratio_99)
+        if floor_ratio.carries else "INCONCLUSIVE", margin=effort.margin,
         seconds=(perf_counter_ns() - begin) / 1e9,
     )  # fmt: skip
 

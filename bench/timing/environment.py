@@ -181,7 +181,11 @@ def counters() -> Counters:
     for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/*_count"):
         throttled += int(_read(str(path)) or 0)
     return Counters(
-        perf_counter(), tuple(int(t) for t in first[1:9]), own.user + own.system, throttled
+        perf_counter(),
+        tuple(int(t) for t in first[1:9]),
+        # The processes that this one started and waited for measure for it.
+        own.user + own.system + own.children_user + own.children_system,
+        throttled,
     )
 
 

@@ -111,7 +111,21 @@ class Measurement:
         """A percentile in ms with its interval, or None where the samples do not support it."""
         if not stats.supported(len(self.samples_ns), q):
             return None
-        return stats.quantile_interval(self.samples_ns / 1e6, q)
+        if q not in self._tails:
+            self._tails[q] = stats.quantile_interval(
+                self.samples_ns / 1e6, q, correlation=self.lag1
+            )
+        return self._tails[q]
+
+    @cached_property
+    def lag1(self) -> float:
+        """Correlation of each sample's rank with the next one's."""
+        return stats.lag1(self.samples_ns)
+
+    @cached_property
+    def _tails(self) -> dict[float, stats.Interval]:
+        """Percentiles that were computed; a million samples take a while."""
+        return {}
 
     @cached_property
     def median(self) -> stats.Interval:
@@ -122,7 +136,9 @@ class Measurement:
         """
         if self.processes > 1:
             return stats.order_interval(self.block_medians_ms())
-        return stats.quantile_interval(self.samples_ns / 1e6)
+        found = self.latency(0.5)
+        assert found is not None  # the median always stands
+        return found
 
     def block_medians_ms(self) -> NDArray[np.float64]:
         """Median of each block or process in ms."""
@@ -303,7 +319,7 @@ def measure(session: Session, feed: Feed, effort: Effort | None = None) -> Measu
             times += more_times
             elapsed = (perf_counter_ns() - begin) / 1e9
             if elapsed >= effort.seconds and len(times) >= stats.SUPPORT[0.9]:
-                interval = stats.quantile_interval(np.asarray(times))
+                interval = stats.quantile_interval(np.asarray(times, dtype=np.float64))
                 if interval.half_width <= effort.precision:
                     stopped = "precision"
                     break

@@ -229,7 +229,7 @@ def vbench_ratio(seconds: float, device: str | None, threads: int | None) -> Rat
 
     def ratio(first: Path, second: Path) -> float:
         from vcompress.bench.runtimes import open_session
-        from vcompress.bench.timing.compare import interleave
+        from vcompress.bench.timing.compare import DROPPED, BlockPlan, interleave
         from vcompress.bench.timing.inputs import resolve_shapes, synthetic
         from vcompress.bench.timing.measure import Effort, Ring, warm_up
 
@@ -242,7 +242,7 @@ def vbench_ratio(seconds: float, device: str | None, threads: int | None) -> Rat
             for ring in rings:
                 warm_up(ring, Effort.quick(seconds))
             found = interleave(
-                *rings, quads=10, seconds=seconds, precision=0.005, block_seconds=0.02, block_runs=5
+                *rings, quads=10, seconds=seconds, precision=0.005, plan=BlockPlan(DROPPED, 5, 0.02)
             )
             return float(found.ratio().value)
 

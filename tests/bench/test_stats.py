@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -68,6 +69,46 @@ def test_the_bootstrap_covers_the_median_of_correlated_samples_where_order_stati
         naive += plain.low <= 100 <= plain.high
     assert hits / 150 > 0.85
     assert naive / 150 < 0.7
+
+
+def correlated(n: int, seed: int = 3) -> np.ndarray:
+    from scipy.signal import lfilter
+
+    return 100 + lfilter([1], [1, -0.6], np.random.default_rng(seed).normal(size=n))
+
+
+@pytest.mark.parametrize("q", [0.5, 0.9, 0.99])
+def test_the_limit_of_the_bootstrap_is_that_of_many_resamples(
+    q: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = correlated(20_000)
+    limit = stats.block_interval(x, q)
+    monkeypatch.setattr(stats, "MANY", 10**9)
+    drawn = stats.block_interval(x, q, resamples=2000)
+    width = drawn.high - drawn.low
+    assert limit.value == drawn.value
+    assert abs(limit.low - drawn.low) < 0.1 * width
+    assert abs(limit.high - drawn.high) < 0.1 * width
+
+
+def test_half_a_million_samples_have_their_interval_at_once() -> None:
+    x = correlated(500_000)
+    begin = perf_counter()
+    found = stats.quantile_interval(x)
+    assert perf_counter() - begin < 1.5  # resampling takes 5 to 10 s
+    assert found.low < 100 < found.high
+    assert found.half_width < 0.001
+
+
+def test_one_sample_carries_nothing_and_six_do() -> None:
+    assert [stats.order_interval(np.arange(1.0, n + 1)).carries for n in (1, 4, 5, 6)] == [
+        False, False, True, True,
+    ]  # fmt: skip
+    alone = stats.order_interval(np.array([5.0]))
+    assert (alone.low, alone.high, alone.confidence) == (5, 5, 0)
+    one = stats.ratio_interval(np.ones((1, 2)), np.full((1, 2), 2.0))
+    assert (one.value, one.confidence) == (pytest.approx(2), 0)
+    assert stats.verdict(one, 0.0) == "INCONCLUSIVE"
 
 
 def test_wilson_gives_the_published_interval() -> None:

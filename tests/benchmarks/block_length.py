@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vcompress.bench import onnx_file
 from vcompress.bench.runtimes import open_session
-from vcompress.bench.timing.compare import interleave
+from vcompress.bench.timing.compare import DROPPED, BlockPlan, interleave
 from vcompress.bench.timing.inputs import resolve_shapes, synthetic
 from vcompress.bench.timing.measure import Effort, Ring, no_collection, warm_up
 
@@ -39,7 +39,7 @@ def main() -> None:
                         quads = int(asked.seconds / (4 * block))
                         found = interleave(
                             *rings, quads=quads, seconds=0.0, precision=math.inf,
-                            block_seconds=block, block_runs=5,
+                            plan=BlockPlan(DROPPED, 5, block),
                         ).ratio()  # fmt: skip
                         print(
                             f"{1000 * block:5.0f} ms  {quads:4d} quads  ratio {found.value:.4f} "

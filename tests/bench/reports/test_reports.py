@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -193,6 +194,28 @@ def test_a_withheld_percentile_is_inconclusive(result: Result) -> None:
     short = replace(alone(result), models=(replace(result.models[0], measurement=few),))
     (check,) = gate.check(gate.Gate(max_p99_ms=100.0), short)
     assert check.outcome == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("runs", "outcome"), [(1, "inconclusive"), (4, "inconclusive"), (6, "pass")]
+)
+def test_a_gate_needs_runs_enough_for_an_interval(result: Result, runs: int, outcome: str) -> None:
+    few = result.models[0].measurement
+    few = replace(few, samples_ns=few.samples_ns[:runs], starts_ns=few.starts_ns[:runs])
+    short = replace(alone(result), models=(replace(result.models[0], measurement=few),))
+    (check,) = gate.check(gate.Gate(max_p50_ms=100.0), short)
+    assert check.outcome == outcome
+    said = terminal.rows(short.models[0])["latency, median"]
+    assert ("run" in said) == (outcome == "inconclusive")
+
+
+def test_the_weights_of_openvinos_format_count(tmp_path: Path) -> None:
+    (tmp_path / "net.xml").write_bytes(b"<net/>")
+    alone = artefact(tmp_path / "net.xml", "net")
+    (tmp_path / "net.bin").write_bytes(bytes(1000))
+    both = artefact(tmp_path / "net.xml", "net")
+    assert (alone.size_bytes, both.size_bytes) == (6, 1006)
+    assert both.sha256 == hashlib.sha256(b"<net/>" + bytes(1000)).hexdigest()
 
 
 @pytest.mark.parametrize(

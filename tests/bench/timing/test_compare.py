@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from vcompress.bench import stats
 from vcompress.bench.timing import compare as subject
-from vcompress.bench.timing.compare import CompareEffort, compare, noise_floor
+from vcompress.bench.timing.compare import BlockPlan, CompareEffort, compare, noise_floor
 from vcompress.bench.timing.inputs import synthetic
 from vcompress.bench.timing.measure import Effort
 
@@ -83,7 +84,7 @@ class Machine:
 
 def simulate(seed: int, effect: float) -> stats.Verdict:
     machine = Machine(seed)
-    settings = {"precision": math.inf, "block_seconds": 0.1, "block_runs": 20}
+    settings = {"precision": math.inf, "plan": subject.BlockPlan(3, 20, 0.1)}
     a, b = Simulated(machine, 1.0), Simulated(machine, 1.0 + effect)
     floor = subject.interleave(a, a, quads=10, seconds=0, **settings)  # type: ignore[arg-type]
     blocks = subject.interleave(a, b, quads=20, seconds=0, **settings)  # type: ignore[arg-type]
@@ -103,3 +104,31 @@ def test_a_simulated_slowdown_of_a_tenth_is_found_in_spite_of_the_load() -> None
 
 def test_the_noise_floor_is_the_widest_bound_of_the_a_a_interval() -> None:
     assert noise_floor(stats.Interval(1, 0.9, 1.05, "")) == pytest.approx(-math.log(0.9))
+
+
+@pytest.mark.parametrize(
+    ("pair_ms", "plan"),
+    [
+        (0.2, BlockPlan(3, 5, 0.02)),  # fast models keep the protocol's blocks
+        (100.0, BlockPlan(1, 3, 0.0)),  # four runs of each in a block
+        (550.0, BlockPlan(0, 1, 0.0)),  # the models of a quarter of a second
+    ],
+)
+def test_blocks_are_as_short_as_the_time_asks(pair_ms: float, plan: BlockPlan) -> None:
+    assert BlockPlan.of(pair_ms, CompareEffort(), 8.0, 10) == plan
+
+
+def test_a_time_limit_is_kept_and_too_few_quads_give_no_verdict(busy: Any) -> None:
+    effort = CompareEffort(
+        seconds=0.5, floor_seconds=0.25, least_quads=1,
+        warmup=Effort(warmup_seconds=0.1, warmup_runs=1, most_warmup_seconds=0.1),
+    )  # fmt: skip
+    a, b = busy(60_000), busy(90_000)
+    feed = synthetic(a.inputs, {"x": (1, 2)})
+    begin = perf_counter()
+    found = compare(a, feed, b, feed, busy(60_000), effort)
+    assert perf_counter() - begin < 4  # with the looks and the warm-ups; 10 quads of 8 runs: 48 s
+    assert 1 <= len(found.blocks.first) < 5
+    assert found.ratio.value == pytest.approx(1.5, rel=0.2)
+    assert found.verdict == "INCONCLUSIVE"
+    assert not found.ratio.carries
