@@ -289,7 +289,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
     """The model and the files beside it that a runtime reads with it, where they can be told."""
     beside: tuple[Path, ...] = ()
     if path.suffix.lower() == ".onnx":
-        with suppress(UserError):
+        with suppress(UserError, OSError):
             beside = check_external(path, read(path))
     elif path.suffix.lower() == ".xml":
         beside = (path.with_suffix(".bin"),)
