@@ -1,7 +1,8 @@
 """Code of the user's own: `module:function`, imported from the working folder.
 
-What the user names on a command line is run. What a bundle names is code from elsewhere: it is run
-only where the user names it too, with `--trust module:function`.
+What the user names on a command line is run. What a bundle or a recipe names is code from
+elsewhere: it is run only where the user names it too, with `--trust module:function`. Python's own
+modules make neither networks nor data: they are refused whoever names them.
 """
 
 from __future__ import annotations
@@ -25,12 +26,19 @@ def is_own_data(source: str) -> bool:
     return _NAME.fullmatch(source) is not None and not source.startswith("torchvision:")
 
 
+def is_factory(model: str) -> bool:
+    """Whether the name of a network has the form `module:function`; nothing is imported."""
+    return ":" in model and not model.startswith(("timm:", "hf:"))
+
+
 def check_trusted(name: str, trust: str | None, what: str) -> None:
-    """Raise a UserError where `name` is none of the names in `trust`, which commas separate.
+    """Raise a UserError where `name` is none of the names in `trust`, which commas separate, or can
+    be no factory.
 
     Args:
-        what: names the bundle and what the code is of, as the beginning of a sentence.
+        what: names the bundle or recipe and what the code is of, as the beginning of a sentence.
     """
+    _check_name(name)
     given = [] if trust is None else [part.strip() for part in trust.split(",")]
     if name not in given:
         more = ", with a comma between several" if given else ""
@@ -43,11 +51,9 @@ def import_own(name: str) -> Callable[..., Any]:
     """The function of `module:function`.
 
     Raises:
-        UserError: no such module or function, or a module that cannot be run.
+        UserError: no such module or function, one of Python's own, or a module that cannot be run.
     """
-    module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in module_name.split(".")):
-        raise UserError(f"{name}: {module_name!r} is not a module's name. Give module:factory.")
+    module_name, attribute = _check_name(name)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -70,7 +76,32 @@ def import_own(name: str) -> Callable[..., Any]:
         raise UserError(
             f"{name}: {module_name} has no function {attribute!r}.{nearest(attribute, dir(module))}"
         )
+    if (inspect.isroutine(function) or inspect.isclass(function)) and _is_pythons(
+        str(function.__module__)
+    ):
+        raise UserError(
+            f"{name}: this is {function.__module__}.{function.__qualname__} of Python's own. Give "
+            f"a function that returns your network or data."
+        )
     return function
+
+
+def _check_name(name: str) -> tuple[str, str]:
+    """Module and function of `module:function`."""
+    module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(f"{name}: {module!r} is not a module's name. Give module:factory.")
+    if _is_pythons(module):
+        raise UserError(
+            f"{name}: {module} is a module of Python's own, which makes no networks or data. Give "
+            f"a module of yours; rename it where it has this name."
+        )
+    return module, attribute
+
+
+def _is_pythons(module: str) -> bool:
+    first = module.partition(".")[0]
+    return first in sys.stdlib_module_names or first == "test"
 
 
 def raised(error: Exception, name: str) -> str:

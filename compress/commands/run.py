@@ -23,9 +23,12 @@ class Command:
     """Go on where a run of the same recipe stopped."""
     overwrite: bool = False
     """Replace the bundles of an earlier run."""
+    trust: str | None = None
+    """Names of your own module:factory, with commas between several, that the recipe and its
+    bundles may run."""
 
     def run(self) -> None:
         from ..pipeline.recipe import read_recipe, run_recipe
 
-        recipe = read_recipe(self.recipe)
+        recipe = read_recipe(self.recipe, self.trust)
         show(*run_recipe(recipe, self.out, resume=self.resume, overwrite=self.overwrite))

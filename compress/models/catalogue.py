@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.config import from_mapping
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
-from vcompress.bench.own_code import check_trusted, import_own
+from vcompress.bench.own_code import check_trusted, import_own, is_factory
 
 from . import huggingface, pretrained
 from .head import note_head, of_classes, with_outputs
@@ -79,7 +79,7 @@ def spec_from_json(data: Any, where: str, trusted_factory: str | None = None) ->
         UserError: anything else.
     """
     spec = from_mapping(_SpecJson, data, where)
-    if _is_factory(spec.name):
+    if is_factory(spec.name):
         what = f"{where}: this bundle is built by your own factory"
         check_trusted(spec.name, trusted_factory, what)
     if spec.name.startswith(huggingface.PREFIX):
@@ -146,7 +146,7 @@ def make_spec(
         if size[0] != size[1]:
             raise UserError(f"{name} takes square images; got {size[0]} x {size[1]}.")
         kwargs |= {"input_size": size} if name.startswith("maxvit") else {"image_size": size[0]}
-    elif _is_factory(name):
+    elif is_factory(name):
         kwargs |= {
             key: size if key == "input_size" else size[0] for key in _SIZE_KEYS if key in parameters
         }
@@ -212,7 +212,7 @@ def _head_paths(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
     found = with_outputs(model, recorded, spec.classes)
     if found:
         return found
-    if _is_factory(spec.name):  # the user's own may be another one under the same name
+    if is_factory(spec.name):  # the user's own may be another one under the same name
         return _varying_head(spec, model)
     key = json.dumps(spec.to_json(), sort_keys=True)
     if key not in _HEADS:
@@ -252,14 +252,10 @@ def check_forward(model: nn.Module, example: Tensor, classes: int) -> None:
         )
 
 
-def _is_factory(name: str) -> bool:
-    return ":" in name and not name.startswith(("timm:", huggingface.PREFIX))
-
-
 def _factory(name: str) -> Any:
     if name.startswith("timm:"):
         return _timm_factory(name[len("timm:") :])
-    if _is_factory(name):
+    if is_factory(name):
         return import_own(name)
     import torchvision
 
@@ -313,7 +309,7 @@ def _takes_size(name: str, side: int) -> bool:
 
 
 def _pretrained(spec: ModelSpec) -> dict[str, Tensor]:
-    if _is_factory(spec.name):
+    if is_factory(spec.name):
         raise UserError(
             f"--weights default: {spec.name} is your own network. Give a file instead: --weights "
             f"FILE.safetensors or FILE.pth."

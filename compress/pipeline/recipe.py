@@ -28,9 +28,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vcompress.bench.bundle import Bundle
+from vcompress.bench.bundle import Bundle, is_bundle
 from vcompress.bench.config import from_mapping
 from vcompress.bench.errors import UserError, nearest
+from vcompress.bench.own_code import check_trusted, is_factory, is_own_data
 
 from .. import stages
 from ..options import Options
@@ -74,11 +75,16 @@ class _File:
     options: dict[str, Any] | None = None
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, trust: str | None = None) -> Recipe:
     """Read and check the whole file before anything runs.
 
+    Args:
+        trust: names of the user's own `module:factory`, with commas between several, that the
+            recipe and its bundles may run. A recipe is data: it cannot say so itself.
+
     Raises:
-        UserError: not TOML, an unknown key (the nearest is named), or a wrong value.
+        UserError: not TOML, an unknown key (the nearest is named), a wrong value, or a factory that
+            is not trusted.
     """
     try:
         body = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -89,7 +95,7 @@ def read_recipe(path: Path) -> Recipe:
     file = from_mapping(_File, body, str(path))
     if not file.stages and file.joint is None:
         raise UserError(f"{path}: a recipe needs at least one [[stages]], or [joint].")
-    for key in ("resume", "overwrite"):
+    for key in ("resume", "overwrite", "trust"):
         if key in (file.options or {}):
             raise UserError(
                 f"{path}, [options]: {key} is said with --{key} when the recipe is run, not in it."
@@ -103,11 +109,16 @@ def read_recipe(path: Path) -> Recipe:
             raise UserError(f"{path}, [joint]: give teacher = a model's name or a bundle.")
         for table in file.joint.tables(teacher):
             steps.append(_step(table, len(steps) + 1, steps, f"{path}, [joint], {table['stage']}"))
-    return Recipe(
-        Path(file.out or f"runs/{path.stem}"),
-        from_mapping(Options, file.options or {}, f"{path}, [options]"),
-        tuple(steps),
-    )
+    options = from_mapping(Options, file.options or {}, f"{path}, [options]")
+    if options.data is not None and is_own_data(options.data):
+        check_trusted(options.data, trust, f"{path}, [options]: its data are made by your own code")
+    for step in steps:
+        for role, value in step.given.items():
+            if is_factory(value) and not is_bundle(value):
+                what = f"{path}, {step.name}: its {role} is built by your own factory"
+                check_trusted(value, trust, what)
+    out = Path(file.out or f"runs/{path.stem}")
+    return Recipe(out, replace(options, trust=trust), tuple(steps))
 
 
 def _step(table: dict[str, Any], number: int, before: list[Step], where: str) -> Step:
@@ -173,7 +184,5 @@ def run_recipe(
         done[step.name] = run_stage(step.stage, step.config, given, out / step.name, options)
     bundles = list(done.values())
     if process_state().is_main_process:
-        # What the recipe names was run already.
-        trust = ",".join(filter(None, (options.trust, options.data))) or None
-        write_side_by_side(bundles[0], bundles[-1], out / "report.html", trust)
+        write_side_by_side(bundles[0], bundles[-1], out / "report.html", options.trust)
     return bundles[-1], out / "report.html"

@@ -107,7 +107,6 @@ def test_a_student_is_made_small_under_one_teacher(work: Path) -> None:
     (work / "joint.toml").write_text(
         f"""
         [options]
-        trust = "{OWN}"
         data = "images"
         [joint]
         teacher = "runs/net"
@@ -122,7 +121,7 @@ def test_a_student_is_made_small_under_one_teacher(work: Path) -> None:
         quantize.batch_size = 8
         """
     )
-    assert main(["run", "joint.toml", "--out", "runs/joint"]) == 0
+    assert main(["run", "joint.toml", "--trust", OWN, "--out", "runs/joint"]) == 0
     bundle = Bundle.open(work / "runs/joint/joint-quantize")
     assert [e.stage for e in bundle.history[-3:]] == ["distill", "prune", "quantize"]
     teachers = {e.inputs["teacher"]["weights_sha256"] for e in bundle.history[-3:]}

@@ -176,3 +176,45 @@ def test_what_is_said_when_a_recipe_is_run_does_not_stand_in_it(tmp_path: Path, 
     path.write_text(f'[options]\n{key} = true\n[[stages]]\nstage = "finetune"\nmodel = "r18"\n')
     with pytest.raises(UserError, match=f"--{key} when the recipe is run"):
         read_recipe(path)
+
+
+HOSTILE = "raise SystemExit('it ran')\n"
+
+
+@pytest.mark.parametrize("name", ["evil:net", "http.server:test", "no such:x", "a/b:x", ":x", "x:"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[[stages]]\nstage = "finetune"\nmodel = "{}"',
+        '[[stages]]\nstage = "distill"\nteacher = ["r18", "{}"]\nstudent = "r18"',
+        '[[stages]]\nstage = "quantize"\nmodel = "r18"\nteacher = "{}"',
+        '[joint]\nteacher = "r18"\nstudent = "{}"\nprune.macs = 0.5',
+        '[joint]\nteacher = "{}"\nstudent = "r18"\nprune.macs = 0.5',
+    ],
+)
+def test_a_recipe_runs_no_factory_that_the_user_does_not_name(
+    tmp_path: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil.py").write_text(HOSTILE)
+    monkeypatch.chdir(tmp_path)
+    reason = "Python's own" if name.startswith("http") else "is not a module's name"
+    if name in ("evil:net", "x:"):
+        reason = rf"built by your own factory '{name}'.* give --trust {name}"
+    with pytest.raises(UserError, match=reason):
+        read(tmp_path, text.replace("{}", name))
+    if name == "evil:net":
+        assert read_recipe(tmp_path / "mine.toml", "other:net, evil:net").options.trust is not None
+
+
+def test_a_recipe_runs_no_data_that_the_user_does_not_name(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text(HOSTILE)
+    text = '[options]\ndata = "evil:data"\n[[stages]]\nstage = "finetune"\nmodel = "r18"'
+    with pytest.raises(UserError, match=r"its data are made by your own code .*--trust evil:data"):
+        read(tmp_path, text)
+    assert read_recipe(tmp_path / "mine.toml", "evil:data").options.data == "evil:data"
+
+
+def test_a_recipe_does_not_say_whom_to_trust(tmp_path: Path) -> None:
+    text = '[options]\ntrust = "evil:net"\n[[stages]]\nstage = "finetune"\nmodel = "r18"'
+    with pytest.raises(UserError, match=r"trust is said with --trust when the recipe is run"):
+        read(tmp_path, text)
