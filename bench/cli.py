@@ -74,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--task", metavar="NAME",
                    help=f"task of the model: {', '.join(TABLE)}; default: the bundle's, else "
                    "classification")  # fmt: skip
+    g.add_argument("--classes", type=Path, metavar="FILE",
+                   help="names of the model's outputs, a line each, where the data have only "
+                   "some of its classes, or in another order")  # fmt: skip
     g.add_argument("--split", default="test",
                    help="split that is measured on: train, val or test; default: test")  # fmt: skip
     g.add_argument("--limit", type=int, metavar="N",
@@ -230,7 +233,7 @@ def _check(asked: Options) -> None:
 
     if asked.restate and asked.restate not in TOOLS:
         raise UserError(f"--as {asked.restate}: expected one of {', '.join(TOOLS)}.")
-    files = (asked.inputs, asked.baseline, asked.gate)
+    files = (asked.inputs, asked.baseline, asked.gate, asked.classes)
     read = [*chain.from_iterable(map(files_of, asked.models)), *filter(None, files)]
     check_outputs((asked.json, asked.html, asked.junit, asked.markdown), read)
 

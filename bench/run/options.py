@@ -33,6 +33,7 @@ class Options:
     data_root: str | None = None
     trust: str | None = None
     task: str | None = None
+    classes: Path | None = None
     split: str = "test"
     limit: Annotated[int | None, at_least(1)] = None
     preprocess: str | None = None

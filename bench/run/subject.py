@@ -21,7 +21,7 @@ from ..timing import inputs as feeds
 from ..timing.inputs import Feed
 
 if TYPE_CHECKING:
-    from ..runtimes.session import Session
+    from ..runtimes.session import Session, TensorSpec
     from .options import Options
 
 
@@ -150,6 +150,35 @@ def images_for(options: Options, found: Sequence[Subject]) -> tuple[Images | Non
     return _images(dataset, options, explicit=False), []
 
 
+def model_classes(path: Path, dataset: Dataset) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of a model's outputs from a file, and the output of each class of the data `[K] int64`.
+
+    A line is the name of an output, in order. A class of the data is found by the whole line or by
+    its first word, such as n01440764 of "n01440764 tench".
+
+    Raises:
+        UserError: a file that cannot be read, or data with a class that is not in it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes {path}: cannot be read ({error}).") from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(set(names)) < len(names):
+        raise UserError(f"--classes {path}: a name stands there twice. Give each output its own.")
+    firsts = [name.split()[0].rstrip(",") for name in names]
+    number = {first: i for i, first in enumerate(firsts) if firsts.count(first) == 1}
+    number |= {name: i for i, name in enumerate(names)}
+    missing = [name for name in dataset.classes if name not in number]
+    if missing:
+        raise UserError(
+            f"--classes {path}: it has no line for {', '.join(missing[:3])} of "
+            f"{dataset.source}. Expected a line for each output, with the names of the data's "
+            "classes among them."
+        )
+    return names, np.array([number[name] for name in dataset.classes], dtype=np.int64)
+
+
 def _images(dataset: Dataset, options: Options, explicit: bool) -> Images:
     if options.split not in dataset.splits:
         raise UserError(f"--split {options.split}: expected {', '.join(dataset.splits)}.")
@@ -166,16 +195,27 @@ def preprocessing(
     subject: Subject, session: Session, images: Images, asked: str | None
 ) -> tuple[Preprocess, str | None]:
     """The bundle's, the one asked for, or the data set's own at the model's size, with a note."""
+    spec = session.inputs[0] if session.inputs else None
+    if spec is not None and spec.dtype == "uint8":
+        chosen, note = _unscaled(subject, spec, images, asked)
+        # std 1/255: the division of the pixels by 255 is undone, and they go in as they are.
+        plain = replace(chosen, mean=(0.0,) * len(chosen.mean), std=(1 / 255,) * len(chosen.std))
+        said = "the model takes bytes: pixels go in as 0 to 255, without mean and std"
+        return plain, f"{said}; {note}" if note else said
+    return _unscaled(subject, spec, images, asked)
+
+
+def _unscaled(
+    subject: Subject, spec: TensorSpec | None, images: Images, asked: str | None
+) -> tuple[Preprocess, str | None]:
     if asked is not None:
         return _parse(asked), None
     if subject.bundle is not None:
         return subject.bundle.preprocess, None
     chosen = images.dataset.default_preprocess
-    shape = session.inputs[0].shape
-    if len(shape) == 4 and isinstance(shape[2], int) and isinstance(shape[3], int):
-        size = (shape[2], shape[3])
-        if size != chosen.size:
-            chosen = replace(chosen, size=size, resize=None)
+    size = spec.image_size if spec else None
+    if size is not None and size != chosen.size:
+        chosen = replace(chosen, size=size, resize=None)
     return chosen, (
         f"no bundle says how to preprocess: the data's usual way is used, size "
         f"{chosen.size[0]}x{chosen.size[1]}, mean {chosen.mean}, std {chosen.std}; change it with "
@@ -231,7 +271,8 @@ def _image_feed(
         raise UserError(f"{images.source}: none of its first {len(rows)} can be read.")
     stack = np.stack(values)
     fixed = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else batch
-    if not spec.takes((fixed, *stack.shape[1:])):
+    channels, *size = stack.shape[1:]
+    if not spec.takes((fixed, *size, channels) if spec.channels_last else (fixed, channels, *size)):
         raise UserError(
             f"{subject.path} takes {spec}; the preprocessing gives images of "
             f"{list(stack.shape[1:])}. Give --preprocess with the model's size."

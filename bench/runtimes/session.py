@@ -46,6 +46,30 @@ class TensorSpec:
             )
         )
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether it takes images `[B, H, W, C]`, as TensorFlow's networks do."""
+        colours = (1, 3)
+        return len(self.shape) == 4 and self.shape[3] in colours and self.shape[1] not in colours
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of the images it takes; None where they are free."""
+        sides = self.shape[1:3] if self.channels_last else self.shape[2:4]
+        match sides:
+            case (int(height), int(width)) if len(self.shape) == 4:
+                return height, width
+        return None
+
+    def of_images(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Images `[B, C, H, W] float32` as this input takes them: in its layout and its type."""
+        import numpy as np
+
+        values = images.transpose(0, 2, 3, 1) if self.channels_last else images
+        if self.dtype == "uint8":
+            values = np.rint(values).clip(0, 255)
+        return np.ascontiguousarray(values, dtype=self.dtype)
+
 
 @dataclass(frozen=True)
 class Node:

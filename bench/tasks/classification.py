@@ -17,6 +17,7 @@ from ..data import own, own_targets, sources
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..own_code import is_own_data
+from . import answers
 from .metrics import metric
 from .task import (
     Agreement,
@@ -44,22 +45,26 @@ class _Evaluator:
     names: Sequence[str] | None
     model: str
     best: list[Array] = field(default_factory=list)
-    """The five best classes of each batch, `[B, 5]`; -1 where an output is not finite."""
+    """The best classes of each batch, `[B, n]`; -1 where an output says none."""
+    alone: list[Array] = field(default_factory=list)
+    """`[B]`: the one output of a classifier of two classes."""
     labels: list[Array] = field(default_factory=list)
-    width: int = 0
 
     def update(self, outputs: Outputs, targets: Array) -> None:
-        scores = float_output(outputs, self.model, "classifier")
-        self.width = scores.shape[1]
-        check_width(self.width, self.names, self.model)
-        if len(targets) and (targets.min() < 0 or targets.max() >= self.width):
+        if self.names is None:
+            columns = float_output(outputs, self.model, "classifier").shape[1]
+            self.names = check_width(columns, None, self.model)
+        one = answers.lone_output(outputs, self.names)
+        if one is not None:
+            self.alone.append(one)
+        else:
+            self.best.append(answers.best_classes(outputs, self.names, self.model))
+        width = len(self.names)
+        if len(targets) and (targets.min() < 0 or targets.max() >= width):
             raise UserError(
                 f"The labels go from {targets.min()} to {targets.max()}, but {self.model} has "
-                f"{self.width} outputs."
+                f"{width} outputs."
             )
-        order = np.argsort(-scores.astype(np.float32), axis=1, kind="stable")[:, :5]
-        order[~np.isfinite(scores).all(axis=1)] = -1
-        self.best.append(order)
         self.labels.append(np.asarray(targets, dtype=np.int64))
 
     def value(self) -> float:
@@ -68,20 +73,23 @@ class _Evaluator:
 
     def compute(self, source: str = "") -> Score:
         best, labels = self._all()
-        return _score(best, labels, check_width(self.width, self.names, self.model), source)
+        return _score(best, labels, self.names or (), source)
 
     def _all(self) -> tuple[Array, Array]:
-        """The five best classes `[N, 5]` and the labels `[N]`."""
+        """The best classes `[N, n]` and the labels `[N]`."""
         if not sum(map(len, self.labels)):
             raise no_images()
-        return np.concatenate(self.best), np.concatenate(self.labels)
+        labels = np.concatenate(self.labels)
+        if self.alone:
+            return answers.of_lone_output(np.concatenate(self.alone)), labels
+        return np.concatenate(self.best), labels
 
 
 def _score(best: Array, labels: Array, names: Sequence[str], source: str) -> Score:
     n, right = len(labels), best[:, 0] == labels
     top1 = stats.wilson(int(right.sum()), n)
     values = {"top1": top1}
-    if len(names) > 5:
+    if len(names) > 5 and best.shape[1] > 1:
         values["top5"] = stats.wilson(int((best == labels[:, None]).any(1).sum()), n)
     counts = np.bincount(labels, minlength=len(names))
     hits = np.bincount(labels[right], minlength=len(names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +46,10 @@ def score(
             "that take one batch of images."
         )
     spec = session.inputs[0]
-    if "float" not in spec.dtype:
-        raise UserError(f"{session.path}: the input {spec} is no float, so no preprocessed image.")
+    if "float" not in spec.dtype and spec.dtype != "uint8":
+        raise UserError(
+            f"{session.path}: the input {spec} takes neither floats nor bytes, so no image."
+        )
     evaluator = task.evaluator(names, str(session.path))
     for images, targets in found:
         evaluator.update(outputs(session, images, batch), targets)
@@ -86,23 +89,37 @@ def _call_size(session: Session, batch: int) -> int:
     return max(first[0], 1) if first and isinstance(first[0], int) else batch
 
 
-def outputs(session: Session, images: NDArray[np.float32], batch: int = 1) -> dict[str, Array]:
+def outputs(session: Session, images: NDArray[np.float32], batch: int = 1) -> dict[str, Any]:
     """What the model gives for any number of images, `[N, ...]` by the name of the output.
 
     A model with a fixed batch gets that many at once; the last part is filled up with its last
-    image, and what comes of that is dropped.
+    image, and what comes of that is dropped. An output that is a list, such as one map an image,
+    stays one.
     """
     spec, size = session.inputs[0], _call_size(session, batch)
-    parts: list[dict[str, Array]] = []
+    parts: list[dict[str, Any]] = []
     for start in range(0, len(images), size):
         part = images[start : start + size]
         short = size - len(part)
         if short:
             part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
-        found = session.run({spec.name: part.astype(spec.dtype, copy=False)})
-        # An output without a batch, such as a constant, stays as it is.
-        parts.append({n: a[: size - short] if a.ndim else a for n, a in found.items()})
-    return {
-        name: np.concatenate([p[name] for p in parts]) if parts[0][name].ndim else parts[0][name]
-        for name in parts[0]
-    }
+        found = session.run({spec.name: spec.of_images(part)})
+        parts.append({name: _rows(a, size, size - short) for name, a in found.items()})
+    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+
+
+def _rows(output: Any, size: int, kept: int) -> Any:
+    """The first `kept` of `size` rows of an output, an array or a list. A call of one image may
+    leave the axis of the batch out. What has no such axis, as a constant has none, stays as it is.
+    """
+    if isinstance(output, list):
+        return output[:kept]
+    if size == 1 and (not output.ndim or len(output) != 1):
+        return output[None]
+    return output[:kept] if output.ndim else output
+
+
+def _joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], list):
+        return [row for part in parts for row in part]
+    return np.concatenate(parts) if parts[0].ndim else parts[0]

@@ -266,16 +266,26 @@ class Task(Protocol):
         """What an image shows, from its row `[K]` of `numbers`."""
 
 
-def float_output(outputs: Outputs, model: str, what: str) -> Array:
-    """The first output `[B, K]` of floats.
+def flat(array: Array) -> Array:
+    """`[B, K]` of `[B, K, 1, 1]`, and so on: without the axes of size 1 behind the second one."""
+    kept = array.shape[:2] + tuple(size for size in array.shape[2:] if size != 1)
+    return array.reshape(kept)
+
+
+def float_output(outputs: Outputs, model: str, what: str, width: int | None = None) -> Array:
+    """An output `[B, K]` of floats: the first of `width` columns, else the first.
 
     Raises:
         UserError: there is none; `what` says what was expected.
     """
-    for array in outputs.values():
-        if array.ndim == 2 and array.dtype.kind == "f":
-            return array
-    shapes = ", ".join(f"{name} {list(a.shape)} {a.dtype}" for name, a in outputs.items())
+    arrays = {name: a for name, a in outputs.items() if isinstance(a, np.ndarray)}
+    found = [flat(a) for a in arrays.values() if a.dtype.kind == "f" and flat(a).ndim == 2]
+    if found:
+        return next((a for a in found if a.shape[1] == width), found[0])
+    shapes = ", ".join(
+        f"{name} {list(a.shape)} {a.dtype}" if name in arrays else f"{name} {type(a).__name__}"
+        for name, a in outputs.items()
+    )
     raise UserError(
         f"{model} is no {what}: expected an output [batch, {what} outputs] of floats, got {shapes}."
         " Omit --data to time it alone."
@@ -289,7 +299,7 @@ def check_width(k: int, names: Sequence[str] | None, model: str) -> tuple[str, .
     if len(names) != k:
         raise UserError(
             f"{model} has {k} outputs and the data {len(names)} classes. Give the data that "
-            "the model was trained for."
+            "the model was trained for, or --classes FILE with the names of the outputs."
         )
     return tuple(names)
 

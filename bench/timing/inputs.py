@@ -260,8 +260,7 @@ def from_images(spec: TensorSpec, images: NDArray[np.float32], batch: int, sourc
     if order.shape[1] and count * batch > len(images):
         rng = np.random.default_rng(0)
         order = rng.integers(0, len(images), size=order.shape)
-    ring = tuple({spec.name: np.ascontiguousarray(images[i]).astype(spec.dtype)} for i in order)
-    return Feed(ring, source, batch)
+    return Feed(tuple({spec.name: spec.of_images(images[i])} for i in order), source, batch)
 
 
 def from_file(path: str | Path, inputs: Sequence[TensorSpec]) -> Feed:

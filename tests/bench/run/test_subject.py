@@ -7,14 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
+from PIL import Image
 
 from vcompress.bench import cli
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.bundle.manifest import seal_of
-from vcompress.bench.errors import EnvironmentLacks
+from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.run.options import Options
-from vcompress.bench.run.subject import Subject, runtime_for
+from vcompress.bench.run.subject import Subject, model_classes, runtime_for
 from vcompress.bench.runtimes import openvino
 
 
@@ -113,3 +116,50 @@ def test_vbench_measures_the_bundle_in_openvino(
     assert found["models"][0]["runtime"]["runtime"] == "openvino"
     assert len(found["notes"]) == 1
     assert "which the network was quantised for" in capsys.readouterr().out
+
+
+def test_the_classes_of_the_data_are_found_among_those_of_the_model(tmp_path: Path) -> None:
+    data: Any = SimpleNamespace(classes=("n02", "red fox"), source="photos")
+    file = tmp_path / "labels.txt"
+    file.write_text("n01 tench\nred fox\nred panda\nn02 goldfish\n")
+    names, number = model_classes(file, data)
+    assert names == ("n01 tench", "red fox", "red panda", "n02 goldfish")
+    assert number.tolist() == [3, 1]
+    for text, message in (
+        ("n02\nred panda\n", "no line for red fox of photos"), ("a\na\n", "stands there twice"),
+    ):  # fmt: skip
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            model_classes(file, data)
+    with pytest.raises(UserError, match="cannot be read"):
+        model_classes(tmp_path, data)
+
+
+def test_a_model_of_many_classes_is_scored_on_some_of_them(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten outputs, two of which have images: the same answers as of a loop of our own."""
+    random = np.random.default_rng(0)
+    for name in ("seven", "two"):
+        for split in ("train", "val"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(6):
+                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+    words = "zero one two three four five six seven eight nine"
+    (tmp_path / "labels.txt").write_text(words.replace(" ", "\n"))
+    pre = '{"size":[32,32],"mean":[0,0,0],"std":[1,1,1]}'
+    flags = ["--classes", str(tmp_path / "labels.txt"), "--preprocess", pre, "--seconds", "0.05"]
+    file, out = str(models / "classifier.onnx"), tmp_path / "r.json"
+    status = cli.main(
+        [file, "--data", str(tmp_path), *flags, "--no-cold-start", "--json", str(out)]
+    )
+    assert status == 0, capsys.readouterr()
+    found = json.loads(out.read_text())["models"][0]["accuracy"]
+    net, right = onnxruntime.InferenceSession(file), 0
+    for name, number in (("seven", 7), ("two", 2)):
+        for path in sorted((tmp_path / "val" / name).iterdir()):
+            image = np.asarray(Image.open(path), np.float32).transpose(2, 0, 1)[None] / 255
+            right += int(net.run(None, {"x": image})[0].argmax() == number)
+    assert (found["n"], found["correct"]) == (12, right)
+    assert sorted(set(found["labels"])) == [2, 7]

@@ -102,6 +102,30 @@ def test_as_many_images_go_through_the_model_at_once_as_were_asked_for(busy: Any
     assert [images_at_once(session, batch) for batch in (1, 48, 64, 100)] == [64, 48, 64, 100]
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [(("batch", 4, 6, 3), "float32"), ((1, 4, 6, 3), "uint8"), (("n", 3, 4, 6), "uint8")],
+)
+def test_a_model_gets_its_own_layout_and_type(
+    busy: Any, shape: tuple[int | str, ...], dtype: str
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 6))
+    values = (pixels / 255 - 0) / np.float32(1 / 255)  # as preprocessing makes them for bytes
+
+    class Reading(busy):  # type: ignore[misc]
+        def run(self, inputs: Any) -> Any:
+            got.append(inputs["x"])
+            return {"y": np.zeros(10, np.float32)}  # one image, without the axis of the batch
+
+    session, got = Reading(0), list[np.ndarray]()
+    session.inputs = (TensorSpec("x", shape, dtype),)
+    found = score(TASK, session, iter([(values.astype(np.float32), np.zeros(5, np.int64))]))
+    assert (found.n, found.value) == (5, 1.0)
+    right = pixels.transpose(0, 2, 3, 1) if shape[-1] == 3 else pixels
+    assert np.concatenate(got).dtype == dtype
+    np.testing.assert_allclose(np.concatenate(got), right, rtol=1e-5)
+
+
 def test_a_half_precision_model_is_fed_half_precision_images(models: Path) -> None:
     with open_session(models / "half.onnx") as session:
         assert score(TASK, session, batches(8, 8)).n == 8
