@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,29 @@ _SLACK = 0.02
 a file that is too large does not fit."""
 _BYTES = 4
 """Bytes of a weight: pruning is in float32."""
+
+
+class CannotMeet(UserError):
+    """Even the narrowest widths cost more than the budget."""
+
+
+@contextmanager
+def naming(left_alone: Mapping[str, str]) -> Iterator[None]:
+    """Adds to a CannotMeet which layers keep their width, by their reason."""
+    try:
+        yield
+    except CannotMeet as error:
+        layers: dict[str, list[str]] = {}
+        for layer, why in left_alone.items():
+            layers.setdefault(why, []).append(layer)
+        said = [f"{_listed(names)} ({why})" for why, names in layers.items()]
+        if not said:
+            raise
+        raise CannotMeet(f"{error} Left at their width: {'; '.join(said)}.") from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @dataclass(frozen=True)
@@ -52,11 +76,11 @@ class Meter:
             raise within_already(budget, self.whole)
         return limit
 
-    def cannot(self, budget: Budget, least: float) -> UserError:
+    def cannot(self, budget: Budget, least: float) -> CannotMeet:
         """The error where even the narrowest widths cost `least`."""
         asked = f"{budget.name} = {budget.value:.3g}" if budget.relative else budget.text
         absolute = "" if budget.relative else f" ({_amount(budget.kind, least)})"
-        return UserError(
+        return CannotMeet(
             f"{asked} cannot be met: with these options at least {least / self.whole:.3g} of the "
             f"{budget.share_name} remains{absolute}. Ask for that or more, lower "
             "round_to, raise max_channel_ratio or protect less."

@@ -24,7 +24,7 @@ from vcompress.bench.errors import UserError
 from vcompress.bench.gates.limits import Budget, none_given, to_cut
 
 from ..models.cost import count_macs, count_parameters
-from .budget import Export
+from .budget import CannotMeet, Export, naming
 from .cost import side_shares
 from .latency_table import LatencyTable, LayerCall, layer_calls
 from .prune import Analysis, PruneOptions, PruneReport, analyse, carry_out, trial_cut
@@ -110,7 +110,8 @@ class _Layers:
 
     def layer_ms(self, call: LayerCall, counts: Mapping[str, int]) -> float:
         outputs = self.width(call, "out", counts)
-        inputs = outputs if call.kind == "depthwise" else self.width(call, "in", counts)
+        same = call.kind == "depthwise" and call.inputs == call.outputs
+        inputs = outputs if same else self.width(call, "in", counts)
         return self.factor * self.table.at(call, inputs, outputs)
 
     def total_ms(self, counts: Mapping[str, int]) -> float:
@@ -175,7 +176,7 @@ def choose(
     narrowest = {item.group: item.counts[0] for item in ladders}
     least = layers.total_ms(narrowest)
     if least > budget_ms:
-        raise UserError(
+        raise CannotMeet(
             f"A latency of {budget_ms:.3g} ms cannot be met: with these options the least is about "
             f"{least:.3g} ms, {least / start:.2f} of {start:.3g}. Ask for that or more, lower "
             "round_to, raise max_channel_ratio or protect less."
@@ -289,7 +290,8 @@ def _meet(
     full = {item.group: item.units for item in ladders}
     layers = replace(layers, factor=before_ms / max(layers.total_ms(full), 1e-9))
     for attempt in range(3):
-        counts = choose(layers, ladders, lost, budget_ms)
+        with naming(found.left_alone):
+            counts = choose(layers, ladders, lost, budget_ms)
         predicted_ms = layers.total_ms(counts)
         trial = trial_cut(model, found.groups, counts, found.ranking)
         measured_ms = before_ms * _ratio(model, trial, table, export)

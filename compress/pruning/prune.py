@@ -15,7 +15,7 @@ from vcompress.bench.gates.limits import Budget, none_given, to_cut
 
 from ..models.cost import count_macs, count_parameters
 from ..models.patterns import check_patterns
-from .budget import Export, choose, meter_for
+from .budget import Export, choose, meter_for, naming
 from .importance import Importance, Loss, scores
 from .isolated import trace_within
 from .probe import probe
@@ -125,14 +125,15 @@ def prune(
     meter = meter_for(
         asked.kind, model, example, found.groups, before, export or onnx_export(example), size_bytes
     )
-    chosen = choose(
-        meter,
-        asked,
-        found.groups,
-        list(found.ladders.values()),
-        _ideal(model, found, scope),
-        lambda counts: trial_cut(model, found.groups, counts, found.ranking),
-    )
+    with naming(found.left_alone):
+        chosen = choose(
+            meter,
+            asked,
+            found.groups,
+            list(found.ladders.values()),
+            _ideal(model, found, scope),
+            lambda counts: trial_cut(model, found.groups, counts, found.ranking),
+        )
     macs_after = int(chosen.counted) if asked.kind == "macs" and chosen.counted else None
     report = carry_out(model, example, found, chosen.counts, asked, before, macs_after)
     if asked.kind != "size_mb" or chosen.counted is None:

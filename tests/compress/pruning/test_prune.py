@@ -315,6 +315,17 @@ def test_a_budget_that_cannot_be_met_says_how_low_one_can_go_and_changes_nothing
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
+def test_a_budget_that_cannot_be_met_names_the_layers_that_keep_their_width() -> None:
+    model = make("resnet18")
+    with pytest.raises(UserError) as caught:
+        prune(
+            model, torch.randn(1, 3, 32, 32), macs=0.1, protect=("layer*.conv1", "layer2.0.conv2")
+        )
+    said = str(caught.value)
+    assert "Left at their width: fc (it is an output of the network)" in said
+    assert "layer2.0.conv2, layer1.0.conv1, layer1.1.conv1 and 6 more (protected)." in said
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
