@@ -48,6 +48,9 @@ class Options:
     head: str | None = None
     """Path of the layer that gives the logits, such as classifier.3. Default: what the model's
     library records, or what follows the number of classes."""
+    output: str | None = None
+    """Output that counts, of a network that gives a dictionary or a tuple: its name or its number,
+    from 0. Default: out where there is one, else the first tensor."""
     data_licence: str | None = None
     """Licence of the images: an SPDX identifier such as CC-BY-4.0, or words. Default: what the
     bundle says, what is known of digits, else unknown."""

@@ -27,7 +27,7 @@ class Command:
     common: Annotated[
         Options,
         only(
-            Options, "data_root", "overwrite", "checkpoint_key", "head", "trust",
+            Options, "data_root", "overwrite", "checkpoint_key", "head", "output", "trust",
             task="Task of the network: classification, multilabel or regression. Default: "
             "classification.",
             data="Data set that the accuracy is measured on: digits, a folder, torchvision:NAME "

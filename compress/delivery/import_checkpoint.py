@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from vcompress.bench.bundle import Bundle, Preprocess, is_bundle
 from vcompress.bench.bundle import bundle as bundles
@@ -22,9 +26,10 @@ from ..bundles.recorded import noise
 from ..bundles.store import Network
 from ..data.loader import Data
 from ..models import huggingface
-from ..models.catalogue import build, check_forward, make_spec
+from ..models.catalogue import build, make_spec
 from ..models.checkpoints import infer_classes, load_into
 from ..models.head import heads
+from ..models.outputs import check_forward, run
 from ..models.pretrained import settle_transform
 from ..options import Options
 from ..pipeline.finish import finish
@@ -34,12 +39,15 @@ from ..pipeline.resolve import (
     default_preprocess,
     free_name,
     short_name,
+    with_output,
 )
 
 log = logging.getLogger(__name__)
 
 DEFAULT = "default"
 _IMAGES_SEEN = 64
+_PROBE = 1237
+"""A number of classes that no checkpoint has."""
 
 
 def import_checkpoint(
@@ -73,7 +81,7 @@ def import_checkpoint(
     network = found.network
     labels = _labels(labels_file, network.spec.classes, found.labels, dataset)
     network.model.eval()
-    check_forward(network.model, noise(1, preprocess), network.spec.classes)
+    check_forward(network.model, noise(1, preprocess), network.spec.classes, network.spec.name)
     entry = replace(
         record_entry("import", network.spec, {"weights": found.file.name}, options),
         inputs={"weights": {"path": str(found.file), "sha256": bundles.sha256(found.file)}},
@@ -111,22 +119,76 @@ class _Found:
 def _from_file(
     name: str, file: Path, preprocess: Preprocess, options: Options, data: Data | None
 ) -> _Found:
+    example = noise(1, preprocess)
     # A probe of another number of classes tells what the head is called.
-    probe_classes = 1237
-    probe = build(make_spec(name, probe_classes, preprocess.size, options.head))
-    paths = heads(probe, probe_classes, noise(1, preprocess))
-    classes = infer_classes(file, probe, paths, options.checkpoint_key)
-    spec = make_spec(name, classes, preprocess.size, options.head, str(file))
-    network = Network(build(spec), spec)
+    spec = make_spec(name, _PROBE, preprocess.size, weights=str(file))
+    probe = with_output(build(spec), spec, example, options.output)
+    given = run(probe.model, example, spec.name).shape[-1]
+    paths = (options.head,) if options.head is not None else _heads(probe, given, example)
+    classes = infer_classes(file, probe.model, paths, options.checkpoint_key)
+    if classes != given != _PROBE:
+        raise UserError(
+            f"{name} always gives {given} logits, and the head in {file} has {classes}. Let the "
+            f"factory take num_classes, or return the network that the file is of."
+        )
+    spec = replace(probe.spec, classes=classes, head=options.head)
+    network = replace(probe, model=build(spec), spec=spec)
     loaded = load_into(network.model, file, key=options.checkpoint_key)
-    if "transform_input" in spec.kwargs:
-        network = _settled(network, data)
+    if classes == 1 and (options.task or CLASSIFICATION) == CLASSIFICATION:
+        network = two_logits(network, paths, example)
     if loaded.left_over:
         log.warning(
             "%d tensors of %s were left over: %s",
             len(loaded.left_over), file, ", ".join(loaded.left_over[:6]),
         )  # fmt: skip
     return _Found(network, file, plain(vars(loaded)))
+
+
+def _heads(probe: Network, classes: int, example: Tensor) -> tuple[str, ...]:
+    try:
+        return heads(probe.model, classes, example)
+    except UserError:  # its message would speak of the probe's classes
+        raise UserError(
+            f"{probe.spec.name}: which layer gives the logits cannot be told. Name it: --head PATH."
+        ) from None
+
+
+def two_logits(network: Network, heads: Sequence[str], example: Tensor) -> Network:
+    """A network with one logit, as it is trained with binary cross-entropy, as one with two.
+
+    The first logit is nought, so that softmax gives what sigmoid gave, and the second class wins
+    where the one logit is above nought.
+
+    Args:
+        heads: the layers that give the logit.
+        example: `[1, C, H, W]`; the two networks are compared on noise like it.
+
+    Raises:
+        UserError: the architecture cannot be built for two classes, or computes something else.
+    """
+    spec = replace(network.spec, classes=2)
+    both = build(spec)
+    state = network.model.state_dict()
+    for name, wanted in both.state_dict().items():
+        tensor = state[name]
+        if name.rpartition(".")[0] in heads and tensor.shape != wanted.shape:
+            state[name] = torch.cat([torch.zeros_like(tensor), tensor])
+    try:
+        both.load_state_dict(state)
+        images = torch.cat([example, torch.randn(7, *example.shape[1:])])
+        one, two = run(network.model.eval(), images), run(both.eval(), images)
+        same = two.shape == (len(images), 2) and torch.allclose(
+            two[:, 1] - two[:, 0], one[:, 0], rtol=1e-3, atol=1e-4 * float(one.abs().max())
+        )
+    except RuntimeError:
+        same = False
+    if not same:
+        raise UserError(
+            f"{spec.name} gives one logit, and for two classes it computes something else. Let the "
+            f"factory return a network with a logit for each class: nought and the one."
+        )
+    log.warning("one logit was made two, nought and itself: above nought is the second class")
+    return Network(both, spec)
 
 
 def _settled(network: Network, data: Data | None) -> Network:
@@ -155,7 +217,7 @@ def _from_folder(name: str, preprocess: Preprocess, options: Options) -> _Found:
             f"finetune --model {name} --weights default."
         )
     spec = make_spec(name, len(named.labels), preprocess.size, options.head)
-    network = Network(build(spec, DEFAULT), spec)
+    network = with_output(build(spec, DEFAULT), spec, noise(1, preprocess), options.output)
     file = min(named.folder.glob("*.safetensors"))
     automatic = tuple(f"LABEL_{n}" for n in range(len(named.labels)))
     return _Found(network, file, {}, None if named.labels == automatic else named.labels)

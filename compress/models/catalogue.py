@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from vcompress.bench.config import from_mapping
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
-from vcompress.bench.own_code import check_trusted, import_own, is_factory
+from vcompress.bench.own_code import check_trusted, import_own, is_factory, raised
 
 from . import huggingface, pretrained
 from .head import note_head, of_classes, with_outputs
-from .modes import evaluating
+from .outputs import choosing
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +55,15 @@ class ModelSpec:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     head: str | None = None
     """Path of the layer that gives the logits, where the user names it."""
+    output: str | None = None
+    """Name or number of the output that counts, of a network that gives several."""
     folder: Path | None = field(default=None, compare=False)
     """Where `build` finds the default weights of an `hf:` name; a bundle does not record it."""
 
     def to_json(self) -> dict[str, Any]:
         found = {"name": self.name, "classes": self.classes, "kwargs": dict(self.kwargs)}
-        return found if self.head is None else {**found, "head": self.head}
+        named = {"head": self.head, "output": self.output}
+        return found | {key: value for key, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class _SpecJson:
     classes: int
     kwargs: dict[str, Any]
     head: str | None = None
+    output: str | None = None
 
 
 def spec_from_json(data: Any, where: str, trusted_factory: str | None = None) -> ModelSpec:
@@ -90,7 +94,7 @@ def spec_from_json(data: Any, where: str, trusted_factory: str | None = None) ->
     if any(not 1 <= side <= _MOST_PIXELS for side in _numbers(sizes)):
         raise UserError(f"{where}: an image size of {sizes}; expected 1 to {_MOST_PIXELS:,}.")
     _check_classes(spec, where)
-    return ModelSpec(spec.name, spec.classes, spec.kwargs, spec.head)
+    return ModelSpec(spec.name, spec.classes, spec.kwargs, spec.head, spec.output)
 
 
 def _hf_spec_from_json(spec: _SpecJson, where: str) -> ModelSpec:
@@ -99,7 +103,7 @@ def _hf_spec_from_json(spec: _SpecJson, where: str) -> ModelSpec:
     _check_classes(spec, where)
     family = spec.name.removeprefix(huggingface.PREFIX)
     config = huggingface.checked(family, spec.kwargs["config"], where)
-    return ModelSpec(spec.name, spec.classes, {"config": config}, spec.head)
+    return ModelSpec(spec.name, spec.classes, {"config": config}, spec.head, spec.output)
 
 
 def _check_classes(spec: _SpecJson, where: str) -> None:
@@ -132,7 +136,7 @@ def make_spec(
         named = huggingface.resolve(name)
         config = huggingface.at_size(named.config, size)
         resolved = f"{huggingface.PREFIX}{named.family}"
-        return ModelSpec(resolved, classes, {"config": config}, head, named.folder)
+        return ModelSpec(resolved, classes, {"config": config}, head, folder=named.folder)
     factory = _factory(name)
     parameters = inspect.signature(factory).parameters
     kwargs: dict[str, Any] = {}
@@ -166,6 +170,8 @@ def build(spec: ModelSpec, weights: str | None = None, key: str | None = None) -
         EnvironmentLacks: pretrained weights cannot be downloaded.
     """
     model = _made(spec)
+    if spec.output is not None:
+        model = choosing(model, spec.output)
     if paths := _head_paths(spec, model):
         note_head(model, paths, spec.classes)
     if weights == "default":
@@ -191,8 +197,11 @@ def _made(spec: ModelSpec) -> nn.Module:
         arguments["input_size"] = tuple(arguments["input_size"])
     try:
         model = factory(**arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"{spec.name} cannot be built with {arguments}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's factory raises
+        said = raised(error, spec.name) if is_factory(spec.name) else str(error)
+        raise UserError(f"{spec.name} cannot be built with {arguments}: {said}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec.name} returned {type(model).__name__}, expected a torch nn.Module.")
     return model
@@ -232,24 +241,6 @@ def _varying_head(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
         return ()
     found = of_classes(model, other, spec.classes)
     return found if len(found) == 1 else ()
-
-
-def check_forward(model: nn.Module, example: Tensor, classes: int) -> None:
-    """Raise a UserError where the network does not turn `example` into `[1, classes]` logits."""
-    try:
-        with evaluating(model), torch.no_grad():
-            logits = model(example)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(
-            f"The network fails on an input {list(example.shape)}: {str(error).splitlines()[0]}. "
-            f"Give another --image-size."
-        ) from error
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, classes):
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(
-            f"The network gives {got} for one image; expected logits [1, {classes}], one for each "
-            f"class of the data."
-        )
 
 
 def _factory(name: str) -> Any:

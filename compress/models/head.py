@@ -8,7 +8,7 @@ different classes show. Any other module is followed back from its output.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -95,28 +95,44 @@ def with_outputs(model: nn.Module, paths: Iterable[str], classes: int) -> tuple[
 
 
 def replace_head(
-    model: nn.Module, classes: int, new_classes: int, example: Tensor | None = None
-) -> None:
+    model: nn.Module, classes: int, new_classes: int, example: Tensor | None = None,
+    build: Callable[[], nn.Module] | None = None,
+) -> None:  # fmt: skip
     """Give `model` a fresh last layer for `new_classes`; the rest stays.
 
+    Args:
+        build: makes a network of the same architecture for `new_classes`; the head of another class
+            than a linear layer or a convolution is taken from it.
+
     Raises:
-        UserError: the head is neither linear nor a convolution.
+        UserError: such a head, and nothing that builds it.
     """
     paths = heads(model, classes, example)
     for path in paths:
         parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, _fresh(path, model, new_classes))
+        setattr(model.get_submodule(parent), child, _fresh(path, model, new_classes, build))
     model.head_paths = paths  # type: ignore[assignment]
 
 
-def _fresh(path: str, model: nn.Module, classes: int) -> nn.Module:
+def _fresh(
+    path: str, model: nn.Module, classes: int, build: Callable[[], nn.Module] | None
+) -> nn.Module:
     old = model.get_submodule(path)
-    if isinstance(old, nn.Linear):
+    if type(old) is nn.Linear:
         return nn.Linear(old.in_features, classes, bias=old.bias is not None)
-    if isinstance(old, nn.Conv2d):
+    if type(old) is nn.Conv2d:
         side = (old.kernel_size[0], old.kernel_size[1])
         return nn.Conv2d(old.in_channels, classes, side, bias=old.bias is not None)
-    raise UserError(f"The head {path} is a {type(old).__name__}; it cannot be replaced.")
+    found = dict(build().named_modules()).get(path) if build is not None and path else None
+    if found is not None and type(found) is type(old):
+        before = {name: tensor.shape[1:] for name, tensor in old.state_dict().items()}
+        after = {name: tensor.shape[1:] for name, tensor in found.state_dict().items()}
+        if before == after:  # else pruning has narrowed what comes in
+            return found
+    raise UserError(
+        f"The head {path} is a {type(old).__name__}; it cannot be replaced. Start from a network "
+        f"for {classes} classes: --model module:factory --weights FILE, whose head starts anew."
+    )
 
 
 def _outputs(module: nn.Module) -> int | None:

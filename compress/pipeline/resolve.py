@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess, is_bundle
 from vcompress.bench.config import from_mapping
@@ -26,8 +26,9 @@ from ..bundles.store import Network, check_buildable, load_network, read_archite
 from ..data.loader import Data
 from ..distillation.teaching import Teacher, order_of
 from ..models import huggingface, pretrained
-from ..models.catalogue import ALIASES, ModelSpec, build, check_forward, make_spec
+from ..models.catalogue import ALIASES, ModelSpec, build, make_spec
 from ..models.head import heads, note_head, replace_head
+from ..models.outputs import check_forward, choose, choosing
 from ..options import Options
 from ..stages.contract import C, Kind, Role, Stage
 from ..tasks import training_task
@@ -160,13 +161,19 @@ def start_network(value: str, found: Bundle | None, data: Data, options: Options
         raise UserError("--checkpoint-key names weights in a file; give --weights FILE.")
     if found is None:
         spec = make_spec(value, classes, data.preprocess.size, options.head, options.weights)
-        network = Network(build(spec, options.weights, options.checkpoint_key), spec)
+        model = build(spec, options.weights, options.checkpoint_key)
+        network = with_output(model, spec, data.example, options.output)
         # A file or a folder may hold this very head; the libraries' weights are of other classes.
         fresh = options.weights is None or (options.weights == "default" and spec.folder is None)
         return _started(network, data) if fresh else network
     if options.weights is not None:
         raise UserError(f"--weights is for a model that is only a name; {value} has its own.")
     network = load_network(found, options.trust)
+    if options.output is not None and options.output != network.spec.output:
+        raise UserError(
+            f"--output is for a model that is only a name; {value} was made with "
+            f"{network.spec.output or 'its one output'}."
+        )
     if options.head is not None:
         note_head(network.model, (options.head,), network.spec.classes)
         network = replace(network, spec=replace(network.spec, head=options.head))
@@ -175,8 +182,22 @@ def start_network(value: str, found: Bundle | None, data: Data, options: Options
     if quantization.is_quantized(network.model):
         raise UserError(f"{value} is quantised and knows other classes; fine-tune its float stage.")
     log.info("%s knows other classes: giving it a new head for %d", value, classes)
-    replace_head(network.model, network.spec.classes, classes, data.example)
-    return _started(Network(network.model, replace(network.spec, classes=classes)), data)
+    spec = replace(network.spec, classes=classes)
+    replace_head(network.model, network.spec.classes, classes, data.example, lambda: build(spec))
+    return _started(Network(network.model, spec), data)
+
+
+def with_output(model: nn.Module, spec: ModelSpec, example: Tensor, output: str | None) -> Network:
+    """The network with one output: `output` of several, or the first tensor.
+
+    Args:
+        example: `[1, C, H, W]`, which the network is run on.
+    """
+    chosen = choose(model, example, output, spec.name)
+    if chosen is None:
+        return Network(model, spec)
+    log.info("%s gives several outputs: taking %s", spec.name, chosen)
+    return Network(choosing(model, chosen), replace(spec, output=chosen))
 
 
 def _started(network: Network, data: Data) -> Network:
@@ -184,7 +205,7 @@ def _started(network: Network, data: Data) -> Network:
     task = training_task(data.dataset)
     if not task.starts:
         return network
-    check_forward(network.model, data.example, len(data.classes))
+    check_forward(network.model, data.example, len(data.classes), network.spec.name)
     for name in heads(network.model, len(data.classes), data.example):
         task.start(network.model.get_submodule(name))
     return network
@@ -198,7 +219,7 @@ def open_network(value: str, options: Options) -> tuple[Network, Data, str]:
         check_buildable(found)
     data = open_data(options, [] if found is None else [found], [value])
     network = start_network(value, found, data, options)
-    check_forward(network.model, data.example, len(data.classes))
+    check_forward(network.model, data.example, len(data.classes), network.spec.name)
     return network, data, short_name(value)
 
 
@@ -242,6 +263,8 @@ def is_fine_tuned(bundle: Bundle, spec: ModelSpec, data: Data) -> bool:
         UserError: its architecture is not readable.
     """
     architecture = read_architecture(bundle)
+    # The output of several is only known once the network has run.
+    spec = replace(spec, output=(architecture["model"] or {}).get("output"))
     record = bundle.data or {}
     return bool(
         architecture["model"] == json.loads(json.dumps(spec.to_json()))

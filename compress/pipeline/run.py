@@ -24,7 +24,8 @@ from ..bundles import heritage, licences
 from ..bundles.entry import record_entry
 from ..bundles.store import WEIGHTS, Network, check_buildable
 from ..data.loader import Data
-from ..models.catalogue import check_forward, make_spec
+from ..models.catalogue import make_spec
+from ..models.outputs import check_forward
 from ..options import Options
 from ..stages.contract import C, Kind, Outcome, Role, Stage
 from ..training.config import Context
@@ -93,7 +94,7 @@ def run_stage(
         resume=options.resume, teacher=teacher, track=options.track, teacher_name=teacher_name,
         teachers=load_teachers(roles, opened, data, options),
     )  # fmt: skip
-    check_forward(source.model, data.example, len(data.classes))
+    check_forward(source.model, data.example, len(data.classes), source.spec.name)
 
     entry = replace(
         record_entry(stage.name, source.spec, asdict(config), options),

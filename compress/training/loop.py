@@ -31,6 +31,7 @@ from vcompress.bench.tasks.metrics import Metric
 from ..distillation.losses import total
 from ..distillation.teaching import TaughtLoss
 from ..models.modes import evaluating
+from ..models.outputs import mean_loss
 from ..pruning.sparsity import held_sparse
 from ..tasks import training_task
 from ..tasks.task import TrainingTask
@@ -273,11 +274,13 @@ def _step(run: _Run, epoch: int, step: int, batch: Sequence[Any]) -> float:
     if run.on_batch is not None:
         images = run.on_batch(run.model, images, targets)
     with accelerator.autocast():
-        outputs = run.wrapped(images)
-        value = (
-            run.loss(outputs, images, targets, *samples)
-            if run.loss is not None
-            else total(run.task.loss(outputs, targets, config.label_smoothing))
+        value = mean_loss(
+            run.wrapped(images),
+            lambda outputs: (
+                run.loss(outputs, images, targets, *samples)
+                if run.loss is not None
+                else total(run.task.loss(outputs, targets, config.label_smoothing))
+            ),
         )
     number = float(value.detach())  # the host waits for the device here
     if not math.isfinite(number):

@@ -19,6 +19,7 @@ from vcompress.bench.reports.svg import COLOURS, Plot
 
 from ..data.loader import Data
 from ..distillation.losses import total
+from ..models.outputs import mean_loss
 from ..tasks import training_task
 from .config import TrainConfig
 from .optimizer import optimizer_for
@@ -73,10 +74,11 @@ def sweep(
         for group in optimizer.param_groups:
             group["lr"] = rate
         images, targets = next(batches)
-        parts = task.loss(
-            net(images.to(device)), task.tensor(targets).to(device), config.label_smoothing
+        wanted = task.tensor(targets).to(device)
+        loss = mean_loss(
+            net(images.to(device)),
+            lambda outputs: total(task.loss(outputs, wanted, config.label_smoothing)),  # noqa: B023
         )
-        loss = total(parts)
         average = _SMOOTHING * average + (1 - _SMOOTHING) * float(loss.detach())
         smoothed = average / (1 - _SMOOTHING ** (step + 1))
         if not math.isfinite(smoothed) or smoothed > _BLOWN_UP * least:

@@ -13,14 +13,9 @@ import torch
 from torch import nn
 
 from vcompress.bench.errors import EnvironmentLacks, UserError
-from vcompress.compress.models.catalogue import (
-    ALIASES,
-    build,
-    check_forward,
-    make_spec,
-    spec_from_json,
-)
+from vcompress.compress.models.catalogue import ALIASES, build, make_spec, spec_from_json
 from vcompress.compress.models.head import heads
+from vcompress.compress.models.outputs import check_forward
 
 LIGHT = ("r18", "mnv2", "mnv3s", "mnv3l", "effb0", "shuf1", "sqz")
 

@@ -36,6 +36,21 @@ class Net(nn.Module):
         x = self.stem(x).relu().mean((2, 3))
         return self.top(self.widen(self.squeeze(x)).relu() + x)
 
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 9 * nn.functional.linear(x, self.weight)
+
+class Own(Net):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.top = Scaled(8, num_classes, bias=False)
+
+    def forward(self, x):
+        return self.top(self.stem(x).relu().mean((2, 3)))
+
+def own(num_classes):
+    return Own(num_classes)
+
 def first(num_classes):
     return Net(num_classes)
 
@@ -146,6 +161,22 @@ def test_a_new_head_takes_the_place_of_the_old_one() -> None:
         norm = nn.Sequential(nn.LayerNorm(3))
         note_head(norm, ["0"], 3)
         replace_head(norm, 3, 5)
+
+
+@pytest.mark.usefixtures("nets")
+def test_a_head_of_the_users_own_class_is_taken_from_a_network_for_the_new_classes() -> None:
+    model, wider = net("head_nets:own"), net("head_nets:own", 5)
+    before = model.stem.weight
+    replace_head(model, 3, 5, torch.randn(1, 3, 16, 16), lambda: wider)
+    assert type(model.top) is type(wider.top)
+    assert model.stem.weight is before
+    images = torch.randn(2, 3, 16, 16)
+    wanted = 9 * nn.functional.linear(model.stem(images).relu().mean((2, 3)), wider.top.weight)  # type: ignore[operator, arg-type]
+    torch.testing.assert_close(model(images), wanted)
+    narrow = net("head_nets:own")
+    narrow.top.weight = nn.Parameter(torch.ones(3, 4))  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"top is a Scaled; it cannot be replaced. Start from"):
+        replace_head(narrow, 3, 5, None, lambda: wider)
 
 
 def test_outputs_of_two_heads_that_are_averaged_have_two() -> None:

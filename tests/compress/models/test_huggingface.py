@@ -15,9 +15,10 @@ from vcompress.bench.bundle import Bundle, Preprocess
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.compress.delivery.import_checkpoint import import_checkpoint
 from vcompress.compress.models import huggingface
-from vcompress.compress.models.catalogue import build, check_forward, make_spec, spec_from_json
+from vcompress.compress.models.catalogue import build, make_spec, spec_from_json
 from vcompress.compress.models.head import heads, replace_head
 from vcompress.compress.models.huggingface import TINY
+from vcompress.compress.models.outputs import check_forward
 from vcompress.compress.options import Options
 from vcompress.compress.pipeline import measure
 
