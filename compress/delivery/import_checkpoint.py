@@ -121,7 +121,9 @@ def _from_file(
 ) -> _Found:
     example = noise(1, preprocess)
     # A probe of another number of classes tells what the head is called.
-    spec = make_spec(name, _PROBE, preprocess.size, weights=str(file))
+    spec = make_spec(
+        name, _PROBE, preprocess.size, weights=str(file), in_chans=len(preprocess.mean)
+    )
     probe = with_output(build(spec), spec, example, options.output)
     given = run(probe.model, example, spec.name).shape[-1]
     paths = (options.head,) if options.head is not None else _heads(probe, given, example)
@@ -216,7 +218,9 @@ def _from_folder(name: str, preprocess: Preprocess, options: Options) -> _Found:
             f"{name}: config.json is of a network without a classifier. Train one: vcompress "
             f"finetune --model {name} --weights default."
         )
-    spec = make_spec(name, len(named.labels), preprocess.size, options.head)
+    spec = make_spec(
+        name, len(named.labels), preprocess.size, options.head, in_chans=len(preprocess.mean)
+    )
     network = with_output(build(spec, DEFAULT), spec, noise(1, preprocess), options.output)
     file = min(named.folder.glob("*.safetensors"))
     automatic = tuple(f"LABEL_{n}" for n in range(len(named.labels)))

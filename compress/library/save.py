@@ -224,7 +224,7 @@ def _network(
             "factory and output: the commands train networks with one output. Let the factory "
             "return the network wrapped so that it gives that alone."
         )
-    spec = make_spec(factory, len(names), preprocess.size)
+    spec = make_spec(factory, len(names), preprocess.size, in_chans=len(preprocess.mean))
     if not quantization.is_quantized(net):
         noted = changes.describe(net, build(spec))
         made = changes.reshape(build(spec), noted)

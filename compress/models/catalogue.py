@@ -20,9 +20,10 @@ from vcompress.bench.config import from_mapping
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
 from vcompress.bench.own_code import check_trusted, import_own, is_factory, raised
 
-from . import huggingface, pretrained
+from . import channels, huggingface, pretrained
 from .head import note_head, of_classes, with_outputs
 from .outputs import choosing
+from .pretrained import TIMM
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ ALIASES = {
 _SIZE_KEYS = ("image_size", "img_size", "input_size")
 _MOST_PIXELS = 4096
 _SAFE_KWARGS = {
-    *_SIZE_KEYS, "aux_logits", "init_weights", "in_chans", "num_classes", "transform_input",
+    *_SIZE_KEYS, *channels.KEYS, "aux_logits", "init_weights", "num_classes", "transform_input",
 }  # fmt: skip
 
 
@@ -93,6 +94,8 @@ def spec_from_json(data: Any, where: str, trusted_factory: str | None = None) ->
     sizes = [spec.kwargs.get(key, 1) for key in _SIZE_KEYS]
     if any(not 1 <= side <= _MOST_PIXELS for side in _numbers(sizes)):
         raise UserError(f"{where}: an image size of {sizes}; expected 1 to {_MOST_PIXELS:,}.")
+    if not channels.check(spec.kwargs):
+        raise UserError(f"{where}: {spec.kwargs!r:.200}: channels are not 1 to 4,096.")
     _check_classes(spec, where)
     return ModelSpec(spec.name, spec.classes, spec.kwargs, spec.head, spec.output)
 
@@ -119,11 +122,12 @@ def _numbers(sizes: list[Any]) -> list[float]:
 
 def make_spec(
     name: str, classes: int, size: tuple[int, int], head: str | None = None,
-    weights: str | None = None,
+    weights: str | None = None, in_chans: int = 3,
 ) -> ModelSpec:  # fmt: skip
     """Resolve an alias, check the name, and fit the spec to inputs of `size` (height, width).
 
     Args:
+        in_chans: channels of the images; the first convolution of a network for three is fitted.
         head: path of the layer that gives the logits; None takes what the library records.
         weights: those that `build` will be given; what the library's builder sets beside weights is
             part of the architecture.
@@ -134,7 +138,7 @@ def make_spec(
     name = ALIASES.get(name, name)
     if name.startswith(huggingface.PREFIX):
         named = huggingface.resolve(name)
-        config = huggingface.at_size(named.config, size)
+        config = {**huggingface.at_size(named.config, size), "num_channels": in_chans}
         resolved = f"{huggingface.PREFIX}{named.family}"
         return ModelSpec(resolved, classes, {"config": config}, head, folder=named.folder)
     factory = _factory(name)
@@ -144,16 +148,20 @@ def make_spec(
         # The auxiliary heads are thrown away at inference; without them one output remains.
         kwargs |= {"aux_logits": False, "init_weights": True}
         kwargs |= {} if weights is None else pretrained.arguments(name)
-    if name.startswith("timm:"):
-        kwargs |= _timm_size(name, size)
+    side = size[0] if size[0] == size[1] else size
+    if name.startswith(TIMM):
+        kwargs |= {"img_size": side} if _takes_size(name, size[0]) else {}
+        kwargs |= {channels.IN_CHANS: in_chans} if in_chans != 3 else {}
     elif name.startswith(("vit_", "maxvit")):
         if size[0] != size[1]:
             raise UserError(f"{name} takes square images; got {size[0]} x {size[1]}.")
         kwargs |= {"input_size": size} if name.startswith("maxvit") else {"image_size": size[0]}
     elif is_factory(name):
         kwargs |= {
-            key: size if key == "input_size" else size[0] for key in _SIZE_KEYS if key in parameters
+            key: size if key == "input_size" else side for key in _SIZE_KEYS if key in parameters
         }
+    if not name.startswith(TIMM):
+        kwargs |= channels.argument(parameters if is_factory(name) else {}, in_chans)
     return ModelSpec(name, classes, kwargs, head)
 
 
@@ -193,8 +201,12 @@ def _made(spec: ModelSpec) -> nn.Module:
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepts.values())
     if "num_classes" in accepts or takes_any:
         arguments["num_classes"] = spec.classes
-    if "input_size" in arguments:  # JSON has no tuples
-        arguments["input_size"] = tuple(arguments["input_size"])
+    fitted = None
+    if channels.IN_CHANS not in accepts and not spec.name.startswith(TIMM):
+        fitted = arguments.pop(channels.IN_CHANS, None)
+    for key in _SIZE_KEYS:  # JSON has no tuples
+        if isinstance(arguments.get(key), list):
+            arguments[key] = tuple(arguments[key])
     try:
         model = factory(**arguments)
     except UserError:
@@ -204,7 +216,7 @@ def _made(spec: ModelSpec) -> nn.Module:
         raise UserError(f"{spec.name} cannot be built with {arguments}: {said}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec.name} returned {type(model).__name__}, expected a torch nn.Module.")
-    return model
+    return model if fitted is None else channels.fit_first(model, fitted)
 
 
 def _head_paths(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
@@ -215,7 +227,7 @@ def _head_paths(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
     recorded: tuple[str, ...] = ()
     if spec.name.startswith(huggingface.PREFIX):
         recorded = tuple(n for n, _ in model.named_modules() if n.startswith(huggingface.HEAD))
-    elif spec.name.startswith("timm:"):
+    elif spec.name.startswith(TIMM):
         names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
         recorded = (names,) if isinstance(names, str) else tuple(names)
     found = with_outputs(model, recorded, spec.classes)
@@ -244,8 +256,8 @@ def _varying_head(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
 
 
 def _factory(name: str) -> Any:
-    if name.startswith("timm:"):
-        return _timm_factory(name[len("timm:") :])
+    if name.startswith(TIMM):
+        return _timm_factory(name.removeprefix(TIMM))
     if is_factory(name):
         return import_own(name)
     import torchvision
@@ -281,17 +293,12 @@ def _timm_factory(name: str) -> Any:
     return factory
 
 
-def _timm_size(name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """timm takes `img_size` only for the networks whose weights depend on it."""
-    return {"img_size": size[0]} if _takes_size(name, size[0]) else {}
-
-
 @lru_cache(maxsize=256)
 def _takes_size(name: str, side: int) -> bool:
     """Whether timm's network is asked for by `img_size`: it is built once, without memory."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            _timm_factory(name[len("timm:") :])(img_size=side)
+            _timm_factory(name.removeprefix(TIMM))(img_size=side)
     except TypeError:  # its class has no such argument
         return False
     except Exception:  # it takes a size, but not this one: `build` says why
@@ -317,6 +324,7 @@ def _pretrained(spec: ModelSpec) -> dict[str, Tensor]:
 
 def _load_matching(model: nn.Module, tensors: Mapping[str, Tensor], heads: tuple[str, ...]) -> None:
     own = model.state_dict()
+    tensors = channels.fitted(tensors, own)
     fits = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(fits, strict=False)
     random = [k for k in own if k not in fits and k.rpartition(".")[0] not in heads]

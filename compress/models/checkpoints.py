@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vcompress.bench.errors import UserError, nearest
 
 from . import checkpoint_file
+from .channels import fitted
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def load_into(
     # Averages of parameters alone go with the statistics of the weights beside them.
     taken = {n: one for fit in reversed(best[:2]) for n, one in fit.taken.items()}
     tensors = {name: node.tensor for name, node in taken.items() if node.tensor is not None}
+    tensors = fitted(tensors, own)
     left_over = tuple(_left_over(root, best))
     missing = [
         name for name in own if name not in tensors and not name.endswith("num_batches_tracked")

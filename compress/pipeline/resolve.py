@@ -160,7 +160,10 @@ def start_network(value: str, found: Bundle | None, data: Data, options: Options
     if options.checkpoint_key is not None and options.weights is None:
         raise UserError("--checkpoint-key names weights in a file; give --weights FILE.")
     if found is None:
-        spec = make_spec(value, classes, data.preprocess.size, options.head, options.weights)
+        spec = make_spec(
+            value, classes, data.preprocess.size, options.head, options.weights,
+            len(data.preprocess.mean),
+        )  # fmt: skip
         model = build(spec, options.weights, options.checkpoint_key)
         network = with_output(model, spec, data.example, options.output)
         # A file or a folder may hold this very head; the libraries' weights are of other classes.

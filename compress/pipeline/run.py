@@ -155,7 +155,10 @@ def _deciding(roles: Mapping[str, Role]) -> list[str]:
 
 def _trained_first(value: str, role: str, options: Options, data: Data) -> Bundle:
     """Fine-tunes what is only a name, or takes what an earlier run left under `runs/`."""
-    spec = make_spec(value, len(data.classes), data.preprocess.size, options.head, options.weights)
+    spec = make_spec(
+        value, len(data.classes), data.preprocess.size, options.head, options.weights,
+        len(data.preprocess.mean),
+    )  # fmt: skip
     target = RUNS / short_name(value)
     if is_bundle(target) and is_fine_tuned(Bundle.open(target), spec, data):
         log.info("%s %s: taking the fine-tuned bundle %s", role, value, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -140,6 +141,35 @@ def test_a_factory_gets_the_size_under_the_name_that_it_has(
     sys.modules.pop("sized_nets")
 
 
+def test_a_rectangle_reaches_every_name_that_a_factory_has_for_a_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flat_nets.py").write_text(
+        "from torch import nn\n"
+        "def flat(size, classes):\n"
+        "    assert isinstance(size, tuple), size\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3 * size[0] * size[1], classes))\n"
+        "def a(num_classes, img_size=224): return flat(img_size, num_classes)\n"
+        "def b(num_classes, image_size=224): return flat(image_size, num_classes)\n"
+        "def c(num_classes, input_size=(224, 224)): return flat(input_size, num_classes)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in "abc":
+        spec = make_spec(f"flat_nets:{name}", 5, (4, 8))
+        read = spec_from_json(json.loads(json.dumps(spec.to_json())), "here", spec.name)
+        for one in (spec, read):
+            check_forward(build(one), torch.zeros(1, 3, 4, 8), 5)
+    sys.modules.pop("flat_nets")
+
+
+def test_a_vit_of_timm_takes_a_rectangle() -> None:
+    pytest.importorskip("timm")
+    model = build(make_spec("timm:vit_tiny_patch16_224", 3, (32, 64)))
+    check_forward(model, torch.zeros(1, 3, 32, 64), 3)
+    assert model.pos_embed.shape == (1, 9, 192)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     "name", [":make", ".rel:make", "a..b:make", "no_such_module:make", "a b:c"]
 )
@@ -173,6 +203,8 @@ def test_an_image_size_that_does_not_fit_is_named() -> None:
         ({"name": "resnet18", "classes": "3", "kwargs": {}}, "classes = '3'"),
         ({"name": "vit_b_16", "classes": 3, "kwargs": {"image_size": 10**6}}, "an image size of"),
         ({"name": "vit_b_16", "classes": 3, "kwargs": {"image_size": "x"}}, "an image size of"),
+        ({"name": "resnet18", "classes": 3, "kwargs": {"in_chans": 0}}, "channels are not 1 to"),
+        ({"name": "resnet18", "classes": 3, "kwargs": {"in_chans": 10**6}}, "channels are not 1"),
         ({"name": "resnet18", "classes": 3, "kwargs": []}, "kwargs"),
         ({"name": "resnet18", "classes": 3, "kwargs": {}, "x": 1}, "unknown key 'x'"),
         ({"name": "resnet18", "classes": 3}, "is missing"),

@@ -339,5 +339,6 @@ def test_the_message_says_what_the_odd_tensor_points_to(tmp_path: Path) -> None:
     torch.save(Tokens(9, 3).state_dict(), tmp_path / "c.pth")
     with pytest.raises(UserError, match=r"\[1, 9, 4\] in the file.*--image-size"):
         load_into(Tokens(16, 3), tmp_path / "c.pth")
-    with pytest.raises(UserError, match=r"trained on images of 3 channels: give its --preprocess"):
-        load_into(Tokens(9, 1), tmp_path / "c.pth")
+    torch.save(Tokens(9, 1).state_dict(), tmp_path / "d.pth")
+    with pytest.raises(UserError, match=r"trained on images of 1 channels: give its --preprocess"):
+        load_into(Tokens(9, 3), tmp_path / "d.pth")
