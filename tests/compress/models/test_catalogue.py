@@ -192,8 +192,8 @@ def test_an_image_size_that_does_not_fit_is_named() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"name": "subprocess:run", "classes": 3, "kwargs": {}}, "Loading runs that code"),
-        ({"name": "os:system", "classes": 3, "kwargs": {}}, "--trust os:system"),
+        ({"name": "odd_nets:run", "classes": 3, "kwargs": {}}, "Loading runs that code"),
+        ({"name": "odd_nets:run", "classes": 3, "kwargs": {}}, "--trust odd_nets:run"),
         (
             {"name": "resnet18", "classes": 3, "kwargs": {"weights": "x"}},
             "'weights' is not allowed",
@@ -218,6 +218,12 @@ def test_a_bundle_may_name_harmless_architectures_only(data: Any, message: str) 
         spec_from_json(data, "architecture.json", trusted_factory="tiny_nets:group")
     assert message in str(caught.value)
     assert "architecture.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["subprocess:run", "os:system"])
+def test_a_bundle_may_not_name_pythons_own_modules_though_they_are_trusted(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: .* is a module of Python's own"):
+        spec_from_json({"name": name, "classes": 3, "kwargs": {}}, "architecture.json", name)
 
 
 def test_a_spec_comes_back_and_the_users_own_only_when_trusted() -> None:
