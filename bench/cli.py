@@ -44,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
                    help="device, such as cpu, cuda or tensorrt; no other one stands "
                    "in for it")  # fmt: skip
     g.add_argument("--threads", type=int, metavar="N",
-                   help="number of threads, 1 to 4096; default: the runtime's choice")  # fmt: skip
+                   help="number of threads, 1 to 4096; default: that of the bundle's latency, else "
+                   "the runtime's choice")  # fmt: skip
     g.add_argument("--batch", type=_ints, default=(), metavar="N[,N...]",
                    help="images in a call, 1 to 1048576, for the latency and the accuracy; several "
                    "numbers make a sweep; default: 1, or what the model fixes")  # fmt: skip

@@ -66,6 +66,9 @@ class Options:
     """Go on where a run with the same options stopped."""
     overwrite: bool = False
     """Replace a bundle that is already at --out."""
+    threads: Annotated[int | None, at_least(1)] = None
+    """Number of threads that latencies are measured with, in pruning, verdicts, tables and vbench,
+    1 or more. Default: the bundle's, else 1."""
     robustness: Annotated[int, at_least(0)] = 0
     """Number of test images on which robustness is measured, for the report; 0 leaves it out."""
     track: tuple[str, ...] = ()

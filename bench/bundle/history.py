@@ -229,6 +229,12 @@ def _says_nothing(each: Any, value: Any) -> bool:
     return each.default_factory is dict and not value
 
 
+def threads_of(history: Iterable[Entry]) -> int | None:
+    """Number of threads that the last latency was measured with; None where none was."""
+    latencies = [m.latency for _, m in measured(history) if m.latency is not None]
+    return latencies[-1].threads if latencies else None
+
+
 def measured(history: Iterable[Entry]) -> list[tuple[Entry, Metrics]]:
     """The entries that were measured, with their metrics."""
     return [(entry, entry.metrics) for entry in history if entry.metrics is not None]

@@ -39,6 +39,7 @@ from .subject import (
     preprocessing,
     runtime_for,
     subjects,
+    threads_for,
 )
 
 Tell = Callable[[str], None]
@@ -70,8 +71,10 @@ def run(options: Options, tell: Tell = lambda text: None) -> Result:
         found = tuple(_rebuilt(subject, options) for subject in found)
     runtime, said = runtime_for(options, found)
     options = replace(options, runtime=runtime)
+    threads, more = threads_for(options, found)
+    options = replace(options, threads=threads)
     images, notes = images_for(options, found)
-    notes += said
+    notes += said + more
     result = Result(
         models=(), environment=environment, command=options.command,
         version=version("vision-compress"),

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..bundle import IMAGENET, MODEL, Bundle, Preprocess, find_bundle, is_bundle
+from ..bundle.history import threads_of
 from ..config import from_mapping
 from ..data.dataset import Dataset
 from ..data.sources import is_there
 from ..errors import UserError
 from ..own_code import is_own_data
+from ..runtimes.tensorrt import SUFFIXES as ENGINES
 from ..tasks import CLASSIFICATION, open_dataset, open_recorded
 from ..timing import inputs as feeds
 from ..timing.inputs import Feed
@@ -121,6 +123,21 @@ def runtime_for(options: Options, found: Sequence[Subject]) -> tuple[str | None,
     except UserError as error:
         return None, [f"{other}{error}"]
     return name, [f"measured in {name}, which the network was quantised for; --runtime changes it"]
+
+
+def threads_for(options: Options, found: Sequence[Subject]) -> tuple[int | None, list[str]]:
+    """The threads asked for, else those that the bundles' latencies were measured with; with a
+    note. It is one number for all models; None is the runtime's choice: where no bundle has a
+    latency, where they differ, and on another device than the CPU.
+    """
+    engines = options.runtime == "tensorrt" or any(s.path.suffix in ENGINES for s in found)
+    recorded = {threads_of(s.bundle.history) for s in found if s.bundle} - {None}
+    cpu = options.device in (None, "cpu") and not engines
+    if options.threads is not None or not cpu or len(recorded) != 1:
+        return options.threads, []
+    (threads,) = recorded
+    plural = "s" if threads != 1 else ""
+    return threads, [f"{threads} thread{plural}, as the bundle's latency; --threads changes it"]
 
 
 def images_for(options: Options, found: Sequence[Subject]) -> tuple[Images | None, list[str]]:

@@ -44,7 +44,7 @@ def prune(
     round_to: int = 8,
     max_channel_ratio: float = 0.95,
     protect: tuple[str, ...] = (),
-    threads: int | None = None,
+    threads: int = 1,
     seed: int = 0,
 ) -> PruneReport:
     """Remove whole channels of a float network, in place, until its cost is within a budget.
@@ -76,7 +76,7 @@ def prune(
         round_to: widths are multiples of it.
         max_channel_ratio: largest share of a layer's channels that may go.
         protect: layers that keep their width: paths, or patterns such as "layer4.*".
-        threads: with which latency is measured; default: the runtime's choice.
+        threads: with which latency is measured.
         seed: of the criterion `random`.
 
     Returns:

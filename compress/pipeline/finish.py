@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vcompress.bench.bundle import MODEL, Bundle, InputSpec, Preprocess, bundle
-from vcompress.bench.bundle.history import Entry, Metrics
+from vcompress.bench.bundle.history import Entry, Metrics, threads_of
 from vcompress.bench.config import plain
 from vcompress.bench.data.dataset import Dataset
 from vcompress.export import parity
@@ -47,12 +47,14 @@ def finish(
     robustness: int = 0,
     section: str = "",
     own: OwnMetric | None = None,
+    threads: int | None = None,
 ) -> Bundle:
     """Write `network` as a bundle to `out`; `entry`, with its metrics, ends the history.
 
     Without a `dataset` the exported file is proved on noise and its accuracy is not measured.
     Robustness is measured on that many test images; `section` is HTML for this report alone. `own`
-    is a metric in place of the task's.
+    is a metric in place of the task's. Latency is measured with `threads`, by default those of the
+    last latency in the history, else one.
 
     Raises:
         UserError: the exported file does not compute what the network does; nothing is written.
@@ -62,6 +64,7 @@ def finish(
     images = parity_images(dataset, preprocess)
     record = dataset.record() if dataset is not None else None
     everything = [*history, entry]
+    threads = threads or threads_of(everything) or 1
     with bundle.create(
         out,
         input=InputSpec.of(preprocess),
@@ -92,7 +95,7 @@ def finish(
             parameters=count_parameters(model),
             macs=count_macs(model, images[:1]),
             onnx_bytes=file.stat().st_size,
-            latency=latency(file, images, runtime) if runs else None,
+            latency=latency(file, images, threads, runtime) if runs else None,
             parity=plain(asdict(proof)),
             parity_openvino=plain(openvino_parity(network.model, file, images, runtime, task)),
             export=plain({**asdict(exported), "path": MODEL}),

@@ -126,9 +126,12 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def latency(file: Path, images: Tensor, runtime: Runtime = ONNX_RUNTIME) -> Latency:
-    """Median latency of one image, end to end, one thread; `images` `[N, C, H, W]` take turns."""
-    with open_session(file, runtime=runtime.name, device=runtime.device, threads=1) as session:
+def latency(
+    file: Path, images: Tensor, threads: int = 1, runtime: Runtime = ONNX_RUNTIME
+) -> Latency:
+    """Median latency of one image, end to end; `images` `[N, C, H, W]` take turns."""
+    where = {"runtime": runtime.name, "device": runtime.device}
+    with open_session(file, **where, threads=threads) as session:
         feed = from_images(session.inputs[0], images.numpy(), 1, "held-out images")
         found = measure.measure(session, feed, measure.Effort.quick(LATENCY_SECONDS))
     low, high = found.interval_ms
@@ -137,7 +140,7 @@ def latency(file: Path, images: Tensor, runtime: Runtime = ONNX_RUNTIME) -> Late
         low_ms=low,
         high_ms=high,
         batch=1,
-        threads=1,
+        threads=threads,
         steady=found.steady,
         provider=found.facts.provider,
         cpu=preflight().cpu_model,

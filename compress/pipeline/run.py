@@ -15,7 +15,7 @@ import torch
 from vcompress.bench.bundle import Bundle, is_bundle
 from vcompress.bench.bundle import bundle as bundles
 from vcompress.bench.bundle.atomic import MARK, claimed, drop_folder, take_folder
-from vcompress.bench.bundle.history import Entry
+from vcompress.bench.bundle.history import Entry, threads_of
 from vcompress.bench.config import plain
 from vcompress.bench.errors import UserError
 
@@ -88,11 +88,14 @@ def run_stage(
 
     changed = stage.changed.name
     source = start_network(given[changed], opened.get(changed), data, options)
+    first = [changed, *(name for name in opened if name != changed)]
+    recorded = (threads_of(opened[name].history) for name in first if name in opened)
+    threads = options.threads or next(filter(None, recorded), 1)
     teacher, teacher_name = find_teacher(stage, config, given, opened, options)
     context = Context(
         data=data, workdir=target.parent / f".{target.name}.work", seed=options.seed,
         resume=options.resume, teacher=teacher, track=options.track, teacher_name=teacher_name,
-        teachers=load_teachers(roles, opened, data, options),
+        teachers=load_teachers(roles, opened, data, options), threads=threads,
     )  # fmt: skip
     check_forward(source.model, data.example, len(data.classes), source.spec.name)
 
@@ -184,6 +187,7 @@ def _write(
             Network(outcome.model, source.spec, changes), target, entry, history,
             labels=data.classes, preprocess=data.preprocess, dataset=data.dataset,
             task=data.dataset.task, robustness=options.robustness, section=outcome.section,
+            threads=context.threads,
         )  # fmt: skip
         drop_folder(context.workdir)
     state.wait_for_everyone()

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from vcompress.bench.bundle import MODEL, Bundle
-from vcompress.bench.bundle.history import measured
+from vcompress.bench.bundle.history import measured, threads_of
 from vcompress.bench.bundle.output import write_text
 from vcompress.bench.runtimes import open_session
 from vcompress.bench.timing.compare import compare
@@ -20,9 +20,10 @@ log = logging.getLogger(__name__)
 
 
 def write_side_by_side(first: Bundle, last: Bundle, report: Path, trust: str | None = None) -> None:
-    """Interleave both files on one thread, log what it says in a sentence, write the page.
+    """Interleave both files, log what it says in a sentence, write the page.
 
-    The numbers stand beside the page as JSON. `trust` names the own code that may be run.
+    They run on the threads of the last one's latency. The numbers stand beside the page as JSON.
+    `trust` names the own code that may be run.
     """
     comparison = None
     if first.path != last.path:
@@ -32,10 +33,11 @@ def write_side_by_side(first: Bundle, last: Bundle, report: Path, trust: str | N
         # Both in the runtime of the last one: the float file runs there too.
         _, metrics = measured(last.history)[-1]
         runtime = metrics.latency.runtime if metrics.latency is not None else "onnxruntime"
+        threads = threads_of(last.history) or 1
         with (
-            open_session(files[0], runtime=runtime, threads=1) as a,
-            open_session(files[1], runtime=runtime, threads=1) as b,
-            open_session(files[0], runtime=runtime, threads=1) as again,
+            open_session(files[0], runtime=runtime, threads=threads) as a,
+            open_session(files[1], runtime=runtime, threads=threads) as b,
+            open_session(files[0], runtime=runtime, threads=threads) as again,
         ):
             feeds = [
                 from_images(session.inputs[0], parity_images(dataset, p).numpy(), 1, "images")

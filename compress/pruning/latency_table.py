@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,10 @@ from vcompress.bench.errors import UserError
 
 from .shadow import run, shadow
 from .structure import is_depthwise
+
+log = logging.getLogger(__name__)
+
+TELL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,8 @@ class LatencyTable:
     entries: dict[str, float] = field(default_factory=dict)
     ratio: Ratio | None = None
     """How whole networks are compared; by default, two separate measurements are divided."""
+    told_s: float | None = None
+    """When the log last said how far it is, by the monotonic clock."""
 
     @classmethod
     def open(
@@ -176,22 +184,33 @@ class LatencyTable:
     def _get(self, call: LayerCall, inputs: int, outputs: int) -> float:
         key = call.key(inputs, outputs)
         if key not in self.entries:
+            self._tell(call, inputs, outputs)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "layer.onnx"
                 write_layer(call, inputs, outputs, path)
                 self.entries[key] = self.measure(path)
         return self.entries[key]
 
+    def _tell(self, call: LayerCall, inputs: int, outputs: int) -> None:
+        """Log the first measurement, then one every few seconds: a table takes minutes."""
+        now = monotonic()
+        if self.told_s is None or now - self.told_s >= TELL_SECONDS:
+            log.info(
+                "measuring latencies of layers: %d are known, now %s of %d to %d channels",
+                len(self.entries), call.path or call.kind, inputs, outputs,
+            )  # fmt: skip
+            self.told_s = now
+
     def _idle(self) -> float:
         """What a run costs that computes next to nothing."""
         return self._get(LayerCall("", "linear", (1,), 1, 1), 1, 1)
 
 
-def open_table(file: Path | None, threads: int | None) -> LatencyTable:
+def open_table(file: Path | None, threads: int = 1) -> LatencyTable:
     """The table of float networks in ONNX Runtime on this machine's CPU, with vbench's clock.
 
     Args:
-        threads: of the runtime; None is its own choice.
+        threads: of the runtime.
     """
     from vcompress.bench.timing.environment import preflight
 
@@ -203,7 +222,7 @@ def open_table(file: Path | None, threads: int | None) -> LatencyTable:
     )
 
 
-def vbench_measure(seconds: float, device: str | None, threads: int | None) -> Measure:
+def vbench_measure(seconds: float, device: str | None, threads: int) -> Measure:
     """Median by vbench's own loop in the runtime that the file's ending calls for."""
 
     def measure(path: Path) -> float:
@@ -224,7 +243,7 @@ def vbench_measure(seconds: float, device: str | None, threads: int | None) -> M
     return measure
 
 
-def vbench_ratio(seconds: float, device: str | None, threads: int | None) -> Ratio:
+def vbench_ratio(seconds: float, device: str | None, threads: int) -> Ratio:
     """Interleaved by vbench's comparison: a machine that drifts slows both files alike."""
 
     def ratio(first: Path, second: Path) -> float:

@@ -102,7 +102,7 @@ def decide(
 
 def judge(
     model: nn.Module, quantised: nn.Module, data: Data, folder: Path, *, target: Target,
-    max_drop: float,
+    max_drop: float, threads: int = 1,
 ) -> Verdict:  # fmt: skip
     """Export both networks, score both on the held-out split, time them interleaved, and decide.
 
@@ -116,7 +116,7 @@ def judge(
     """
     log.info("verdict: exporting and measuring fp32 and int8 for %s", target.name)
     spec = InputSpec.of(data.preprocess)
-    where: dict[str, Any] = {"runtime": target.runtime, "device": target.device, "threads": 1}
+    where: dict[str, Any] = {"runtime": target.runtime, "device": target.device, "threads": threads}
     files = {"fp32": folder / "fp32.onnx", "int8": folder / "int8.onnx"}
     try:
         onnx_export.export(model.eval(), files["fp32"], spec)

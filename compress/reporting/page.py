@@ -306,7 +306,8 @@ def _conditions(entries: Sequence[_Measured], data: Mapping[str, Any] | None) ->
     text = "The last file does not run in ONNX Runtime on the CPU: nothing was measured there. "
     if last.latency is not None:
         text = (
-            f"Latency: one image, end to end, {last.latency.threads} thread, "
+            f"Latency: one image, end to end, {last.latency.threads} "
+            f"thread{'s' if last.latency.threads != 1 else ''}, "
             f"{measured_in(last.latency)} ({last.latency.provider}), {last.latency.cpu}. "
         )
         if other := missed(last.latency):

@@ -45,8 +45,6 @@ class Config(TaughtConfig):
     not used."""
     latency_ms: float | None = None
     """Latency at batch 1 in ONNX Runtime on this machine, milliseconds; otherwise as latency."""
-    threads: Annotated[int | None, at_least(1)] = None
-    """Number of threads that latency is measured with, 1 or more. Default: the runtime's choice."""
     latency_table: str = ""
     """File that keeps the latencies of layers for other runs; by default in the work folder."""
     importance: Literal["l1", "l2", "bn", "lamp", "taylor", "hessian", "distillation", "random"] = (
@@ -229,7 +227,7 @@ def _to_latency(
     file = (
         Path(config.latency_table) if config.latency_table else (context.workdir / "latencies.json")
     )
-    table = open_table(file, config.threads)
+    table = open_table(file, context.threads)
     timed = prune_to_latency(model, example, table, onnx_export(example), budget, **options)
     measured = {
         "latency_before_ms": timed.before_ms,

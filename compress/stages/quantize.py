@@ -159,6 +159,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
                 judge(
                     model, quantised, context.data, context.workdir / "verdict",
                     target=load_target(config.target), max_drop=config.max_drop,
+                    threads=context.threads,
                 )
             )  # fmt: skip
         return Outcome(quantised, {**details, **more})

@@ -93,3 +93,5 @@ class Context:
     """Where the teacher lies, for the record."""
     teachers: tuple[Teacher, ...] = ()
     """Those of a stage that takes several, each with the inputs and the order of its classes."""
+    threads: int = 1
+    """Number of threads that latencies are measured with."""

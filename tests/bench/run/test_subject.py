@@ -17,7 +17,7 @@ from vcompress.bench.bundle import Bundle
 from vcompress.bench.bundle.manifest import seal_of
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.run.options import Options
-from vcompress.bench.run.subject import Subject, model_classes, runtime_for
+from vcompress.bench.run.subject import Subject, model_classes, runtime_for, threads_for
 from vcompress.bench.runtimes import openvino
 
 
@@ -163,3 +163,32 @@ def test_a_model_of_many_classes_is_scored_on_some_of_them(
             right += int(net.run(None, {"x": image})[0].argmax() == number)
     assert (found["n"], found["correct"]) == (12, right)
     assert sorted(set(found["labels"])) == [2, 7]
+
+
+def timed(threads: int | None, file: str = "model.onnx") -> Subject:
+    """A model whose bundle has a latency on so many threads, or none."""
+    latency = None if threads is None else SimpleNamespace(threads=threads)
+    entry = SimpleNamespace(metrics=SimpleNamespace(latency=latency))
+    bundle: Any = SimpleNamespace(history=(entry,))
+    return Subject(file, Path(file), bundle)
+
+
+@pytest.mark.parametrize(
+    ("found", "more", "threads"),
+    [
+        ([timed(2)], {}, 2),
+        ([timed(2), timed(None)], {}, 2),
+        ([timed(2), Subject("m", Path("m.onnx"), None)], {}, 2),
+        ([timed(2), timed(1)], {}, None),
+        ([timed(None)], {}, None),
+        ([timed(2)], {"threads": 4}, 4),
+        ([timed(2)], {"device": "cuda"}, None),
+        ([timed(2, "m.engine")], {}, None),
+    ],
+)
+def test_a_bundle_is_measured_on_the_threads_of_its_latency(
+    found: list[Subject], more: dict[str, Any], threads: int | None
+) -> None:
+    got, notes = threads_for(Options(models=(), **more), found)
+    assert got == threads
+    assert bool(notes) == (threads == 2)
