@@ -95,7 +95,7 @@ def finish(
             parameters=count_parameters(model),
             macs=count_macs(model, images[:1]),
             onnx_bytes=file.stat().st_size,
-            latency=latency(file, images, threads, runtime) if runs else None,
+            latency=latency(file, images, runtime, threads) if runs else None,
             parity=plain(asdict(proof)),
             parity_openvino=plain(openvino_parity(network.model, file, images, runtime, task)),
             export=plain({**asdict(exported), "path": MODEL}),

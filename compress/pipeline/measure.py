@@ -127,7 +127,7 @@ def _number(value: Any) -> float:
 
 
 def latency(
-    file: Path, images: Tensor, threads: int = 1, runtime: Runtime = ONNX_RUNTIME
+    file: Path, images: Tensor, runtime: Runtime = ONNX_RUNTIME, threads: int = 1
 ) -> Latency:
     """Median latency of one image, end to end; `images` `[N, C, H, W]` take turns."""
     where = {"runtime": runtime.name, "device": runtime.device}

@@ -57,8 +57,8 @@ def test_a_network_is_measured_in_the_runtime_that_it_was_quantised_for(
     assert runtime == Runtime(target, "cpu", target)
     scored = score(file, data, runtime)
     assert (scored.runtime, scored.n) == (target, 12)
-    timed = latency(file, data.images("test", 8), runtime)
-    assert (timed.runtime, timed.ships_in) == (target, target)
+    timed = latency(file, data.images("test", 8), runtime, threads=2)
+    assert (timed.runtime, timed.ships_in, timed.threads) == (target, target, 2)
     provider = {"onnxruntime": "CPUExecutionProvider", "openvino": "CPU"}[target]
     assert timed.provider == provider
     assert timed.median_ms > 0
