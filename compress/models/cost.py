@@ -32,11 +32,22 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
 
 def _count(model: nn.Module, example: Tensor, device: torch.device) -> int:
     tensors: dict[str, Tensor] = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if device.type == "meta":
-            tensors[name] = torch.empty_like(tensor, device=device)
-        elif not isinstance(tensor, nn.Parameter):
-            tensors[name] = tensor.clone()  # an observer would write into the real one
+    made: dict[int, Tensor] = {}
+    # Each module once, by one of its names: where a module has two, `functional_call` would take
+    # the replacement for the original and leave it in the network.
+    for path, module in model.named_modules():
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for name, tensor in own:
+            if device.type != "meta" and isinstance(tensor, nn.Parameter):
+                continue
+            if id(tensor) not in made:
+                # an observer would write into the real one
+                made[id(tensor)] = (
+                    torch.empty_like(tensor, device=device)
+                    if device.type == "meta"
+                    else tensor.clone()
+                )
+            tensors[f"{path}.{name}" if path else name] = made[id(tensor)]
     counter = FlopCounterMode(display=False)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -44,7 +55,7 @@ def _count(model: nn.Module, example: Tensor, device: torch.device) -> int:
         # The fused attention kernels of the CPU have no formula in the counter: they would
         # count as nothing. The plain one is two matrix products.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            functional_call(model, tensors, (example[:1].to(device),))
+            functional_call(model, tensors, (example[:1].to(device),), tie_weights=False)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return int(counter.get_total_flops()) // 2

@@ -1,6 +1,6 @@
 import torch
 import torchvision.models as tv
-from torch import nn
+from torch import Tensor, nn
 
 from vcompress.compress.models.cost import count_macs, count_parameters
 
@@ -62,3 +62,24 @@ def test_a_branch_on_the_data_is_counted_with_real_numbers() -> None:
     model = Branching()
     assert count_macs(model, torch.ones(1, 3, 2, 2)) == 4 * 24
     assert count_macs(model, -torch.ones(1, 3, 2, 2)) == 4 * 6
+
+
+def test_a_module_under_two_names_is_whole_after_counting() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+            self.one = self.two = nn.BatchNorm2d(4)
+            self.tied = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+            self.tied.weight = self.conv.weight
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.tied(self.two(self.conv(self.one(images))))  # type: ignore[no-any-return]
+
+    model = Twice().eval()
+    images = torch.randn(1, 4, 8, 8)
+    before = model(images)
+    assert count_macs(model, images) == 2 * 8 * 8 * 4 * 4 * 9
+    assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"cpu"}
+    assert model.tied.weight is model.conv.weight
+    assert torch.equal(model(images), before)
