@@ -20,6 +20,7 @@ from vcompress.bench.errors import UserError, nearest, reader_gone
 
 from . import commands as around
 from . import stages
+from .allocator import keep_large_blocks
 from .commands._show import show
 from .options import Options
 from .stages.contract import Kind, Role, Stage
@@ -107,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
         )
         _configure_logging()
+        keep_large_blocks()
         command.run()
         sys.stdout.flush()
     except BrokenPipeError:

@@ -122,8 +122,9 @@ FLOORS = {
         {"gates"}, {"run"}, {"cli", "library"},
     ],
     "compress": [
-        {"options", "data", "models", "reporting"}, {"pruning", "quantization", "distillation"},
-        {"tasks"}, {"bundles", "robustness", "training"}, {"stages"}, {"pipeline"},
+        {"allocator", "options", "data", "models", "reporting"},
+        {"pruning", "quantization", "distillation"}, {"tasks"},
+        {"bundles", "robustness", "training"}, {"stages"}, {"pipeline"},
         {"delivery", "library"}, {"commands"}, {"cli"}, {"__main__"},
     ],
 }  # fmt: skip
