@@ -38,13 +38,19 @@ def check_trusted(name: str, trust: str | None, what: str) -> None:
     Args:
         what: names the bundle or recipe and what the code is of, as the beginning of a sentence.
     """
-    _check_name(name)
     given = [] if trust is None else [part.strip() for part in trust.split(",")]
-    if name not in given:
-        more = ", with a comma between several" if given else ""
+    if name in given:
+        return
+    try:
+        _check_name(name)
+    except UserError as error:
         raise UserError(
-            f"{what} {name!r}. Loading runs that code; if you trust it, give --trust {name}{more}."
-        )
+            f"{what} {name!r}. Loading runs that code; it is refused: {error}"
+        ) from None
+    more = ", with a comma between several" if given else ""
+    raise UserError(
+        f"{what} {name!r}. Loading runs that code; if you trust it, give --trust {name}{more}."
+    )
 
 
 def import_own(name: str) -> Callable[..., Any]:

@@ -295,11 +295,10 @@ def create(
     with staged_folder(path, replaced) as staging:
         yield staging
         files = {
-            file.relative_to(staging).as_posix(): asdict(
-                FileEntry(sha256(file), file.stat().st_size)
-            )
+            file.relative_to(staging).as_posix(): FileEntry(sha256(file), file.stat().st_size)
             for file in sorted(p for p in staging.rglob("*") if p.is_file())
         }
+        manifests.check_files(files, str(path))
         manifests.write(
             staging,
             {
@@ -311,7 +310,7 @@ def create(
                 "labels": list(labels),
                 "data": data,
                 "history": [to_json(entry) for entry in history],
-                "files": files,
+                "files": {name: asdict(entry) for name, entry in files.items()},
             },
         )
 

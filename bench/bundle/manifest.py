@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -30,6 +31,16 @@ _MOST_FILES = 10_000
 _DEEPEST = 64
 _LONGEST_KEY = 1_000
 _HEX = frozenset("0123456789abcdef")
+_STEM = "[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}"
+_NAMES = re.compile(
+    r"architecture\.json|report\.html|section\.html"
+    rf"|{_STEM}\.(onnx|data|safetensors|npz|engine|plan|xml|bin)"
+    rf"|[A-Za-z0-9][A-Za-z0-9_-]{{0,99}}/{_STEM}\.(onnx|data|engine|plan|json|txt)"
+)
+"""Every name that a bundle's file can have. What is not on this list may be something that another
+program runs or follows when it meets it in a folder: .git/config, .envrc, conftest.py, x.lnk."""
+_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|clock\$|(com|lpt)[0-9])", re.IGNORECASE)
+"""What Windows takes for a device, whatever follows the first dot."""
 
 
 def read_sealed(folder: Path) -> tuple[bytes, bytes | None]:
@@ -126,7 +137,7 @@ def write(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def check_files(files: Mapping[str, Any], where: str) -> None:
-    """Refuse names that leave the bundle or that some file system takes for one another, and
+    """Refuse names that are not on the list, leave the bundle, or are one on some file system, and
     entries that no file has."""
     if len(files) > _MOST_FILES:
         raise UserError(f"{where}: names {len(files):,} files; expected {_MOST_FILES:,} at most.")
@@ -144,6 +155,12 @@ def check_files(files: Mapping[str, Any], where: str) -> None:
                 f"refused."
             )
     for name in files:
+        devices = [part for part in name.split("/") if _DEVICES.fullmatch(part.partition(".")[0])]
+        if not _NAMES.fullmatch(name) or devices:
+            raise UserError(
+                f"{where}: {name[:80]!r} is no name that a bundle's file has, such as model.onnx "
+                f"or engines/NAME.engine; refused."
+            )
         for parent in PurePosixPath(name).parents:
             if (taken := folded.get(_fold(str(parent)))) is not None:
                 raise UserError(

@@ -17,6 +17,7 @@ import pytest
 
 from vcompress.bench.bundle import Bundle, InputSpec, Preprocess, create, find_bundle, is_bundle
 from vcompress.bench.bundle import bundle as bundles
+from vcompress.bench.bundle import manifest as manifests
 from vcompress.bench.bundle.history import Entry
 from vcompress.bench.bundle.manifest import seal_of
 from vcompress.bench.errors import UserError
@@ -230,6 +231,52 @@ ODD_NAMES = (
     "./x", "a//b", "a/", "a\nb", "a\u202eb", "c:x", "x.", " x", "a /b", "x" * 256, "manifest.json",
     "MANIFEST.SHA256", "manifest.sig/x",
 )  # fmt: skip
+
+
+OTHER_PROGRAMS_NAMES = (
+    ".git/config", "HEAD", "config", "refs/heads/x", ".envrc", ".DS_Store", "conftest.py", "x.py",
+    "pyproject.toml", "package.json", "index.html", "desktop.ini", "x.lnk", "x.desktop", "Makefile",
+    "con", "nul", "NUL.onnx", "aux.onnx", "COM1.onnx", "lpt9.data", "engines/con.json", "conin$",
+    "a<b.onnx", "a>b.onnx", "a|b.onnx", "a?b.onnx", "a*b.onnx", 'a"b.onnx', "-rf.onnx", ".onnx",
+    "$(id).onnx", "a;b.onnx", "%PATH%.onnx", "~root.onnx", "MODEL~1.ONN", "[x].onnx", "a b.onnx",
+    "model.onnx\u3164", "mod\u00e9l.onnx", "\ufb01.onnx", "a" * 255, "a" * 101 + ".onnx", "a.ONNX",
+    "engines/a/b.engine", "notes.txt", "engines/run.sh", "con/a.txt", "engines/a.html",
+    "*/_ORT_MEM_ADDR_/*", "a.onnx\n",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_PROGRAMS_NAMES)
+def test_a_bundle_has_files_of_the_names_on_the_list_alone(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "b")
+    files = json.loads((tmp_path / "b" / "manifest.json").read_text())["files"]
+    edit(tmp_path / "b", files={**files, name: ENTRY})
+    with pytest.raises(UserError, match=r"refused"):
+        Bundle.open(tmp_path / "b")
+
+
+def test_a_bundle_is_not_written_with_a_file_of_another_name(tmp_path: Path) -> None:
+    def written() -> None:
+        with create(
+            tmp_path / "b", input=InputSpec("x", (3, 8, 8)), preprocess=Preprocess((8, 8)),
+            labels=(), data=None, history=(),
+        ) as folder:  # fmt: skip
+            (folder / "setup.py").write_text("")
+
+    with pytest.raises(UserError, match=r"'setup.py' is no name that a bundle's file has"):
+        written()
+    assert left_in(tmp_path) == []
+
+
+NAMES = (
+    "model.onnx", "model.onnx.data", "weights.safetensors", "golden.npz", "architecture.json",
+    "report.html", "section.html", "engines/tensorrt-rtx-int8-fp16-sm86-sm120.engine",
+    "engines/tensorrt-fp16-sm86.json", "engines/model.int8-fp16.onnx", "engines/a.plan",
+    "notes/card.txt", "model.xml", "model.bin", "con-net.onnx",
+)  # fmt: skip
+
+
+def test_every_name_that_vcompress_writes_is_on_the_list() -> None:
+    manifests.check_files({name: bundles.FileEntry("0" * 64, 1) for name in NAMES}, "x")
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
