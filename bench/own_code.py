@@ -65,14 +65,14 @@ def import_own(name: str) -> Callable[..., Any]:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        hint = ""
-        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            hint = nearest(module_name, ["torchvision", *_modules(Path(here))])
-        raise UserError(
-            f"{name}: the module {module_name!r} cannot be imported from {here} ({error}).{hint}"
-        ) from None
     except Exception as error:
+        sought = error.name if isinstance(error, ModuleNotFoundError) else None
+        if sought is not None and f"{module_name}.".startswith(f"{sought}."):
+            hint = nearest(module_name, ["torchvision", *_modules(Path(here))])
+            raise UserError(
+                f"{name}: the module {module_name!r} cannot be imported from {here} ({error})."
+                f"{hint}"
+            ) from None
         raise UserError(
             f"{name}: the module {module_name!r} cannot be imported from {here} "
             f"({raised(error, name)})."

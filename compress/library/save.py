@@ -23,6 +23,7 @@ from vcompress.export.library import answer
 from .. import quantization
 from ..bundles import licences
 from ..bundles.entry import record_entry
+from ..bundles.recorded import noise
 from ..bundles.store import Network, load_network
 from ..models import changes
 from ..models.catalogue import ModelSpec, build, make_spec
@@ -224,12 +225,16 @@ def _network(
             "factory and output: the commands train networks with one output. Let the factory "
             "return the network wrapped so that it gives that alone."
         )
-    spec = make_spec(factory, len(names), preprocess.size, in_chans=len(preprocess.mean))
+    report = getattr(net, "report", None)
+    plain = report.unchanged if isinstance(report, QuantizeReport) else net
+    spec = make_spec(
+        factory, len(names), preprocess.size, in_chans=len(preprocess.mean),
+        weights="its own" if getattr(plain, "transform_input", False) else None,
+    )  # fmt: skip
     if not quantization.is_quantized(net):
         noted = changes.describe(net, build(spec))
         made = changes.reshape(build(spec), noted)
     else:
-        report = getattr(net, "report", None)
         if not isinstance(report, QuantizeReport):
             raise UserError(
                 "factory: this quantised network has lost its report, which tells what pruning had "
@@ -239,6 +244,13 @@ def _network(
         float_one = changes.reshape(build(spec), noted)
         made = quantization.restore(float_one, quantization.placement(net))
     changes.load(made, net.state_dict())  # what could not be loaded again is not written
+    images = noise(2, preprocess)
+    ours, theirs = answer(net, images), answer(made, images)
+    if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(ours.abs().max())):
+        raise UserError(
+            f"factory: what {factory} builds computes something else with these weights, so a "
+            "setting differs that is no weight: a flag, a function. Let the factory set it."
+        )
     return Network(net, spec, noted)
 
 

@@ -70,3 +70,14 @@ def test_names_of_libraries_are_no_factories() -> None:
         "a:b": True,
         "a.b:c": True,
     }
+
+
+def test_an_import_that_fails_inside_the_module_shows_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lacking_nets.py").write_text("import json\nimport no_such_module\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        import_own("lacking_nets:net")
+    assert "No module named 'no_such_module'" in str(caught.value)
+    assert "(lacking_nets.py, line 2: import no_such_module)" in str(caught.value)

@@ -130,6 +130,26 @@ def test_a_factory_of_another_network_is_refused_before_anything_is_written(
     assert not Path("net").exists()
 
 
+def test_a_factory_that_sets_another_flag_is_refused_and_transform_input_is_recorded(
+    example: Tensor, tiny_nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_nets.batch()
+    model[0].padding_mode = "reflect"
+    with pytest.raises(UserError, match="builds computes something else with these weights"):
+        save(model, "net", example=example, preprocess=PRE, factory="tiny_nets:batch")
+    assert not Path("net").exists()
+
+    from torchvision.models import googlenet
+
+    from vcompress.compress.library import save as module
+
+    monkeypatch.setattr(module, "finish", lambda network, *_, **__: network)
+    for flag in (True, False):
+        net = googlenet(num_classes=3, aux_logits=False, init_weights=False, transform_input=flag)
+        network: Any = save(net, "net", example=example, preprocess=PRE, factory="googlenet")
+        assert network.spec.kwargs.get("transform_input", False) is flag
+
+
 def test_named_data_are_remembered_and_scored_again(
     image_folder: Callable[..., Path], net: Nets, tmp_path: Path
 ) -> None:
