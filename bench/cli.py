@@ -78,8 +78,9 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--classes", type=Path, metavar="FILE",
                    help="names of the model's outputs, a line each, where the data have only "
                    "some of its classes, or in another order")  # fmt: skip
-    g.add_argument("--split", default="test",
-                   help="split that is measured on: train, val or test; default: test")  # fmt: skip
+    g.add_argument("--split", metavar="NAME",
+                   help="split that is measured on: train, val, test or all; default: test, and "
+                   "all of a folder without splits that no bundle was trained on")  # fmt: skip
     g.add_argument("--limit", type=int, metavar="N",
                    help="number of images, spread over the split; default: all")  # fmt: skip
     g.add_argument("--preprocess", metavar="imagenet|JSON",

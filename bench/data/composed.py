@@ -15,7 +15,8 @@ from PIL import Image
 
 from ..bundle import Preprocess
 from .dataset import Dataset
-from .sources import DIGITS, digits, fingerprint
+from .sources import DIGITS, digits
+from .splits import fingerprint
 
 SIDE = 32
 """Height and width of a picture, pixels."""

@@ -43,6 +43,12 @@ class Dataset:
     seed: int = 0
     on_bad_image: OnBadImage = "fail"
     """What to do with an image that cannot be read."""
+    drawn: bool = False
+    """Whether the seed draws the splits of images that their owner has not divided."""
+    undivided: str = ""
+    """Why the seed could not divide them, so that all are in `test`; else empty."""
+    left_out: str = ""
+    """What lies beside the images and is none, counted by kind; empty where there is nothing."""
     task: str = "classification"
     """What the targets are for, see `bench/tasks/`."""
     bad_images: dict[int, str] = field(default_factory=dict, compare=False)

@@ -28,8 +28,8 @@ from ..own_code import import_own, raised
 from .dataset import Dataset
 from .own_targets import Names, ReadTargets, is_name, plain_target
 from .preprocess import read_image
-from .sources import fingerprint, usual_preprocess
-from .splits import SPLITS, val_from_train
+from .sources import usual_preprocess
+from .splits import SPLITS, fingerprint, val_from_train
 
 SAMPLE = 16
 """Images of each split whose content goes into the fingerprint."""

@@ -7,6 +7,7 @@ order of the splits. Where no names are given, the first split's targets define 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -104,8 +105,18 @@ def number_targets(raw: Raw, names: Names | None, source: str) -> tuple[Names, N
 
 
 def is_name(value: Any) -> bool:
-    """Whether a class or label may be called so: it is shown, and stands in JSON and HTML."""
-    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+    """Whether a class or label may be called so: it is shown, and stands in JSON and HTML.
+
+    Spaces of any kind and the joiners of Persian, Malayalam and emoji belong to names; control
+    characters and marks of direction do not.
+    """
+    return (
+        isinstance(value, str)
+        and bool(value.strip())
+        and all(
+            c.isprintable() or c in "\u200c\u200d" or unicodedata.category(c) == "Zs" for c in value
+        )
+    )
 
 
 def plain_target(target: Any) -> Any:

@@ -61,7 +61,10 @@ def crop(preprocess: Preprocess, image: Image.Image) -> Image.Image:
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """8 bits a channel in `mode`; 16-bit greys are scaled, not clipped."""
+    """8 bits a channel in `mode`; 16-bit greys are scaled, not clipped. Whole numbers of 32 bits
+    have no range of their own: 0 to 255 are taken as 8 bits, more as 16."""
+    if image.mode == "I" and np.asarray(image).max() <= 255:
+        image = Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         values = np.asarray(image).astype(np.float64)
         image = Image.fromarray((values.clip(0, 65535) / 257 + 0.5).astype(np.uint8))

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..bundle import IMAGENET, Preprocess
 from ..errors import EnvironmentLacks, UserError, nearest
 from .dataset import Dataset
-from .preprocess import read_image
-from .splits import PATH, SPLITS, split_by_seed, val_from_train, without_overlap
+from .folders import open_folder
+from .splits import fingerprint, split_by_seed, val_from_train
 
 DIGITS = tuple(str(n) for n in range(10))
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
 def open_classes(source: str, root: str | None, seed: int, download: bool) -> Dataset:
@@ -36,7 +33,7 @@ def open_classes(source: str, root: str | None, seed: int, download: bool) -> Da
         return _torchvision(source, root, seed, download)
     folder = Path(source)
     if is_there(folder) and folder.is_dir():
-        return _folder(folder, seed)
+        return open_folder(folder, seed)
     raise UserError(
         f"--data {source!r:.200}: no such folder. Expected digits, a folder of class folders, or "
         f"torchvision:NAME.{nearest(source, ['digits', 'torchvision:'])}"
@@ -50,11 +47,6 @@ def is_there(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The images in `folder`, at any depth, by name."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
 
 
 def digits(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, NDArray[np.int64]]]:
@@ -80,75 +72,6 @@ def _digits(seed: int) -> Dataset:
         lambda i: Image.fromarray(pixels[i]),
         Preprocess(size=(32, 32), mean=(0.305,) * 3, std=(0.376,) * 3), seed=seed,
     )  # fmt: skip
-
-
-def _folder(folder: Path, seed: int) -> Dataset:
-    """Class folders, or `train/` and `val/` (and `test/`) with class folders in each.
-
-    With only `train/` and `val/`, `val/` is what is measured on, and the validation images that
-    choose the best epoch are taken from `train/` by the seed.
-    """
-    given = [name for name in SPLITS if (folder / name).is_dir()]
-    if given and not {"train", "val"} <= set(given):
-        raise UserError(
-            f"{folder}: found {', '.join(given)}/ but not both train/ and val/. "
-            f"Give both, or class folders alone."
-        )
-    roots = [folder / name for name in given] or [folder]
-    classes = _class_names(roots[0])
-    paths: list[Path] = []
-    labels: list[int] = []
-    places: list[int] = []
-    for place, top in enumerate(roots):
-        here = _class_names(top)
-        if here != classes:
-            odd = sorted(set(here) ^ set(classes))
-            raise UserError(
-                f"{top} and {roots[0]} have different class folders ({', '.join(odd[:5])}). "
-                f"Give every class a folder in each."
-            )
-        for number, name in enumerate(classes):
-            files = image_files(top / name)
-            if not files:
-                raise UserError(
-                    f"{top / name}: no images in this class folder. Add images or remove it."
-                )
-            paths += files
-            labels += [number] * len(files)
-            places += [place] * len(files)
-    targets = np.array(labels, dtype=np.int64)
-    keys = [p.relative_to(folder).as_posix() for p in paths]
-    where = np.array(places)
-    if not given:
-        splits = split_by_seed(keys, targets, classes, seed)
-    elif len(given) == len(SPLITS):
-        splits = {name: np.flatnonzero(where == n) for n, name in enumerate(SPLITS)}
-    else:
-        splits = val_from_train(keys, targets, classes, seed, where)
-    sizes = [path.stat().st_size for path in paths]
-    splits = without_overlap(splits, paths, sizes, where, given)
-    digest = hashlib.sha256()
-    for key, size, label in zip(keys, sizes, labels, strict=True):
-        digest.update(f"{key}\0{size}\0{label}\n".encode(*PATH))
-    return Dataset(
-        str(folder), classes, targets, splits, fingerprint(digest, splits),
-        lambda i: read_image(paths[i]), IMAGENET, seed=seed,
-    )  # fmt: skip
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(
-        sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    )
-    if len(names) < 2:
-        raise UserError(
-            f"{folder}: found {len(names)} class folders; expected one folder for each of at least "
-            f"two classes, with the images inside."
-        )
-    for name in names:
-        if not name.isprintable():  # a label is shown, and stands in JSON and HTML
-            raise UserError(f"{folder}: the folder name {name!r} is not printable; rename it.")
-    return names
 
 
 def _torchvision(source: str, root: str | None, seed: int, download: bool) -> Dataset:
@@ -247,9 +170,3 @@ def _label(dataset: Any, i: int) -> int:
         if hasattr(dataset, attribute):
             return int(getattr(dataset, attribute)[i])
     return int(dataset[i][1])
-
-
-def fingerprint(digest: Any, splits: Mapping[str, npt.NDArray[np.int64]]) -> str:
-    for name in SPLITS:
-        digest.update(name.encode() + splits[name].astype("<i8").tobytes())
-    return str(digest.hexdigest())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,23 @@ def split_by_seed(
         parts["val"] += members[tests : tests + vals]
         parts["train"] += members[tests + vals :]
     return {name: np.array(sorted(part), dtype=np.int64) for name, part in parts.items()}
+
+
+def drawn_by_seed(
+    keys: Sequence[str], labels: npt.NDArray[np.int64], classes: Sequence[str], seed: int,
+    paths: Sequence[Path], sizes: Sequence[int],
+) -> tuple[dict[str, npt.NDArray[np.int64]], str]:  # fmt: skip
+    """`split_by_seed` with every copy of an image in `train`, and an empty text.
+
+    Where there are too few images to divide, all are in `test`: they can be measured on. The text
+    says then why nobody can train on them.
+    """
+    try:
+        splits = split_by_seed(keys, labels, classes, seed)
+        return without_overlap(splits, paths, sizes, np.zeros(len(keys)), (".",)), ""
+    except UserError as error:
+        none = np.zeros(0, np.int64)
+        return {"train": none, "val": none, "test": np.arange(len(keys))}, str(error)
 
 
 def val_from_train(
@@ -85,3 +102,10 @@ def without_overlap(
                 f"such as {first} and {copy}. Remove the copies."
             )
     return found
+
+
+def fingerprint(digest: Any, splits: Mapping[str, npt.NDArray[np.int64]]) -> str:
+    """A data set's fingerprint, from the hash over its images and targets."""
+    for name in SPLITS:
+        digest.update(name.encode() + splits[name].astype("<i8").tobytes())
+    return str(digest.hexdigest())

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from ..bundle import IMAGENET
 from ..errors import UserError, nearest
 from .dataset import LARGEST, Dataset
+from .own_targets import is_name
 from .preprocess import read_image
-from .sources import fingerprint, is_there
-from .splits import PATH, SPLITS, split_by_seed, without_overlap
+from .sources import is_there
+from .splits import PATH, SPLITS, drawn_by_seed, fingerprint, without_overlap
 
 LABELS, NUMBERS = ("labels.csv", "labels.jsonl"), ("targets.csv", "targets.jsonl")
 SEPARATOR = "|"
@@ -119,7 +120,7 @@ def _read(source: str, known: tuple[str, ...]) -> _Table:
         raise UserError(f"{file}: nothing but image names in it; add what belongs to each.")
     if not rows:
         raise UserError(f"{file}: no rows. Add a line for each image.")
-    if odd := next((c for c in rest if not c.strip() or not c.isprintable()), None):
+    if odd := next((c for c in rest if not is_name(c)), None):
         raise UserError(f"{file}: the column name {odd!r} is not printable; rename it.")
     images = _images(file, [str(row["image"]) for row in rows])
     return _Table(file, rest, images, _splits(file, columns, rows), tuple(rows))
@@ -204,9 +205,7 @@ def _names(value: Any, where: str) -> list[str]:
     """The labels of one image; none is allowed."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(SEPARATOR) if part.strip()]
-    if not isinstance(value, list) or not all(
-        isinstance(x, str) and x.isprintable() for x in value
-    ):
+    if not isinstance(value, list) or not all(map(is_name, value)):
         raise UserError(f"{where}: labels = {value!r:.60}; expected names such as cat|dog.")
     return sorted(set(value))
 
@@ -231,20 +230,19 @@ def _dataset(table: _Table, seed: int, names: tuple[str, ...], targets: NDArray[
     paths, folder = table.images, table.file.parent
     keys = [path.relative_to(folder).as_posix() for path in paths]
     where = np.array([SPLITS.index(name) for name in table.splits], dtype=np.int64)
+    sizes, undivided = [path.stat().st_size for path in paths], ""
     if table.splits:
         splits = {name: np.flatnonzero(where == n) for n, name in enumerate(SPLITS)}
-        given: tuple[str, ...] = SPLITS
+        splits = without_overlap(splits, paths, sizes, where, SPLITS)
     else:
         alike = np.zeros(len(paths), np.int64)
-        where, given = alike, (".",)
-        splits = split_by_seed(keys, alike, ("all",), seed)
-    sizes = [path.stat().st_size for path in paths]
-    splits = without_overlap(splits, paths, sizes, where, given)
+        splits, undivided = drawn_by_seed(keys, alike, ("all",), seed, paths, sizes)
     digest = hashlib.sha256("\0".join(names).encode())
     for key, size, row in zip(keys, sizes, targets, strict=True):
         digest.update(f"{key}\0{size}\0".encode(*PATH) + row.tobytes())
     source = str(folder) if table.file.name in (*LABELS, *NUMBERS) else str(table.file)
     return Dataset(
         source, names, targets, splits, fingerprint(digest, splits),
-        lambda i: read_image(paths[i]), IMAGENET, seed=seed,
+        lambda i: read_image(paths[i]), IMAGENET, seed=seed, drawn=not table.splits,
+        undivided=undivided,
     )  # fmt: skip

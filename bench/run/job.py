@@ -82,6 +82,8 @@ def run(options: Options, tell: Tell = lambda text: None) -> Result:
     )  # fmt: skip
     work = _one if len(found) == 1 else _two
     result = work(options, found, images, result, notes, tell)
+    if images and images.dataset.left_out:
+        notes.append(images.dataset.left_out)
     if images and (bad := images.dataset.bad_images):
         notes.append(
             f"{len(bad)} of the images could not be read and were left out, as in training: "

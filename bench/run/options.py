@@ -34,7 +34,8 @@ class Options:
     trust: str | None = None
     task: str | None = None
     classes: Path | None = None
-    split: str = "test"
+    split: str | None = None
+    """None: test; all images where nobody has divided them."""
     limit: Annotated[int | None, at_least(1)] = None
     preprocess: str | None = None
     accuracy: bool = True

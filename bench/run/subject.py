@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from .options import Options
 
 
+ALL = "all"
+"""In place of a split: every image."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model that is to be measured."""
@@ -49,7 +53,12 @@ class Images:
 
     @property
     def source(self) -> str:
-        return f"{self.dataset.source}, {self.split} split, {len(self.indices)} images"
+        return f"{self.dataset.source}, {self.part}, {len(self.indices)} images"
+
+    @property
+    def part(self) -> str:
+        """`test split`, or `all images`."""
+        return "all images" if self.split == ALL else f"{self.split} split"
 
 
 def subjects(paths: Sequence[Path], runtime: str | None) -> tuple[Subject, ...]:
@@ -150,7 +159,8 @@ def images_for(options: Options, found: Sequence[Subject]) -> tuple[Images | Non
     task = options.task or (bundle.task if bundle else CLASSIFICATION)
     if options.data is not None:
         dataset = open_dataset(options.data, options.data_root, options.seed, task=task)
-        return _images(dataset, options, explicit=True), []
+        given = options.split or (ALL if _is_new(dataset, found) else "test")
+        return _images(dataset, options, given, explicit=True), []
     if bundle is None or not bundle.data or not bundle.data.get("source") or not options.accuracy:
         return None, []
     try:
@@ -164,7 +174,7 @@ def images_for(options: Options, found: Sequence[Subject]) -> tuple[Images | Non
             f"no accuracy: {dataset.source} has changed since the model was trained, so its "
             "held-out images may have been trained on. Give --data to use it all the same."
         ]
-    return _images(dataset, options, explicit=False), []
+    return _images(dataset, options, options.split or "test", explicit=False), []
 
 
 def model_classes(path: Path, dataset: Dataset) -> tuple[tuple[str, ...], np.ndarray]:
@@ -196,16 +206,27 @@ def model_classes(path: Path, dataset: Dataset) -> tuple[tuple[str, ...], np.nda
     return names, np.array([number[name] for name in dataset.classes], dtype=np.int64)
 
 
-def _images(dataset: Dataset, options: Options, explicit: bool) -> Images:
-    if options.split not in dataset.splits:
-        raise UserError(f"--split {options.split}: expected {', '.join(dataset.splits)}.")
-    indices = dataset.splits[options.split]
+def _is_new(dataset: Dataset, found: Sequence[Subject]) -> bool:
+    """Whether nobody has divided the images: not their owner, and no training of these models."""
+    records = [s.bundle.data for s in found if s.bundle is not None and s.bundle.data]
+    return dataset.drawn and not any(
+        record.get("fingerprint") == dataset.fingerprint
+        or Path(str(record.get("source"))).resolve() == Path(dataset.source).resolve()
+        for record in records
+    )
+
+
+def _images(dataset: Dataset, options: Options, split: str, explicit: bool) -> Images:
+    parts = {**dataset.splits, ALL: np.arange(len(dataset.targets))}
+    if split not in parts:
+        raise UserError(f"--split {split}: expected {', '.join(parts)}.")
+    indices = parts[split]
     if options.limit is not None and options.limit < len(indices):
         # Spread over the split, which is ordered by class in a folder.
         indices = indices[np.linspace(0, len(indices) - 1, options.limit).astype(np.int64)]
     if len(indices) == 0:
-        raise UserError(f"{dataset.source}: the {options.split} split has no images.")
-    return Images(dataset, options.split, indices, explicit)
+        raise UserError(f"{dataset.source}: the {split} split has no images.")
+    return Images(dataset, split, indices, explicit)
 
 
 def preprocessing(
@@ -294,7 +315,7 @@ def _image_feed(
             f"{subject.path} takes {spec}; the preprocessing gives images of "
             f"{list(stack.shape[1:])}. Give --preprocess with the model's size."
         )
-    source = f"{images.dataset.source}, {images.split} split"
+    source = f"{images.dataset.source}, {images.part}"
     return feeds.from_images(spec, stack, fixed, source)
 
 

@@ -19,7 +19,8 @@ def parity_images(dataset: Dataset | None, preprocess: Preprocess) -> Tensor:
     """Images of the validation split, or noise where there are none, `[N, C, H, W]`."""
     if dataset is None:
         return noise(PARITY_IMAGES, preprocess)
-    return Data(dataset, preprocess).images("val", PARITY_IMAGES)
+    split = "val" if len(dataset.splits["val"]) else "test"
+    return Data(dataset, preprocess).images(split, PARITY_IMAGES)
 
 
 def noise(count: int, preprocess: Preprocess) -> Tensor:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vcompress.bench.data.dataset import Dataset
+from vcompress.bench.data.folders import find_images
 from vcompress.bench.data.preprocess import read_image
-from vcompress.bench.data.sources import image_files
 from vcompress.bench.errors import UserError
 
 NO_LABEL = -1
@@ -28,7 +28,7 @@ def with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
     """
     if not folder.is_dir():
         raise UserError(f"--unlabelled {folder}: no such folder.")
-    files = image_files(folder)
+    files = find_images(folder).images
     if not files:
         raise UserError(f"--unlabelled {folder}: no images in this folder.")
     digest = hashlib.sha256(dataset.fingerprint.encode())

@@ -80,4 +80,5 @@ def _pictures(dataset: Dataset | None) -> list[Image.Image]:
     """Images as they are before preprocessing, to prove options on."""
     if dataset is None:
         return drawn_images(PICTURES)
-    return [dataset.image(int(i)) for i in dataset.splits["val"][:PICTURES]]
+    split = "val" if len(dataset.splits["val"]) else "test"
+    return [dataset.image(int(i)) for i in dataset.splits[split][:PICTURES]]

@@ -82,13 +82,17 @@ def default_preprocess(
 
 
 def check_trains(dataset: Dataset) -> None:
-    """Raise a UserError where there are images to measure on alone, as own code may give them."""
+    """Raise a UserError where there are images to measure on alone: a test folder, or too few."""
+    if dataset.undivided:
+        raise UserError(dataset.undivided)
     for name in ("train", "val"):
         if not len(dataset.splits[name]):
             raise UserError(
-                f"{dataset.source} has no {name} images, and is good for vbench alone. Return "
-                f"train as well; val is taken from it."
+                f"{dataset.source} has no {name} images, and is good for vbench alone. Give train "
+                f"as well; val is taken from it."
             )
+    if dataset.left_out:
+        log.warning("%s", dataset.left_out)
 
 
 def task_of(options: Options, opened: list[Bundle]) -> str:

@@ -108,6 +108,15 @@ def test_sixteen_bit_greys_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     assert np.asarray(to_mode(wide, "L"))[0].tolist() == [0, 1, 128, 255]
 
 
+def test_whole_numbers_of_32_bits_up_to_255_are_taken_as_8_bits(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 128, 255]], dtype=np.int32).repeat(4, axis=0)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    found = apply(PLAIN, read_image(tmp_path / "a.tif"))
+    assert found[0, 0] * 255 == pytest.approx([0, 1, 128, 255], abs=1e-4)
+    dark = Image.fromarray(values.astype(np.uint16))  # 16 bits have their range
+    assert np.asarray(to_mode(dark, "L"))[0].tolist() == [0, 0, 0, 1]
+
+
 def test_a_float_image_is_refused() -> None:
     with pytest.raises(UserError, match="no agreed range; save it with 8 or 16 bits"):
         apply(PLAIN, Image.fromarray(np.zeros((4, 4), np.float32)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,16 @@ from vcompress.bench.bundle import Bundle
 from vcompress.bench.bundle.manifest import seal_of
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.run.options import Options
-from vcompress.bench.run.subject import Subject, model_classes, runtime_for, threads_for
+from vcompress.bench.run.subject import (
+    Images,
+    Subject,
+    images_for,
+    model_classes,
+    runtime_for,
+    threads_for,
+)
 from vcompress.bench.runtimes import openvino
+from vcompress.bench.tasks import open_dataset
 
 
 def subject(ships_in: Any, file: str = "model.onnx") -> Subject:
@@ -192,3 +201,47 @@ def test_a_bundle_is_measured_on_the_threads_of_its_latency(
     got, notes = threads_for(Options(models=(), **more), found)
     assert got == threads
     assert bool(notes) == (threads == 2)
+
+
+def images(folder: Path, *records: dict[str, Any], **options: Any) -> Images:
+    """What is measured on with --data, for models of which these data are recorded."""
+    bundles: list[Any] = [SimpleNamespace(data=record, task="classification") for record in records]
+    found = [Subject("m", Path("m.onnx"), bundle) for bundle in bundles or [None]]
+    chosen, notes = images_for(Options(models=(), data=str(folder), **options), found)
+    assert chosen is not None and notes == []
+    return chosen
+
+
+def test_a_folder_that_nobody_has_divided_is_measured_on_as_a_whole(
+    image_folder: Callable[..., Path],
+) -> None:
+    folder = image_folder(red=10, green=20)
+    found = images(folder)
+    assert found.indices.tolist() == list(range(30))
+    assert found.source == f"{folder}, all images, 30 images"
+    assert len(images(folder, split="test").indices) == 6
+    assert len(images(folder, limit=10).indices) == 10
+    assert len(images(image_folder("few", red=1, green=1)).indices) == 2
+    with pytest.raises(UserError, match="--split dev: expected train, val, test, all"):
+        images(folder, split="dev")
+
+
+def test_a_folder_that_a_model_was_trained_on_is_measured_on_by_its_held_out_images(
+    image_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = image_folder(red=10, green=20)
+    dataset = open_dataset(str(folder))
+    here = {"source": str(folder), "fingerprint": "of images that have changed since"}
+    moved = {"source": "elsewhere", "fingerprint": dataset.fingerprint}
+    other = {"source": "elsewhere", "fingerprint": "another"}
+    for records in ((here,), (moved,), (other, here)):
+        assert images(folder, *records).indices.tolist() == dataset.splits["test"].tolist()
+    assert len(images(folder, other).indices) == 30
+
+
+def test_splits_of_the_owner_stay(image_folder: Callable[..., Path]) -> None:
+    image_folder("set/train", red=10, green=10)
+    folder = image_folder("set/val", red=2, green=3).parent
+    found = images(folder)
+    assert found.source == f"{folder}, test split, 5 images"
+    assert images(Path("digits")).source == "digits, test split, 359 images"
