@@ -5,8 +5,9 @@ Training and measuring list their images here, so both mean the same thing by "h
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +81,21 @@ class Dataset:
                 raise
             self.bad_images[i] = str(error)
             return None
+
+
+def watched(dataset: Dataset) -> tuple[Dataset, Callable[[], str]]:
+    """The data set, and what gives the SHA-256 over the pixels of every image that was asked of it
+    so far, in that order. It is over what was decoded, so that two ways to preprocess the same
+    images have the same."""
+    digest = hashlib.sha256()
+
+    def image(i: int) -> Image.Image:
+        found = dataset.image(i)
+        palette = bytes(found.getpalette() or ()) if found.mode == "P" else b""
+        digest.update(f"{found.mode} {found.size}\0".encode() + palette + found.tobytes())
+        return found
+
+    return replace(dataset, image=image), digest.hexdigest
 
 
 def batches(

@@ -91,7 +91,8 @@ def _score(s: Score) -> dict[str, Any]:
     """What the task measured; `facts` and `evidence` stand there by their own names."""
     return {
         "task": s.task, "metric": s.metric.name, "n": s.n, "nonfinite": s.nonfinite,
-        "source": s.source, "values": {name: asdict(x) for name, x in s.values.items()},
+        "source": s.source, "images_sha256": s.images_sha256,
+        "values": {name: asdict(x) for name, x in s.values.items()},
         "parts": [asdict(part) for part in s.parts], **s.facts, **s.evidence,
     }  # fmt: skip
 
@@ -114,6 +115,7 @@ def score_from(saved: Mapping[str, Any]) -> Score:
         tuple(Part(**part) for part in parts),
         {name: np.asarray(saved[name]) for name in ("predictions", "labels")},
         int(saved["nonfinite"]), str(saved["source"]),
+        images_sha256=str(saved.get("images_sha256", "")),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import onnx_file
 from ..bundle import MODEL, Preprocess
-from ..data.dataset import batches_of
+from ..data.dataset import batches_of, watched
 from ..errors import UserError
 from ..gates import baseline, gate
 from ..reports.result import Artefact, ModelResult, Result, artefact
@@ -336,12 +336,15 @@ def _score(
     tell(f"scoring {subject.name}")
     batch = options.batches[0]
     at_once = scoring.images_at_once(session, batch)
-    batches: scoring.Batches = batches_of(images.dataset, images.indices, prepared, at_once)
+    dataset, images_sha256 = watched(images.dataset)
+    batches: scoring.Batches = batches_of(dataset, images.indices, prepared, at_once)
     if renumbered is not None:
         outputs_of = renumbered
         batches = ((values, outputs_of[targets]) for values, targets in batches)
-    task = load(images.dataset.task)
-    return scoring.score(task, session, batches, names=classes, source=images.source, batch=batch)
+    found = scoring.score(
+        load(dataset.task), session, batches, names=classes, source=images.source, batch=batch
+    )
+    return replace(found, images_sha256=images_sha256())
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -66,6 +66,8 @@ class Score:
     """Where the images came from."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else stands in the JSON, in the task's own words."""
+    images_sha256: str = ""
+    """Hash over the pixels of the images, in their order; empty where they were not at hand."""
 
     @property
     def metric(self) -> Metric:
@@ -305,11 +307,16 @@ def check_width(k: int, names: Sequence[str] | None, model: str) -> tuple[str, .
 
 
 def same_images(a: Score, b: Score) -> None:
-    """Raise UserError where two scores are of different images."""
-    if a.n != b.n or not np.array_equal(a.evidence["labels"], b.evidence["labels"]):
+    """Raise UserError where two scores are of different images, by their targets and pixels."""
+    known = a.images_sha256 and b.images_sha256
+    if (
+        a.n != b.n
+        or not np.array_equal(a.evidence["labels"], b.evidence["labels"])
+        or (known and a.images_sha256 != b.images_sha256)
+    ):
         raise UserError(
-            f"The two accuracies are of different images ({a.n} and {b.n}); measure both on the "
-            "same data."
+            f"The two accuracies are of different images ({a.n} of {a.source or 'unknown source'} "
+            f"and {b.n} of {b.source or 'unknown source'}); measure both on the same data."
         )
 
 

@@ -257,6 +257,28 @@ def test_an_image_that_training_would_skip_is_skipped_here(
     assert accuracy["n"] == len(dataset.splits["test"]) - 1
 
 
+def test_a_baseline_of_other_images_is_refused_though_they_are_as_many(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, saved = colours(tmp_path / "images"), tmp_path / "saved.json"
+    given = (models / "classifier.onnx", *QUICK, "--data", images, "--seconds", "0.05")
+    assert run(capsys, *given, "--json", saved)[0] == 0
+    accuracy = json.loads(saved.read_text())["models"][0]["accuracy"]
+    assert (accuracy["n"], len(accuracy["images_sha256"])) == (50, 64)
+    again = (*given, "--baseline", saved)
+    status, out, _ = run(capsys, *again)
+    assert status in (0, 3) and "agreement" in out
+    status, _, _ = run(capsys, *again, "--preprocess", '{"size": [32, 32], "mean": [0.1, 0, 0]}')
+    assert status in (0, 3)  # other inputs made of the same images
+    image = images / "3" / "2.png"
+    pixels = np.asarray(Image.open(image)).copy()
+    pixels[0, 0, 2] += 1
+    Image.fromarray(pixels).save(image)
+    status, _, err = run(capsys, *again)
+    assert status == 2
+    assert "The two accuracies are of different images (50 of " in " ".join(err.split())
+
+
 def test_recorded_data_that_is_gone_is_noted_and_not_an_error(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
