@@ -69,7 +69,7 @@ def to_onnx(
     out = Path(path)
     if out.suffix != ".onnx":
         raise UserError(f"{out}: expected a file name that ends in .onnx.")
-    answer(model, example, output)
+    answer(model, example[:1] if isinstance(example, Tensor) else example, output)
     modes = {module: module.training for module in model.modules()}
     check_output(out)
     try:

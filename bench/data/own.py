@@ -26,7 +26,7 @@ from ..config import from_mapping
 from ..errors import UserError, nearest
 from ..own_code import import_own, raised
 from .dataset import Dataset
-from .own_targets import Names, ReadTargets, is_name, plain_target
+from .own_targets import Names, ReadTargets, is_name, is_subset, listed, plain_target
 from .preprocess import read_image
 from .sources import usual_preprocess
 from .splits import SPLITS, fingerprint, val_from_train
@@ -82,7 +82,7 @@ def open_own(source: str, root: str | None, seed: int, read: ReadTargets) -> Dat
 
 def _targets(part: Any, name: str, source: str) -> list[Any]:
     """Every target of a split, arrays and sets as lists."""
-    found = _listed(part)
+    found = listed(part)
     if found is None:
         found = [_item(part, i, name, source)[1] for i in range(len(part))]
     elif len(found) != len(part):
@@ -207,29 +207,10 @@ def _preprocess(returned: Mapping[str, Any], source: str) -> Preprocess | None:
     return from_mapping(Preprocess, given, f"{source}, preprocess")
 
 
-def _is_subset(part: Any) -> bool:
-    """As torch's Subset, which random_split gives."""
-    return hasattr(part, "dataset") and hasattr(part, "indices")
-
-
 def _whole(part: Any) -> Any:
-    while _is_subset(part):
+    while is_subset(part):
         part = part.dataset
     return part
-
-
-def _listed(part: Any) -> list[Any] | None:
-    """The attribute `targets`, so that no image is decoded; None where there is none, or where it
-    is not what an item gives."""
-    if _is_subset(part):
-        whole = _listed(part.dataset)
-        return None if whole is None else [whole[int(i)] for i in part.indices]
-    found: Any = getattr(part, "targets", None)
-    if getattr(part, "target_transform", None) is not None:
-        return None
-    if hasattr(found, "tolist"):
-        found = found.tolist()
-    return list(found) if isinstance(found, Sequence) and not isinstance(found, str) else None
 
 
 def _item(part: Any, i: int, name: str, source: str) -> tuple[Any, Any]:

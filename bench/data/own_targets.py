@@ -119,6 +119,25 @@ def is_name(value: Any) -> bool:
     )
 
 
+def is_subset(part: Any) -> bool:
+    """As torch's Subset, which random_split gives."""
+    return hasattr(part, "dataset") and hasattr(part, "indices")
+
+
+def listed(part: Any) -> list[Any] | None:
+    """The attribute `targets`, so that no image is decoded; None where there is none, or where it
+    is not what an item gives."""
+    if is_subset(part):
+        whole = listed(part.dataset)
+        return None if whole is None else [whole[int(i)] for i in part.indices]
+    found: Any = getattr(part, "targets", None)
+    if getattr(part, "target_transform", None) is not None:
+        return None
+    if hasattr(found, "tolist"):
+        found = found.tolist()
+    return list(found) if isinstance(found, Sequence) and not isinstance(found, str) else None
+
+
 def plain_target(target: Any) -> Any:
     """Arrays, tensors and sets as lists, their numbers as Python's."""
     if hasattr(target, "tolist"):

@@ -130,7 +130,7 @@ class Budget:
         return low if self.at_least else high
 
 
-def parse(text: str, metrics: Mapping[str, bool] = METRICS) -> Budget:
+def parse(text: str) -> Budget:
     """Read a kind, `<=` or `>=`, and a number.
 
     - macs and params: a share of the unchanged network below 1, a count above 1 (`macs<=0.5`,
@@ -139,9 +139,6 @@ def parse(text: str, metrics: Mapping[str, bool] = METRICS) -> Budget:
       without the unit it is a share (`latency<=0.5`).
     - With a per cent sign any cost is a share: `latency<=50%` is `latency<=0.5`.
     - Metrics and the other kinds are values of their own; `top1>=97%` is `top1>=0.97`.
-
-    Args:
-        metrics: names of a task's metrics; whether higher is better.
 
     Raises:
         UserError: another form, an unknown kind, or a value that the kind does not have.
@@ -155,18 +152,18 @@ def parse(text: str, metrics: Mapping[str, bool] = METRICS) -> Budget:
     except ValueError:
         raise UserError(f"{text!r}: {number!r} is no number; write it as in {EXAMPLES}.") from None
     at_least = sign == ">="
-    if name in metrics:
-        if at_least != metrics[name]:
+    if name in METRICS:
+        if at_least != METRICS[name]:
             raise UserError(
-                f"{text!r}: {name} is better {'higher' if metrics[name] else 'lower'}; write "
-                f"{name}{'>=' if metrics[name] else '<='}{number}{percent}."
+                f"{text!r}: {name} is better {'higher' if METRICS[name] else 'lower'}; write "
+                f"{name}{'>=' if METRICS[name] else '<='}{number}{percent}."
             )
         return Budget(name, value, at_least=at_least)
     shares = {_base(kind): kind for kind, of in KINDS.items() if of.form == "unit"}
     if name in shares:
         return Budget(shares[name], value, relative=True, at_least=at_least)
     if name not in KINDS:
-        known = [*KINDS, *shares, *metrics]
+        known = [*KINDS, *shares, *METRICS]
         hint = nearest(name, known) or f" Known: {', '.join(known)}."
         raise UserError(f"{text!r}: unknown kind {name!r}.{hint}")
     form = KINDS[name].form

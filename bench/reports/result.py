@@ -37,8 +37,12 @@ class Artefact:
         return self.onnx.precision if self.onnx else None
 
 
-def artefact(path: Path, name: str) -> Artefact:
-    """Read and hash a model's file. Raises `UserError` for an ONNX file that is damaged."""
+def artefact(path: Path, name: str, sha256: str | None = None) -> Artefact:
+    """Read and hash a model's file; `sha256` is its own where it was just computed.
+
+    Raises:
+        UserError: an ONNX file that is damaged.
+    """
     facts: onnx_file.OnnxFacts | None = None
     extra: tuple[Path, ...] = ()
     if path.suffix == ".onnx":
@@ -46,14 +50,16 @@ def artefact(path: Path, name: str) -> Artefact:
         extra = onnx_file.check_external(path, facts)
     elif path.suffix == ".xml" and path.with_suffix(".bin").is_file():
         extra = (path.with_suffix(".bin"),)  # the weights of OpenVINO's own format
-    digest, size = hashlib.sha256(), 0
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in (*files, *extra):
-        size += file.stat().st_size
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return Artefact(name, path, digest.hexdigest(), size, facts)
+    files += extra
+    if sha256 is None or extra:
+        digest = hashlib.sha256()
+        for file in files:
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+        sha256 = digest.hexdigest()
+    return Artefact(name, path, sha256, sum(file.stat().st_size for file in files), facts)
 
 
 @dataclass(frozen=True)

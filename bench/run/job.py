@@ -126,7 +126,9 @@ def _rebuilt(subject: Subject, options: Options) -> Subject:
             "from."
         )
     name = subject.path.resolve().relative_to(subject.bundle.path.resolve()).as_posix()
-    return replace(subject, path=engine_for(subject.bundle, None if name == MODEL else name))
+    return replace(
+        subject, path=engine_for(subject.bundle, None if name == MODEL else name), sha256=None
+    )
 
 
 def _runtime(options: Options, path: Path) -> str:
@@ -179,7 +181,7 @@ def _one(
     notes: list[str], tell: Tell,
 ) -> Result:  # fmt: skip
     subject = found[0]
-    file = artefact(subject.path, subject.name)
+    file = artefact(subject.path, subject.name, subject.sha256)
     _saturation(options, file, notes)
     cold = _cold(options, subject, tell)
     tell("loading")
@@ -215,7 +217,7 @@ def _two(
         raise UserError("--batch with several sizes sweeps one model; a comparison takes one size.")
     if options.publish:
         raise UserError("--publish measures one model; two are compared in one process.")
-    files = [artefact(s.path, s.name) for s in found]
+    files = [artefact(s.path, s.name, s.sha256) for s in found]
     for file in files:
         _saturation(options, file, notes)
     cold = [_cold(options, s, tell) for s in found]

@@ -38,6 +38,8 @@ class Subject:
     name: str
     path: Path
     bundle: Bundle | None
+    sha256: str | None = None
+    """Hash of the file, where it was checked against the bundle's manifest."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,11 @@ def subjects(paths: Sequence[Path], runtime: str | None) -> tuple[Subject, ...]:
                 )
         else:
             bundle, file = find_bundle(path), path
-        if bundle and file.is_file():
-            _check(bundle, file)
+        sha256 = _check(bundle, file) if bundle and file.is_file() else None
         name = (bundle.path.resolve().name if bundle else file.stem) or file.stem
         if bundle and file.is_file() and file.name != MODEL:
             name = f"{name}/{file.name}"
-        found.append(Subject(name, file, bundle))
+        found.append(Subject(name, file, bundle, sha256))
     if len({s.name for s in found}) < len(found):
         found = [replace(s, name=_longer(s)) for s in found]
     if len({s.name for s in found}) < len(found):
@@ -98,11 +99,13 @@ def _longer(subject: Subject) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def _check(bundle: Bundle, file: Path) -> None:
-    """A file that the manifest names must be the one it names."""
+def _check(bundle: Bundle, file: Path) -> str | None:
+    """A file that the manifest names must be the one it names; gives its SHA-256."""
     name = file.resolve().relative_to(bundle.path.resolve()).as_posix()
-    if name in bundle.files:
-        bundle.file(name)
+    if name not in bundle.files:
+        return None
+    bundle.file(name)
+    return bundle.files[name].sha256
 
 
 def runtime_for(options: Options, found: Sequence[Subject]) -> tuple[str | None, list[str]]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vcompress.bench.bundle import InputSpec, Preprocess
 from vcompress.bench.data.dataset import Dataset
-from vcompress.bench.data.own_targets import plain_target
+from vcompress.bench.data.own import SAMPLE
+from vcompress.bench.data.own_targets import listed, plain_target
 from vcompress.bench.data.preprocess import apply
 from vcompress.bench.data.splits import SPLITS
 from vcompress.bench.errors import UserError
@@ -74,21 +75,35 @@ def data_in_code(data: Held, task: str, labels: Sequence[str], preprocess: Prepr
         UserError: nothing in it, other items than pairs, targets that do not fit.
     """
     items = _items(data)
-    found = []
-    for number in range(len(items)):
-        target = pair(items[number])[1]
-        if target is None:
+    read = load(task).read_targets
+    found = listed(items)
+    if found is None or len(found) != len(items):
+        found = [_target(items, number) for number in range(len(items))]
+        names, targets = read({PAIRS: found}, tuple(labels), "data")
+    else:  # no image is decoded for its target; of some it is looked at
+        seen = np.linspace(0, len(items) - 1, min(len(items), SAMPLE)).astype(int).tolist()
+        names, targets = read({PAIRS: list(map(plain_target, found))}, tuple(labels), "data")
+        _, again = read({PAIRS: [_target(items, number) for number in seen]}, names, "data")
+        if not np.allclose(targets[seen], again, rtol=1e-5, atol=1e-8):
             raise UserError(
-                f"data: item {number} has no target; expected pairs of an image and its target."
+                "data: the attribute `targets` says something else than the items. Make them "
+                "agree, or remove the attribute."
             )
-        found.append(plain_target(target))
-    names, targets = load(task).read_targets({PAIRS: found}, tuple(labels), "data")
     everything = np.arange(len(items), dtype=np.int64)
     return Pairs(
         "data in code", names, targets, dict.fromkeys(SPLITS, everything),
         hashlib.sha256(targets.tobytes()).hexdigest(), lambda i: _picture(items, i),
         preprocess, task=task, items=items,
     )  # fmt: skip
+
+
+def _target(items: Any, number: int) -> Any:
+    target = pair(items[number])[1]
+    if target is None:
+        raise UserError(
+            f"data: item {number} has no target; expected pairs of an image and its target."
+        )
+    return plain_target(target)
 
 
 def _items(data: Any) -> Any:

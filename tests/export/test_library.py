@@ -121,3 +121,17 @@ def test_the_output_that_counts() -> None:
         logits_of(3)
     with pytest.raises(UserError, match="gives a list; expected a tensor"):
         logits_of([])
+
+
+def test_one_image_of_the_example_tells_whether_the_network_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    run = parity.run_torch
+    monkeypatch.setattr(
+        parity, "run_torch", lambda m, x, **more: (asked.append(len(x)), run(m, x, **more))[1]
+    )
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    to_onnx(network, tmp_path / "net.onnx", torch.randn(100, 3, 8, 8))
+    assert asked[0] == 1
+    assert max(asked) == library.PARITY_IMAGES

@@ -218,6 +218,17 @@ def test_the_weights_of_openvinos_format_count(tmp_path: Path) -> None:
     assert both.sha256 == hashlib.sha256(b"<net/>" + bytes(1000)).hexdigest()
 
 
+def test_a_file_that_was_hashed_already_is_not_hashed_again(tmp_path: Path) -> None:
+    (tmp_path / "net.engine").write_bytes(b"engine")
+    known = "ab" * 32  # no hash of it: this one is taken on trust
+    found = artefact(tmp_path / "net.engine", "net", known)
+    assert (found.sha256, found.size_bytes) == (known, 6)
+    (tmp_path / "net.xml").write_bytes(b"<net/>")
+    (tmp_path / "net.bin").write_bytes(b"weights")
+    both = artefact(tmp_path / "net.xml", "net", known)  # the known one is of a part
+    assert both.sha256 == hashlib.sha256(b"<net/>weights").hexdigest()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("max_p50 = 1", "Did you mean 'max_p50_ms'"), ("", "asks for nothing"),

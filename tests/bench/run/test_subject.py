@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from vcompress.bench import cli
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.bundle.manifest import seal_of
 from vcompress.bench.errors import EnvironmentLacks, UserError
+from vcompress.bench.reports.result import artefact
 from vcompress.bench.run.options import Options
 from vcompress.bench.run.subject import (
     Images,
@@ -24,6 +26,7 @@ from vcompress.bench.run.subject import (
     images_for,
     model_classes,
     runtime_for,
+    subjects,
     threads_for,
 )
 from vcompress.bench.runtimes import openvino
@@ -245,3 +248,14 @@ def test_splits_of_the_owner_stay(image_folder: Callable[..., Path]) -> None:
     found = images(folder)
     assert found.source == f"{folder}, test split, 5 images"
     assert images(Path("digits")).source == "digits, test split, 359 images"
+
+
+def test_a_bundles_file_is_hashed_once(
+    whole_bundle: Callable[[Path], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = whole_bundle(tmp_path / "b")
+    (found,) = subjects((made.path,), None)
+    wanted = hashlib.sha256((made.path / "model.onnx").read_bytes()).hexdigest()
+    assert found.sha256 == wanted
+    monkeypatch.setattr(hashlib, "sha256", None)
+    assert artefact(found.path, found.name, found.sha256).sha256 == wanted

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vcompress.bench import Preprocess
 from vcompress.bench.data.preprocess import apply
+from vcompress.bench.errors import UserError
 from vcompress.compress.library.held_out import data_in_code, named_data
 
 PRE = Preprocess(size=(8, 8))
@@ -70,3 +71,33 @@ def test_only_names_are_opened_by_name() -> None:
     assert named_data(digits, "classification", None, 0) is digits
     assert named_data(Items(), "classification", None, 0) is None
     assert named_data(None, "classification", None, 0) is None
+
+
+class Listed(Items):
+    """As torchvision's data sets: the targets stand in an attribute too."""
+
+    def __init__(self, count: int, targets: list[int]) -> None:
+        self.count, self.targets, self.decoded = count, targets, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Any:
+        self.decoded += 1
+        return Image.new("RGB", (8, 8)), i % 2
+
+
+def test_no_image_is_decoded_for_a_target_that_is_listed() -> None:
+    data = Listed(500, [i % 2 for i in range(500)])
+    part = torch.utils.data.Subset(data, list(range(1, 500, 3)))
+    for held, expected in ((data, np.arange(500) % 2), (part, np.arange(1, 500, 3) % 2)):
+        data.decoded = 0
+        found = data_in_code(held, "classification", ("a", "b"), PRE)
+        assert found.targets.tolist() == expected.tolist()
+        assert data.decoded <= 17  # the first one, and 16 that are held against the list
+
+
+def test_a_list_of_targets_that_contradicts_the_items_is_refused() -> None:
+    data = Listed(50, [0] * 50)
+    with pytest.raises(UserError, match="attribute `targets` says something else than the items"):
+        data_in_code(data, "classification", ("a", "b"), PRE)
