@@ -17,6 +17,7 @@ from vcompress.bench import load
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.cli import main as vbench
 from vcompress.bench.runtimes import open_session
+from vcompress.bench.tasks import open_dataset
 from vcompress.compress.bundles.store import load_network
 from vcompress.compress.cli import main as vcompress
 
@@ -38,6 +39,18 @@ def _net(width: int, num_classes: int) -> nn.Module:
         nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes),
     )
+"""
+SEVERAL = """
+
+class Apart(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*list(_net(16, 1))[:-1])
+        self.heads = nn.ModuleList(nn.Linear(16, 1) for _ in range(num_classes))
+
+    def forward(self, x):
+        x = self.body(x)
+        return torch.cat([head(x) for head in self.heads], 1)
 """
 COLOURS = ("red", "green", "blue")
 QUICK = ["--batch-size", "8", "--lr", "0.02", "--trust"]
@@ -185,6 +198,44 @@ def test_numbers_of_a_table_go_the_whole_way(
     assert [p.label for p in dark] == ["redness", "blueness"]
     assert dark[0].score < bright[0].score - 500
     assert vcompress(["verify", "runs/q"]) == 0
+
+
+@pytest.mark.parametrize(("task", "names"), [("regression", 2), ("multilabel", 3)])
+def test_a_network_with_a_layer_for_each_number_is_trained_as_it_was_built(
+    folder: Path, caplog: pytest.LogCaptureFixture, task: str, names: int
+) -> None:
+    """No layer gives all numbers, so none can begin at their mean: it says so and goes on."""
+    (folder / "task_nets.py").write_text("import torch\n" + NETS + SEVERAL)
+    own = "task_nets:Apart"
+    with caplog.at_level("WARNING", "vcompress"):
+        bundle = run(
+            "finetune", "--task", task, "--model", own, "--data", "data", "--image-size", "16",
+            "--augment", "none", "--epochs", "1", *QUICK, own, "--out", "runs/a",
+        )  # fmt: skip
+    said = [r.getMessage() for r in caplog.records if "range of the targets" in r.getMessage()]
+    assert len(said) == (task == "regression")
+    assert all("the layer that gives the 2 logits, was not found" in text for text in said)
+    assert len(bundle.labels) == names
+    model, network = load(bundle.path), load_network(bundle, own)
+    assert len(network.model.heads) == names
+    with Image.open(folder / "data/0.png") as image:
+        assert len(model.predict(image, top=names)) <= names
+
+
+def test_a_head_begins_at_the_range_of_the_targets(folder: Path) -> None:
+    """Before any training the numbers are where the targets are, though the weights are random."""
+    bundle = run(
+        "finetune", "--task", "regression", "--model", "task_nets:wide", "--data", "data",
+        "--image-size", "16", "--augment", "none", "--epochs", "0", *QUICK, "task_nets:wide",
+        "--out", "runs/s",
+    )  # fmt: skip
+    targets = open_dataset("data", task="regression")
+    train = targets.targets[targets.splits["train"]]
+    head = load_network(bundle, "task_nets:wide").model[-1]
+    bias = head.bias.detach().numpy()
+    limit = train.std(0) / np.sqrt(32)  # where torch draws a bias from, in spreads of the targets
+    assert (abs(bias - train.mean(0)) <= limit * 1.001).all()
+    assert train.mean(0)[0] > 100 * limit[1]
 
 
 def test_a_task_is_not_changed_on_the_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

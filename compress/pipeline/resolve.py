@@ -208,12 +208,18 @@ def with_output(model: nn.Module, spec: ModelSpec, example: Tensor, output: str 
 
 
 def _started(network: Network, data: Data) -> Network:
-    """A network whose head is new, fitted to the range of the targets."""
+    """A network whose head is new, fitted to the range of the targets where it can be found: a
+    network with a layer for each number has none, and begins as it was built."""
     task = training_task(data.dataset)
     if not task.starts:
         return network
     check_forward(network.model, data.example, len(data.classes), network.spec.name)
-    for name in heads(network.model, len(data.classes), data.example):
+    try:
+        names = heads(network.model, len(data.classes), data.example)
+    except UserError as error:
+        log.warning("the last layer does not begin at the range of the targets: %s", error)
+        return network
+    for name in names:
         task.start(network.model.get_submodule(name))
     return network
 
