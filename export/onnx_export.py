@@ -261,7 +261,8 @@ def export(
     example = torch.zeros(1, *shape, dtype=floats[0] if floats else None, device=device)
     proto, traced = _to_proto(model, example, dynamic_batch, opset or OPSET, output)
     before = len(_roundings(traced))
-    rewrite(proto)
+    merged = rewrite(proto)
+    before -= merged
     _forget_the_machine(proto)
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
@@ -274,7 +275,7 @@ def export(
             file.flush()
             os.fsync(file.fileno())
         checked = check_file(temporary, shape, dynamic_batch)
-        if after > before or (after < before and after < _distinct_roundings(traced)):
+        if after > before or (after < before and after < _distinct_roundings(traced) - merged):
             raise ExportError(
                 f"{path.name}: {before} quantisers were exported and {after} are in the file. "
                 "An optimiser removed some; please report this network."

@@ -17,6 +17,7 @@ from .. import quantization
 from ..options import TargetName
 from ..pruning.shadow import shadow
 from ..quantization.ptq import Scheme
+from ..quantization.quality import LEAST_DB
 from ..quantization.repairs import Choice, Repairs, repaired
 from ..quantization.trace import is_traceable
 from .loaders import Batches, Transform, take
@@ -73,6 +74,7 @@ def quantize(
     correct_bias: Choice = "auto",
     adaround: Choice = "auto",
     output: str | None = None,
+    min_sqnr_db: float = LEAST_DB,
 ) -> Quantized:
     """A copy of `net` that computes with int8 values as the target will; `net` stays as it is.
 
@@ -99,6 +101,8 @@ def quantize(
         adaround: AdaRound (arXiv:2004.10568): `auto` tries it at 6 bits and fewer.
         output: of a network that returns a dictionary, the name of the output that is judged;
             default: `out`, else the first tensor.
+        min_sqnr_db: the least signal to error of the outputs on the images that judge, decibels;
+            not asked of weights of 5 bits and fewer.
 
     Returns:
         the network; its `report` is a `QuantizeReport`. A deep copy of it has no report.
@@ -106,7 +110,8 @@ def quantize(
     Raises:
         UserError: a loader that gives nothing or other things than images, values that are not
             finite, a network that is quantised already or has nothing to quantise (the message
-            names what stops the tracer), an unknown layer.
+            names what stops the tracer), an unknown layer; a traced network that computes something
+            else, or an SQNR below `min_sqnr_db`: both name the first tensor that differs.
     """
     found = take(data, transform, images + held_out)
     answer(net, found[:1], output)
@@ -116,7 +121,7 @@ def quantize(
         made, repairing = repaired(
             net, found[:1].to(device), torch.split(calibration, PART), others,
             Scheme(target, observer, weight_bits, keep_float),
-            Repairs(equalize, correct_bias, adaround), output,
+            Repairs(equalize, correct_bias, adaround), output, min_sqnr_db,
         )  # fmt: skip
     where = quantization.placement(made)
     layers, tensors = quantization.count_quantised(where)

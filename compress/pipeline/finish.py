@@ -8,11 +8,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from vcompress.bench.bundle import MODEL, Bundle, InputSpec, Preprocess, bundle
 from vcompress.bench.bundle.history import Entry, Metrics, threads_of
 from vcompress.bench.config import plain
 from vcompress.bench.data.dataset import Dataset
-from vcompress.export import parity
+from vcompress.export import integers, parity
 
 from ..bundles.recorded import parity_images
 from ..bundles.rewrite import REPORT, SECTION
@@ -21,6 +23,7 @@ from ..data.loader import Data
 from ..models.cost import count_macs, count_parameters
 from ..models.precision import precision_of
 from ..pruning.sparsity import sparsity_of
+from ..quantization import target_of
 from ..reporting.page import write_report
 from ..robustness.measure import measure as measure_robustness
 from .measure import ONNX_RUNTIME, OwnMetric, _write_golden, latency, runtime_of, score
@@ -98,7 +101,7 @@ def finish(
             latency=latency(file, images, runtime, threads) if runs else None,
             parity=plain(asdict(proof)),
             parity_openvino=plain(openvino_parity(network.model, file, images, runtime, task)),
-            export=plain({**asdict(exported), "path": MODEL}),
+            export=plain({**asdict(exported), "path": MODEL, **_in_integers(model, file)}),
             sparsity=sparsity_of(network.model, file),
         )
         if robustness and data and runs:
@@ -114,6 +117,18 @@ def finish(
             (folder / SECTION).write_text(section, encoding="utf-8")
         write_report(folder / REPORT, everything, record, section=section)
     return Bundle.open(out)
+
+
+def _in_integers(model: nn.Module, file: Path) -> dict[str, Any]:
+    """What ONNX Runtime computes in integers of a file that was quantised for it."""
+    target = target_of(model)
+    if target is None or target.runtime != "onnxruntime":
+        return {}
+    found = integers.read_back(file)
+    if found.float_layers:
+        names = ", ".join(f"{name} ({why})" for name, why in found.float_layers.items())
+        log.warning("%s; int8 is not faster for the others: %s", found.text, names)
+    return {"integers": asdict(found)}
 
 
 def _bad_images(dataset: Dataset) -> dict[str, Any]:

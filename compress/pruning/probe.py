@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.faithful import tensors_of
 from .attention import layout
 from .channel_statistics import Ones
 from .remove import kept_channels, remove
-from .shadow import shadow, tensors_of
+from .shadow import shadow
 from .structure import Group, Structure, is_depthwise, named_tensor, slices
 from .widths import ladder
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 
+from ..models.faithful import tensors_of
+
 
 def shadow(model: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
     """A copy of `model` whose parameters and buffers are `make(original)`; no weight is copied."""
@@ -21,17 +23,6 @@ def shadow(model: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
     for buffer in model.buffers():
         memo[id(buffer)] = make(buffer)
     return copy.deepcopy(model, memo)
-
-
-def tensors_of(output: Any) -> list[Tensor]:
-    """All tensors in what a network returned."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, (list, tuple)):
-        return [tensor for item in output for tensor in tensors_of(item)]
-    return []
 
 
 def run(model: nn.Module, example: Tensor) -> list[Tensor]:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from vcompress.bench.errors import UserError
 
 from ..models.culprit import culprit
+from ..models.faithful import tensors_of
 from ..models.patterns import matches
 from .adapters import customized_pruners, prepare, remap
 from .attention import head_count, layout, unsupported
-from .shadow import run, shadow, tensors_of
+from .shadow import run, shadow
 from .structure import Cut, Group, Side, Structure, is_depthwise, multiplier
 
 _ROOTS = (nn.modules.conv._ConvNd, nn.Linear)

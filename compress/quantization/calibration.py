@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from vcompress.bench.errors import UserError
 
-from .graph import attribute
+from .graph import constant
 from .observers import Observer, find_range, weight_scale
 from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of
 
@@ -24,14 +24,15 @@ def activation_quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
 
 
 def weight_quantizers(model: nn.Module) -> list[tuple[Tensor, WeightQuantizer]]:
-    """Each weight with its quantiser: in a layer, or in the graph behind a bare parameter."""
+    """Each weight with its quantiser: in a layer, or in the graph behind a parameter or what is
+    computed from parameters."""
     found = [pair for pair in map(weight_of, model.modules()) if pair is not None]
     for graph in model.modules():
         for node in graph.graph.nodes if isinstance(graph, fx.GraphModule) else ():
             if node.op == "call_module":
                 module = graph.get_submodule(str(node.target))
                 if isinstance(module, WeightQuantizer):
-                    found.append((attribute(graph, str(node.all_input_nodes[0].target)), module))
+                    found.append((constant(graph, node.all_input_nodes[0]), module))
     return found
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from .graph import activations_of, bn_after, kind, leaf
+from .graph import activations_of, bn_after, kind, leaf, qualified_name
 
-_LETS_THROUGH = frozenset({"relu", "relu6", "maxpool", "avgpool", "global_pool", "identity"})
+_LETS_THROUGH = frozenset({"relu", "relu6", "maxpool", "avgpool", "global_pool", "identity", "pad"})
 _LAYERS = ("conv", "linear")
 
 
@@ -63,15 +63,15 @@ def find_chains(graph: fx.GraphModule) -> list[Chain]:
             norm = own(after)
             if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.weight is None:
                 continue
-            last, bn = after, str(after.target)
+            last, bn = after, qualified_name(after)
         reached = _readers(last, layer, node)
         if reached is None:
             continue
         readers, limited, tensor = reached
         if readers and all(own(r) is not None for r in readers):
-            names = tuple(str(r.target) for r in readers)
+            names = tuple(map(qualified_name, readers))
             axis = -1 if isinstance(layer, nn.Linear) else 1
-            found.append(Chain(str(node.target), bn, names, tensor, axis, limited))
+            found.append(Chain(qualified_name(node), bn, names, tensor, axis, limited))
     return found
 
 

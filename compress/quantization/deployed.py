@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.onnx.ops import symbolic
 
-from .graph import kind, written_as
+from .graph import before_zeros, kind, written_as
 from .mlas import fma
 from .quantizers import ActivationQuantizer, transposed
 from .rounding import as_the_runtime, replace
@@ -177,6 +177,26 @@ class DeployedLayer(nn.Module):
         return out
 
 
+class DeployedPad(nn.Module):
+    """Padding by values of the map itself, as one Pad: behind a rounding it moves integers."""
+
+    edges: Tensor
+
+    def __init__(self, pads: tuple[int, ...], mode: str) -> None:
+        super().__init__()
+        self.pads, self.mode = pads, mode
+        left, right, top, bottom = (*pads, 0, 0, 0, 0)[:4]
+        self.register_buffer("edges", torch.tensor([0, 0, top, left, 0, 0, bottom, right]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = nn.functional.pad(x, self.pads, self.mode)
+        if not torch.compiler.is_exporting():
+            return made
+        mode = {"replicate": "edge", "circular": "wrap"}.get(self.mode, self.mode)
+        shape = made.shape
+        return symbolic("Pad", (x, self.edges), {"mode": mode}, dtype=x.dtype, shape=shape)
+
+
 class DeployedSum(nn.Module):
     """QLinearAdd: fused multiply-adds from the second operand to the first."""
 
@@ -250,7 +270,10 @@ def compute_in_integers(model: fx.GraphModule) -> None:
         if out is None:
             continue
         made_by = node.all_input_nodes[0]
-        before = [r for n in made_by.all_input_nodes if (r := _rounding(model, n)) is not None]
+        read = made_by.all_input_nodes
+        if made_by.op == "call_module":
+            read = [before_zeros(n) for n in read]
+        before = [r for n in read if (r := _rounding(model, n)) is not None]
         if len(made_by.users) != 1 or len(before) != len(made_by.all_input_nodes):
             continue
         module = model.get_submodule(str(made_by.target)) if made_by.op == "call_module" else None

@@ -8,9 +8,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules.padding import (
+    _CircularPadNd,
+    _ConstantPadNd,
+    _ReflectionPadNd,
+    _ReplicationPadNd,
+)
 
-from .trace import shape
+from .trace import as_written, shape
 
 _MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
     (nn.Conv2d, "conv"),
@@ -28,6 +34,7 @@ _MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] 
     ((nn.SiLU, nn.Hardswish, nn.GELU, nn.Tanh, nn.LeakyReLU, nn.ELU), "activation"),
     ((nn.LayerNorm, nn.GroupNorm), "norm"),
     (nn.Upsample, "resize"),
+    ((_ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd, _CircularPadNd), "pad"),
 )
 _FUNCTIONS: dict[Callable[..., Any], str] = {
     F.conv2d: "conv",
@@ -74,6 +81,7 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     F.layer_norm: "norm",
     F.group_norm: "norm",
     F.dropout: "identity",
+    F.pad: "pad",
 }
 _METHODS: dict[str, str] = {
     "add": "add",
@@ -142,6 +150,29 @@ def kind(node: fx.Node) -> str:
     return found
 
 
+_CLIPS = frozenset({
+    torch.clamp, torch.clip, torch.clamp_min, F.hardtanh, "clamp", "clip", "clamp_min",
+})  # fmt: skip
+
+
+def _clip_kind(node: fx.Node) -> str:
+    """`relu` or `relu6` of what limits values from 0 on, or to 0 and 6."""
+    low: Any
+    high: Any
+    module = leaf(node)
+    if module is not None:
+        low, high = module.min_val, module.max_val
+    else:
+        given = dict(zip(("min", "max"), (*node.args[1:3], None, None), strict=False))
+        given |= {k.removesuffix("_val"): v for k, v in node.kwargs.items()}
+        low, high = given["min"], given["max"]
+        if node.target is F.hardtanh:
+            low, high = -1.0 if low is None else low, 1.0 if high is None else high
+    if isinstance(low, fx.Node) or isinstance(high, fx.Node) or low != 0:
+        return "other"
+    return "relu" if high is None else "relu6" if high == 6 else "other"
+
+
 def written_as(node: fx.Node) -> str:
     """The sort of operation by its name alone: what a pooling or a mean is over, is not looked at.
 
@@ -157,10 +188,65 @@ def written_as(node: fx.Node) -> str:
         found = next((k for types, k in _MODULES if isinstance(module, types)), "other")
         if found in _WEIGHTED and module is not None and not _computes_as(module, _WEIGHTED[found]):
             return "other"
+        found = _clip_kind(node) if isinstance(module, nn.Hardtanh) and found == "other" else found
+    elif node.target in _CLIPS:
+        found = _clip_kind(node)
     elif node.op == "call_function":
         found = _FUNCTIONS.get(node.target, "other")  # type: ignore[arg-type]
     elif node.op == "call_method":
         found = _METHODS.get(str(node.target), "other")
+    return "other" if found == "pad" and padding(node) is None else found
+
+
+def padding(node: fx.Node) -> tuple[tuple[int, ...], str] | None:
+    """Zeros or values of the map itself around it: (left, right, top, bottom), or fewer, and the
+    mode of `torch.nn.functional.pad`; None of a node that does something else."""
+    module = leaf(node)
+    pads: Any = None
+    mode: Any = "constant"
+    value: Any = None
+    if isinstance(module, _ConstantPadNd):
+        pads, value = module.padding, module.value
+    elif isinstance(module, (_ReflectionPadNd, _ReplicationPadNd, _CircularPadNd)):
+        modes = {_ReflectionPadNd: "reflect", _ReplicationPadNd: "replicate"}
+        pads = module.padding
+        mode = next((m for k, m in modes.items() if isinstance(module, k)), "circular")
+    elif node.target is F.pad:
+        given = {
+            **dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)),
+            **node.kwargs,
+        }
+        pads, mode, value = given["pad"], given.get("mode", "constant"), given.get("value")
+    if not isinstance(pads, (list, tuple)) or len(pads) > 4 or value:
+        return None
+    return (tuple(pads), str(mode)) if all(isinstance(p, int) for p in pads) else None
+
+
+def before_zeros(node: fx.Node) -> fx.Node:
+    """What stands before zeros that only one operation reads: of a convolution they become its own
+    padding in the file. Any other node as it is."""
+    found = padding(node)
+    alone = found is not None and found[1] == "constant" and len(node.users) == 1
+    return node.all_input_nodes[0] if alone else node
+
+
+def called_weight(node: fx.Node) -> fx.Node | None:
+    """The node that makes the weight of a convolution or linear layer that is a function call."""
+    if node.op != "call_function":
+        return None
+    found = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
+    return found if isinstance(found, fx.Node) else None
+
+
+def constant(root: nn.Module, node: fx.Node) -> Tensor:
+    """The tensor of a node that depends on parameters alone."""
+    if node.op == "get_attr":
+        found: Tensor = attribute(root, str(node.target))
+        return found
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: constant(root, n))
+    assert isinstance(root, fx.GraphModule)
+    with torch.no_grad():
+        found = getattr(fx.Interpreter(root), node.op)(node.target, args, kwargs)
     return found
 
 
@@ -198,7 +284,7 @@ def activations_of(node: fx.Node) -> list[fx.Node]:
     return [n for n in inputs if n.op != "get_attr"]
 
 
-PASSES_ON = frozenset({"reshape", "maxpool", "identity"})
+PASSES_ON = frozenset({"reshape", "maxpool", "identity", "pad"})
 """Kinds that move values and never make new ones: the step of their input is theirs."""
 
 
@@ -215,15 +301,17 @@ def source(node: fx.Node) -> fx.Node:
     return found
 
 
-def bn_after(node: fx.Node) -> fx.Node | None:
+def bn_after(node: fx.Node, channels: int | None = None) -> fx.Node | None:
     """The batch norm that alone reads what a layer makes, and has the layer's channels.
 
     Behind a linear layer on tokens [B, N, D] there may be one over the N tokens: not such a one.
+    `channels` are those of a layer that is a function call.
     """
     users, layer = list(node.users), leaf(node)
-    if layer is None or len(users) != 1 or kind(users[0]) != "bn":
+    if layer is not None:
+        channels = getattr(layer, "out_features", getattr(layer, "out_channels", None))
+    if channels is None or len(users) != 1 or kind(users[0]) != "bn":
         return None
-    channels = getattr(layer, "out_features", getattr(layer, "out_channels", None))
     return users[0] if getattr(leaf(users[0]), "num_features", None) == channels else None
 
 
@@ -258,6 +346,6 @@ def qualified_name(node: fx.Node) -> str:
     """The path of the module that a node calls; of others the path of the module whose forward
     pass they belong to, and their own name."""
     if node.op == "call_module":
-        return str(node.target)
+        return as_written(str(node.target))
     around = list(node.meta.get("nn_module_stack", {}).values())
     return f"{around[-1][0]}.{node.name}" if around and around[-1][0] else node.name

@@ -11,11 +11,26 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vcompress.bench.errors import UserError
 
-from .deployed import DeployedActivation, DeployedLayer, DeployedWeight, compute_in_integers
-from .graph import attribute, bn_after, kind, leaf
+from .deployed import (
+    DeployedActivation,
+    DeployedLayer,
+    DeployedPad,
+    DeployedWeight,
+    compute_in_integers,
+)
+from .graph import attribute, before_zeros, bn_after, called_weight, kind, leaf, padding
 from .parts import put
 from .placement import is_quantized, placement
 from .quantizers import SMALLEST_SCALE, ActivationQuantizer, WeightQuantizer, weight_of
+from .trace import inside
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CALLS: dict[Any, tuple[str, ...]] = {
+    nn.functional.linear: ("input", "weight", "bias"),
+    nn.functional.conv2d: _CONV,
+    torch.conv2d: _CONV,
+}
+"""Functions that are layers, and the names of their arguments."""
 
 
 def fold_bn(
@@ -83,8 +98,14 @@ def to_export(model: nn.Module) -> nn.Module:
     made: dict[int, str] = {}
 
     def call(node: fx.Node, module: nn.Module, *args: Any) -> fx.Node:
-        root.add_module(node.name, module)
-        return graph.call_module(node.name, args)
+        name = inside(node.name)
+        root.add_module(name, module)
+        return graph.call_module(name, args)
+
+    def step(node: fx.Node) -> Tensor | None:
+        """The step of what a layer reads, where its target stores biases as integers."""
+        rounded = values[before_zeros(node.all_input_nodes[0])]
+        return _step_of(root, rounded) if description["unsigned"] else None
 
     repeats = {e["node"]: f"activation_quantizers.{e['quantizer']}" for e in description["repeat"]}
     for node in source.graph.nodes:
@@ -110,14 +131,17 @@ def to_export(model: nn.Module) -> nn.Module:
             values[node] = call(node, DeployedWeight(integers, scale, module.axis))
         elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             bn, read = _foldable_bn(node), values[node.all_input_nodes[0]]
-            step = _step_of(root, read) if description["unsigned"] else None
-            values[node] = call(node, _deployed(module, leaf(bn) if bn else None, step), read)
+            values[node] = call(node, _deployed(module, leaf(bn) if bn else None, step(node)), read)
             if bn is not None:
                 values[bn] = values[node]
-        elif (parts := _called_linear(source, root, node, values)) is not None:
+        elif (called := _called_layer(source, root, node, values)) is not None:
+            layer, bn = called
             read = values[node.all_input_nodes[0]]
-            step = _step_of(root, read) if description["unsigned"] else None
-            values[node] = call(node, DeployedLayer(*parts, step), read)
+            values[node] = call(node, DeployedLayer(*layer, step(node)), read)
+            if bn is not None:
+                values[bn] = values[node]
+        elif kind(node) == "pad" and (found := padding(node)) and found[1] != "constant":
+            values[node] = call(node, DeployedPad(*found), values[node.all_input_nodes[0]])
         else:
             values[node] = graph.node_copy(node, lambda n: values[n])
             if node.op in ("call_module", "get_attr"):
@@ -160,24 +184,46 @@ def _fold_constants(model: fx.GraphModule) -> None:
     model.graph.eliminate_dead_code()
 
 
-def _called_linear(
+def _called_layer(
     source: nn.Module, root: nn.Module, node: fx.Node, values: dict[fx.Node, fx.Node]
-) -> tuple[nn.Linear, DeployedWeight, Tensor | None] | None:
-    """What stands for a call of `linear` with a rounded weight and a bias that is not computed."""
-    if node.target is not nn.functional.linear or len(node.args) < 2:
+) -> tuple[tuple[nn.Module, DeployedWeight, Tensor | None], fx.Node | None] | None:
+    """What stands for a call of `linear` or `conv2d` with a rounded weight and a bias that is not
+    computed: a layer with its weight and bias, and the BN that was folded into them."""
+    if node.target not in _CALLS or (place := called_weight(node)) is None:
         return None
-    read, bias = node.args[1], node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    made = values[read] if isinstance(read, fx.Node) else None
-    weight = root.get_submodule(str(made.target)) if made and made.op == "call_module" else None
-    if not isinstance(weight, DeployedWeight):
-        return None
-    held = None
-    if isinstance(bias, fx.Node):
-        if bias.op != "get_attr":
+    made = values[place]
+    held = root.get_submodule(str(made.target)) if made.op == "call_module" else None
+    given: dict[str, Any] = {
+        **dict(zip(_CALLS[node.target], node.args, strict=False)),
+        **node.kwargs,
+    }
+    options = {k: v for k, v in given.items() if k not in ("input", "weight", "bias")}
+    bias: Tensor | None = None
+    if isinstance(given.get("bias"), fx.Node):
+        if given["bias"].op != "get_attr":
             return None
-        held = attribute(source, str(bias.target)).detach().clone()
-    out_features, in_features = weight.integers.shape
-    return nn.Linear(in_features, out_features, held is not None, device="meta"), weight, held
+        bias = attribute(source, str(given["bias"].target)).detach().clone()
+    if not isinstance(held, DeployedWeight) or any(
+        isinstance(v, fx.Node) for v in options.values()
+    ):
+        return None
+    integers, scale = held.integers, held.scale
+    bn = _foldable_bn(node, len(integers))
+    if bn is not None:
+        norm = leaf(bn)
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        integers, scale, bias = fold_bn(integers, scale, bias, norm)
+        held = DeployedWeight(integers, scale, held.axis)
+    sizes: Any = tuple(integers.shape)
+    layer: nn.Module
+    if node.target is nn.functional.linear:
+        layer = nn.Linear(sizes[1], sizes[0], bias is not None, device="meta")
+    else:
+        into = sizes[1] * int(options.get("groups", 1))
+        layer = nn.Conv2d(
+            into, sizes[0], sizes[2:], bias=bias is not None, device="meta", **options
+        )  # fmt: skip
+    return (layer, held, bias), bn
 
 
 def _carry_over(source: nn.Module, root: nn.Module, node: fx.Node, target: str) -> None:
@@ -193,9 +239,10 @@ def _carry_over(source: nn.Module, root: nn.Module, node: fx.Node, target: str) 
         root.register_buffer(name, value.detach() if isinstance(value, Tensor) else value)
 
 
-def _foldable_bn(node: fx.Node) -> fx.Node | None:
-    """The BN to fold into a layer; one that keeps no statistics stays."""
-    found = bn_after(node) if kind(node) in ("conv", "linear") else None
+def _foldable_bn(node: fx.Node, channels: int | None = None) -> fx.Node | None:
+    """The BN to fold into a layer; one that keeps no statistics stays. `channels` are those of a
+    layer that is a function call."""
+    found = bn_after(node, channels) if kind(node) in ("conv", "linear") else None
     return found if found and getattr(leaf(found), "running_mean", None) is not None else None
 
 

@@ -15,16 +15,28 @@ from vcompress.bench.errors import UserError
 from ..models.head import carry_head
 from ..models.patterns import check_patterns, matches
 from .calibration import activation_quantizers, set_weight_scales
-from .graph import activations_of, attribute, kind, leaf, qualified_name, source
+from .graph import (
+    activations_of,
+    before_zeros,
+    called_weight,
+    constant,
+    kind,
+    leaf,
+    qualified_name,
+    source,
+)
 from .parts import prepare_children, put, record_inputs, submodule, trace_around, traceable_form
+from .quality import check_prepared
 from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of, with_quantised_weight
 from .targets import Plan, Target, load_target
-from .trace import Untraceable, record_shapes, shape, trace
+from .trace import Untraceable, inside, record_shapes, shape, trace
 
 FORMAT = 1
 _HOLDER = "activation_quantizers"
+_PLACEMENT = "_quantization_placement"
+"""Attribute of a network in parts; a graph has the same in `meta`."""
 _NO_OPERATION = frozenset(
-    {"input", "output", "get_attr", "reshape", "identity", "bn", "relu", "relu6", "maxpool"}
+    {"input", "output", "get_attr", "reshape", "identity", "bn", "relu", "relu6", "maxpool", "pad"}
 )
 
 
@@ -50,6 +62,7 @@ def prepare(
 
     Raises:
         UserError: an unknown target or name, weight bits out of range, or nothing to quantise.
+        NotTheSame: the network that was traced computes something else.
     """
     wanted = load_target(target)
     if not 2 <= weight_bits <= 8:
@@ -71,6 +84,7 @@ def prepare(
     set_weight_scales(made)
     for quantizer in activation_quantizers(made).values():
         quantizer.enabled = False
+    check_prepared(model, made, (example,))
     carry_head(model, made)
     return made
 
@@ -110,15 +124,18 @@ def _prepare(
     live = _reached(nodes)
 
     def keep(node: fx.Node) -> str | None:
-        return job.keep(full(node)) or (None if node in live else "made of constants: it is folded")
+        if node not in live:
+            return job.keep(full(node)) or "made of constants: it is folded"
+        by_image = kind(node) in ("conv", "linear") and called_weight(node) in live
+        return job.keep(full(node)) or ("its weight is made of the images" if by_image else None)
 
     plan = job.target.place(nodes, keep)
-    _explain_the_rest(nodes, plan)
+    _explain_the_rest([node for node in nodes if node in live], plan)
     parts: dict[str, nn.Module] = {}
     called = record_inputs(graph, inputs) if traced.leaves else {}
     for path, reason in traced.leaves.items():
-        given = called.get(path, "it is never called")
-        sub = graph.get_submodule(path)
+        given = called.get(inside(path), "it is never called")
+        sub = graph.get_submodule(inside(path))
         made = (
             given if isinstance(given, str) else _in_parts(sub, given, f"{dot}{path}", job, reason)
         )
@@ -136,7 +153,7 @@ def _prepare(
         description["leaves"] = sorted(traced.leaves)
         _add_parts(description, parts)
         for path, part in parts.items():
-            put(graph, path, part)
+            put(graph, inside(path), part)
     _apply(graph, description)
     return graph
 
@@ -175,7 +192,7 @@ def _in_parts(
         ],
     }
     _add_parts(description, parts)
-    made.meta = {"quantization": description}  # type: ignore[assignment]
+    vars(made)[_PLACEMENT] = description
     return made
 
 
@@ -237,12 +254,12 @@ def _restore(model: nn.Module, placement: dict[str, Any]) -> nn.Module:
         whole = copy.deepcopy(model)
         for path, part in parts.items():
             put(whole, path, _restore(submodule(whole, path), part))
-        whole.meta = {"quantization": placement}  # type: ignore[assignment]
+        vars(whole)[_PLACEMENT] = placement
         return whole
     leaves = frozenset(placement.get("leaves", ()))
     graph = trace(traceable_form(model), leaves, placement.get("inputs", 1))
     for path, part in parts.items():
-        put(graph, path, _restore(submodule(graph, path), part))
+        put(graph, inside(path), _restore(submodule(graph, inside(path)), part))
     _apply(graph, placement)
     return graph
 
@@ -253,7 +270,9 @@ def placement(model: nn.Module) -> dict[str, Any]:
     Raises:
         UserError: the network is not from `prepare` or `restore`.
     """
-    found = getattr(model, "meta", {}).get("quantization")
+    found = vars(model).get(_PLACEMENT)
+    if isinstance(model, fx.GraphModule):
+        found = vars(model)["meta"].get("quantization")
     if not isinstance(found, dict):
         raise UserError("the network is not quantised: prepare it first.")
     return found
@@ -303,8 +322,7 @@ def _describe(nodes: list[fx.Node], plan: Plan, target: Target, bits: int) -> di
     moved = [
         n
         for n in nodes
-        if target.repeat
-        and kind(n) in ("reshape", "maxpool")
+        if _stands_between(n, target)
         and source(n) is not n
         and source(n) in plan.activations
         and shape(n) is not None
@@ -322,6 +340,15 @@ def _describe(nodes: list[fx.Node], plan: Plan, target: Target, bits: int) -> di
             for name, (what, reason) in plan.kept.items()
         ],
     }
+
+
+def _stands_between(node: fx.Node, target: Target) -> bool:
+    """Whether what a node moves is rounded again behind it, in the same steps, which changes no
+    value: a runtime then moves the integers. Zeros become a convolution's own padding."""
+    if kind(node) == "pad":
+        folded = before_zeros(node) is not node and all(kind(user) == "conv" for user in node.users)
+        return not folded
+    return target.repeat and kind(node) in ("reshape", "maxpool")
 
 
 def _apply(graph: fx.GraphModule, description: dict[str, Any]) -> None:
@@ -371,12 +398,12 @@ def _quantise_weight(graph: fx.GraphModule, node: fx.Node, bits: int) -> None:
         if weight_of(module) is None:  # called twice: quantised already
             graph.add_submodule(str(node.target), with_quantised_weight(module, bits))
         return
-    place = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
-    assert isinstance(place, fx.Node)
+    place = called_weight(node)
+    assert place is not None
     name = f"weight_quantizers.{place.name}"
     if any(str(user.target) == name for user in place.users):
         return
-    weight = attribute(graph, str(place.target))
+    weight = constant(graph, place)
     graph.add_submodule(name, WeightQuantizer(weight.shape[0], bits=bits).to(weight.device))
     with graph.graph.inserting_after(place):
         rounded = graph.graph.call_module(name, (place,))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from typing import Any, ClassVar
 
 import torch
@@ -303,7 +304,7 @@ def with_quantised_weight(module: nn.Module, bits: int) -> nn.Module:
         if isinstance(module, plain):
             new = quantised.__new__(quantised)
             new.__dict__.update(
-                {k: dict(v) if isinstance(v, dict) else v for k, v in module.__dict__.items()}
+                {k: copy(v) if isinstance(v, dict) else v for k, v in module.__dict__.items()}
             )
             weight: Tensor = new.weight  # type: ignore[assignment]
             quantizer = WeightQuantizer(weight.shape[axis], axis=axis, bits=bits)

@@ -16,6 +16,7 @@ from .adaround import adaround
 from .bias_correction import correct_bias
 from .equalize import equalize
 from .ptq import Scheme, quantised
+from .quality import COARSE_BITS, LEAST_DB, check_level
 from .trace import Untraceable
 
 Choice = Literal["auto", "on", "off"]
@@ -43,6 +44,7 @@ def repaired(
     scheme: Scheme,
     repairs: Repairs,
     output: str | None = None,
+    min_sqnr_db: float = LEAST_DB,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A calibrated copy of `model`, and what was repaired with the SQNR before and after.
 
@@ -51,6 +53,8 @@ def repaired(
         calibration: batches [B, C, H, W] that set ranges and repairs.
         held_out: [N, C, H, W], other images: `auto` judges on them.
         output: of several, the name of the one that is judged.
+        min_sqnr_db: what the outputs must reach on `held_out`, decibels; not asked of weights of
+            5 bits and fewer.
 
     Raises:
         UserError: a repair that is `on` for a network that is quantised in parts, or what
@@ -62,6 +66,11 @@ def repaired(
         found = parity.run_torch(network, held_out, output=output)
         return parity.compare(reference, found).sqnr_db
 
+    def near(network: nn.Module, level: float) -> None:
+        if scheme.weight_bits > COARSE_BITS:
+            device = next((p.device for p in network.parameters()), held_out.device)
+            check_level(network, level, held_out.to(device), min_sqnr_db)
+
     best = quantised(model, example, calibration, scheme)
     level = sqnr_db(best)
     found: dict[str, Any] = {"sqnr_db_before": level, "sqnr_db": level}
@@ -72,6 +81,7 @@ def repaired(
                 f"{', '.join(wanted)} = on: this network cannot be traced whole and is quantised "
                 "in parts, and a repair needs one graph. Leave it at auto, which skips it here."
             )
+        near(best, level)
         return best, found
     if repairs.equalize != "off":
         equal, moved = model, list[str]()
@@ -100,5 +110,6 @@ def repaired(
         reached = sqnr_db(tried)
         if repairs.correct_bias == "on" or reached > level + GAIN_DB:
             best, level, found["corrected_layers"] = tried, reached, len(shifts)
+    near(best, level)
     found["sqnr_db"] = level
     return best, found

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .in_place import Assignable
+
 _BATCHES = (2, 3)
 _MISSING = object()
 
 
-class Shaped(fx.Proxy):
+class Shaped(Assignable):
     """A value of the graph that knows its sizes, type and device."""
 
     @property

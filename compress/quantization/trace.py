@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-import operator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
@@ -15,6 +15,7 @@ from vcompress.bench.errors import UserError
 
 from ..models.culprit import culprit
 from .attention import OtherAttention, keep_masks, open_attention, open_products
+from .in_place import Assignable, without_side_effects
 from .shaped import ShapedTracer, input_shape
 
 
@@ -43,6 +44,36 @@ def _open_same_padding(model: nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__ == "Conv2dSame" and isinstance(module, nn.Conv2d):
             module.__class__ = SameConv2d
+
+
+_TAKEN = (
+    frozenset(dir(fx.GraphModule)) | frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
+) - frozenset(dir(nn.Module())) | {"activation_quantizers", "weight_quantizers"}
+"""Names that a graph has of its own, and a network may have given to a child."""
+_MOVED = "__"
+
+
+def inside(path: str) -> str:
+    """The path in a traced graph of what stands at `path` in the network."""
+    first, dot, rest = path.partition(".")
+    return f"{first}{_MOVED}{dot}{rest}" if first in _TAKEN else path
+
+
+def as_written(path: str) -> str:
+    """The path in the network of what stands at `path` in its graph; the inverse of `inside`."""
+    first, dot, rest = path.partition(".")
+    own = first.removesuffix(_MOVED)
+    return f"{own}{dot}{rest}" if own in _TAKEN else path
+
+
+def _free_names(model: nn.Module, graph: fx.Graph) -> None:
+    """Rename children, parameters and buffers whose names a graph has of its own (`code`)."""
+    for held in (model._modules, model._parameters, model._buffers):
+        for name in list(held):
+            held[inside(name)] = held.pop(name)  # type: ignore[assignment]
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = inside(str(node.target))
 
 
 class Untraceable(UserError):
@@ -80,7 +111,8 @@ class _Whole(fx.Tracer):
 
 
 class _Tracer(_Whole):
-    pass
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Assignable(node, self)
 
 
 class _WithSizes(_Whole, ShapedTracer):
@@ -92,49 +124,6 @@ def _tracer(model: nn.Module, leaves: frozenset[str]) -> _Whole:
     tracer = _Tracer() if shape is None else _WithSizes(shape)
     tracer.leaves = leaves
     return tracer
-
-
-_IN_PLACE_FUNCTIONS = {
-    operator.iadd: operator.add,
-    operator.imul: operator.mul,
-    operator.isub: operator.sub,
-}
-_IN_PLACE_METHODS = {
-    "add_": "add",
-    "mul_": "mul",
-    "sub_": "sub",
-    "div_": "div",
-    "relu_": "relu",
-    "sigmoid_": "sigmoid",
-    "clamp_": "clamp",
-    "tanh_": "tanh",
-}
-
-
-def _without_side_effects(graph: fx.GraphModule) -> None:
-    """Make in-place operations plain ones; later readers of the changed tensor get the result."""
-    for module in graph.modules():
-        if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]
-            module._was_inplace = True  # type: ignore[assignment]
-    order = {node: index for index, node in enumerate(graph.graph.nodes)}
-    for node in list(graph.graph.nodes):
-        changed = False
-        if node.op == "call_function" and node.target in _IN_PLACE_FUNCTIONS:
-            node.target = _IN_PLACE_FUNCTIONS[node.target]
-            changed = True
-        elif node.op == "call_method" and node.target in _IN_PLACE_METHODS:
-            node.target = _IN_PLACE_METHODS[node.target]
-            changed = True
-        elif node.op == "call_function" and node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
-            changed = True
-        elif node.op == "call_module":
-            changed = getattr(graph.get_submodule(node.target), "_was_inplace", False)
-        if changed and node.args and isinstance(node.args[0], fx.Node):
-            for user in list(node.args[0].users):
-                if order[user] > order[node]:
-                    user.replace_input_with(node.args[0], node)
 
 
 def _is_norm_act(module: nn.Module) -> bool:
@@ -163,6 +152,27 @@ def _without_identities(graph: fx.GraphModule) -> None:
         if type(graph.get_submodule(str(node.target))) is nn.Identity:
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.graph.erase_node(node)
+
+
+def _open_padding(graph: fx.GraphModule) -> None:
+    """Let a convolution that pads by values of the map (reflect, replicate, circular) be a padding
+    and a convolution: what is padded can then be integers."""
+    opened: dict[str, tuple[tuple[int, ...], str]] = {}
+    for node in list(graph.graph.find_nodes(op="call_module")):
+        path = str(node.target)
+        conv = graph.get_submodule(path)
+        if not isinstance(conv, nn.Conv2d) or type(conv).forward is not nn.Conv2d.forward:
+            continue
+        if conv.padding_mode != "zeros":
+            opened[path] = tuple(conv._reversed_padding_repeated_twice), conv.padding_mode
+            conv.padding, conv.padding_mode = (0, 0), "zeros"
+            conv._reversed_padding_repeated_twice = [0, 0, 0, 0]
+        if path not in opened:
+            continue
+        pads, mode = opened[path]
+        with graph.graph.inserting_before(node):
+            padded = graph.graph.call_function(F.pad, (node.args[0], pads), {"mode": mode})
+        node.replace_input_with(node.all_input_nodes[0], padded)
 
 
 def _living_dropout(graph: fx.GraphModule) -> None:
@@ -202,6 +212,7 @@ def trace(
         defaults = _defaults(model, inputs)
         traced = tracer.trace(model, concrete_args=defaults)
         _drop_arguments(traced, defaults)
+        _free_names(model, traced)
         graph = fx.GraphModule(model, traced)
     except Exception as error:
         raise Untraceable(
@@ -209,7 +220,8 @@ def trace(
             tracer.stopped,
         ) from error
     _open_norm_act(graph)
-    _without_side_effects(graph)
+    without_side_effects(graph)
+    _open_padding(graph)
     _living_dropout(graph)
     _without_identities(graph)
     open_products(graph)

@@ -19,6 +19,7 @@ from vcompress.bench.tasks.metrics import Metric, metric
 
 from .budget import asked_and_reached
 from .engines import engine_section
+from .integers import integer_text
 from .latency import across, measured_in, missed, remarks, title
 from .robustness import robustness_section
 from .terminal import score_title
@@ -271,9 +272,9 @@ def _table(entries: Sequence[_Measured]) -> str:
 
 
 def _asked_cell(entry: Entry) -> str:
-    """What a stage was asked to cut a network to, and what it reached."""
-    found = asked_and_reached(entry)
-    return f"<small>{escape(found)}</small>" if found else ""
+    """What a stage was asked to cut a network to, and what it reached; what runs in integers."""
+    found = [text for text in (asked_and_reached(entry), integer_text(entry)) if text]
+    return "".join(f"<small>{escape(text)}</small>" for text in found)
 
 
 def _latency_cell(latency: Latency | None) -> str:

@@ -17,6 +17,7 @@ from vcompress.bench.bundle.history import (
 from vcompress.bench.tasks.metrics import metric
 
 from .budget import budget_lines
+from .integers import integer_lines
 from .latency import latency_text
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ def print_history(bundle: Bundle) -> None:
         table.add_column(column, justify="right")
     for row in rows(bundle.history):
         table.add_row(*(Text(printable(cell)) for cell in row))
-    asked = budget_lines(bundle.history)
-    if asked:
-        table.caption, table.caption_justify = Text("\n".join(map(printable, asked))), "left"
+    notes = [*budget_lines(bundle.history), *integer_lines(bundle.history)]
+    if notes:
+        table.caption, table.caption_justify = Text("\n".join(map(printable, notes))), "left"
     # A pipe or a log has no width of its own; a narrow default would cut the numbers.
     console = Console()
     Console(width=None if console.is_terminal else 120).print(table)

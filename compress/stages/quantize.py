@@ -58,6 +58,9 @@ class Config(TaughtConfig):
     adaround: Literal["auto", "on", "off"] = "auto"
     """AdaRound (arXiv:2004.10568): each weight is rounded up or down for the layer's output. auto:
     for ptq with at most 6 bits; it takes minutes for large networks."""
+    min_sqnr_db: float = 10.0
+    """SQNR that the outputs must reach after calibration, decibels: below it the command stops and
+    names the first tensor that differs; -100 goes on. Not asked of weights of 5 bits and fewer."""
     temperature: Annotated[float, above(0)] = 2.0
     """Temperature of the softmax of the quantised network and its teacher, above 0."""
     alpha: Annotated[float, share()] = 0.9
@@ -136,7 +139,13 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     )
     held_out = context.data.images("val", HELD_OUT)
     quantised, repairing = repaired(
-        model, context.data.example, calibration, held_out, scheme, repairs
+        model,
+        context.data.example,
+        calibration,
+        held_out,
+        scheme,
+        repairs,
+        min_sqnr_db=config.min_sqnr_db,
     )
     where = placement(quantised)
     layers, tensors = count_quantised(where)

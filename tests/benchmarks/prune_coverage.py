@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 from vcompress.compress.models.changes import describe, load, load_tensors, reshape, save_tensors
+from vcompress.compress.models.faithful import tensors_of
 from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.probe import difference
-from vcompress.compress.pruning.shadow import tensors_of
 
 
 def networks(chosen: list[str], which: str) -> list[str]:

@@ -17,7 +17,6 @@ import json
 import subprocess
 import sys
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,13 +101,11 @@ def gmacs(name: str) -> float:
 
 def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
     """The whole way of one network."""
-    import onnx
-    import onnxruntime
     import torch
     from torch import nn
 
     from vcompress.compress import quantization as q
-    from vcompress.export import onnx_export, parity
+    from vcompress.export import integers, onnx_export, parity
 
     size = max(size, LEAST_PX.get(name, 0))
     size = _timm.size(name) if name.startswith("timm:") else size
@@ -148,25 +145,12 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
         reference = parity.run_torch(deployed, images)
         shipped = parity.run_onnx(file, images.numpy(), optimised=True)[0]
         found = parity.compare(reference, shipped)
-        session_options = onnxruntime.SessionOptions()
-        session_options.optimized_model_filepath = str(Path(folder) / "o.onnx")
-        session_options.log_severity_level = 3
-        onnxruntime.InferenceSession(str(file), session_options, ["CPUExecutionProvider"])
-        optimised = onnx.load(str(Path(folder) / "o.onnx"))
-        operators = Counter(n.op_type for n in optimised.graph.node)
-    fused = (
-        "QLinearConv",
-        "QGemm",
-        "MatMulIntegerToFloat",
-        "QLinearMatMul",
-        "DynamicQuantizeMatMul",
-    )
-    compute = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
+        back = integers.read_back(file)
     return {
         "layers": len(where["weights"]),
         "float": len(where["float"]),
-        "int8_operators": sum(operators[k] for k in fused),
-        "float_operators": sum(operators[k] for k in compute),
+        "int8_operators": back.integer_operators,
+        "float_operators": back.float_operators,
         "images": len(images),
         "agreement": found.top1_agreement,
         "sqnr_db": found.sqnr_db,

@@ -50,6 +50,9 @@ def test_a_module_without_a_factory_is_a_bundle_that_everything_reads(
     assert last.metrics.test.n == 64
     assert last.metrics.test.value > 0.95
     assert last.details["quantize"]["quantised_layers"] == 3
+    assert last.metrics.export is not None
+    back = last.metrics.export["integers"]
+    assert (back["meant"], back["integer"], back["float_layers"]) == (3, 3, {})
     assert last.details["prune"][0]["asked"] == {"macs": 0.5}
     assert bundle.data is None  # nothing could open it again
     architecture = json.loads((bundle.path / "architecture.json").read_text())

@@ -56,3 +56,64 @@ def test_the_batch_norms_of_timm_that_activate_are_folded() -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
     with torch.no_grad():
         assert float((deployed(x) - model(x)).abs().max()) < 0.05 * float(model(x).abs().max())
+
+
+NAMES = ("code", "graph", "meta", "recompile", "print_readable", "activation_quantizers")
+
+
+class Named(nn.Module):
+    """Children, a parameter and a buffer with names that a graph has of its own."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        super().__init__()
+        self.kind, self.name = kind, name
+        self.first, self.fc = nn.Conv2d(3, 8, 3, 1, 1), nn.Linear(8, 5)
+        if kind == "child":
+            setattr(self, name, nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True)))
+        elif kind == "parameter":
+            setattr(self, name, nn.Parameter(torch.full((8, 1, 1), 1.5)))
+        else:
+            self.register_buffer(name, torch.full((8, 1, 1), 1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, own = torch.relu(self.first(x)), getattr(self, self.name)
+        x = own(x) if self.kind == "child" else x * own
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["child", "parameter", "buffer"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_may_use_the_names_that_a_graph_has_of_its_own(name: str, kind: str) -> None:
+    torch.manual_seed(0)
+    model = Named(name, kind).eval()
+    prepared = q.prepare(model, images(1), target="onnxruntime")
+    q.calibrate(prepared, [images()])
+    again = q.restore(model, q.placement(prepared))
+    again.load_state_dict(prepared.state_dict())
+    layers = [w["layer"] for w in q.placement(prepared)["weights"]]
+    assert layers == ["first", *([f"{name}.0"] if kind == "child" else []), "fc"]
+    with torch.no_grad():
+        wanted, got = model(images()), q.to_export(again.eval())(images())
+    assert float((got - wanted).norm()) < 0.03 * float(wanted.norm())
+    if kind == "child":
+        kept = q.prepare(model, images(1), target="onnxruntime", keep_float=(name,))
+        assert [w["layer"] for w in q.placement(kept)["weights"]] == ["first", "fc"]
+
+
+def test_a_network_in_parts_may_have_a_child_called_meta() -> None:
+    class Branching(Named):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if float(x.detach().sum()) > -1e9 else x
+
+    torch.manual_seed(0)
+    model = Branching("meta", "child").eval()
+    prepared = q.prepare(model, images(1), target="onnxruntime")
+    q.calibrate(prepared, [images()])
+    again = q.restore(model, q.placement(prepared))
+    again.load_state_dict(prepared.state_dict())
+    with torch.no_grad():
+        wanted = model(images())
+        assert float((q.to_export(again.eval())(images()) - wanted).norm()) < 0.03 * float(
+            wanted.norm()
+        )
+    assert q.count_quantised(q.placement(again))[0] == 3
