@@ -4,11 +4,13 @@ The names below are the library; `docs/library.md` describes them. Nothing is lo
 asked for.
 """
 
-from __future__ import annotations
+from .safe_path import leave_working_folder
 
-from typing import TYPE_CHECKING
+leave_working_folder()  # before anything else is imported
 
-from .lazy import loader
+from typing import TYPE_CHECKING  # noqa: E402
+
+from .lazy import loader  # noqa: E402
 
 if TYPE_CHECKING:
     from .bundle import IMAGENET, Bundle, Preprocess

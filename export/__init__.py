@@ -4,11 +4,9 @@ The names below are the library; `docs/library.md` describes them. Nothing is lo
 asked for.
 """
 
-from __future__ import annotations
+from vcompress.bench.lazy import loader  # isort: skip  before Python's own: see bench/safe_path
 
 from typing import TYPE_CHECKING
-
-from vcompress.bench.lazy import loader
 
 if TYPE_CHECKING:
     from .library import Exported, to_onnx

@@ -1,4 +1,4 @@
-"""`python -m vcompress.bench.verify`, on a device that has only this package."""
+"""`python -P -m vcompress.bench.verify`, where `vcompress-verify` is not on the path."""
 
 import sys
 

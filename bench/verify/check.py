@@ -1,6 +1,6 @@
 """Whether a bundle is whole and unchanged, and computes here what it computed where it was made.
 
-`vcompress verify`, and `python -m vcompress.bench.verify` on a device that has only this package.
+`vcompress verify`, and `vcompress-verify` on a device that has only this package.
 """
 
 from __future__ import annotations
@@ -296,9 +296,9 @@ def show(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m vcompress.bench.verify`. Returns the exit status."""
+    """`vcompress-verify`. Returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m vcompress.bench.verify",
+        prog="vcompress-verify",
         description="Check a bundle: its manifest, every file, the signature, the golden outputs.",
         epilog="exit status: 0 it verifies, 1 it does not, 2 no bundle, 4 a package is missing",
     )

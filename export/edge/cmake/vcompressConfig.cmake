@@ -29,10 +29,12 @@ endforeach()
 find_program(_vcompress_on_path NAMES python3 python NO_CACHE)
 list(APPEND _vcompress_candidates "${_vcompress_on_path}")
 set(_vcompress_python "")
+# Without the folder that CMake runs in, where a file may have the name of a module of Python's.
+set(_vcompress_start "import sys\nsys.path[:] = [p for p in sys.path if p]\n")
 foreach(_vcompress_candidate IN LISTS _vcompress_candidates)
   if(_vcompress_candidate AND EXISTS "${_vcompress_candidate}")
     execute_process(
-      COMMAND "${_vcompress_candidate}" -c "import vcompress.export.edge"
+      COMMAND "${_vcompress_candidate}" -c "${_vcompress_start}import vcompress.export.edge"
       RESULT_VARIABLE _vcompress_result OUTPUT_QUIET ERROR_QUIET)
     if(_vcompress_result EQUAL 0)
       get_filename_component(_vcompress_python "${_vcompress_candidate}" ABSOLUTE)
@@ -87,8 +89,9 @@ function(vcompress_add_model target)
   # that fails now is tried again by the next build.
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${bundle}/manifest.json")
   execute_process(
-    COMMAND "${VCOMPRESS_PYTHON}" -m vcompress.export.edge prepare "${bundle}"
-            --name "${arg_NAME}" --out "${out}" ${more}
+    COMMAND "${VCOMPRESS_PYTHON}" -c
+            "import sys\nsys.path[:] = [p for p in sys.path if p]\nfrom vcompress.export.edge.__main__ import main\nsys.exit(main())"
+            prepare "${bundle}" --name "${arg_NAME}" --out "${out}" ${more}
     RESULT_VARIABLE result OUTPUT_VARIABLE sources ERROR_VARIABLE said
     OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_STRIP_TRAILING_WHITESPACE)
   if(NOT result EQUAL 0)
