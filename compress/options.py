@@ -28,8 +28,8 @@ class Options:
     image_size: int | None = None
     """Side of the network's square input, pixels. Default: the bundle's, else by the data."""
     preprocess: str | None = None
-    """Preprocessing: imagenet, or JSON (or a .json file) with size, resize, mean, std, channels,
-    interpolation. Default: the bundle's, else by the data."""
+    """Preprocessing: imagenet, or JSON (or a .json file) with size, resize, mean, std, channels
+    (RGB, L or RGBA), interpolation. Default: the bundle's, else by the data."""
     augment: Literal["auto", "none", "affine", "crop-flip", "rand", "trivial"] = "auto"
     """Augmentation of the training images. auto: affine up to 64 px, crop-flip above. rand
     (RandAugment) and trivial (TrivialAugmentWide) follow crop-flip above 64 px, and stand alone

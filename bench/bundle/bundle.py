@@ -42,11 +42,12 @@ class Preprocess:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Per channel, on values from 0 to 1."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    channels: Literal["RGB", "L"] = "RGB"
+    channels: Literal["RGB", "L", "RGBA"] = "RGB"
+    """Colours, grey, or colours with a fourth channel, as Pillow calls them."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
-        count = 3 if self.channels == "RGB" else 1
+        count = {"L": 1, "RGB": 3, "RGBA": 4}[self.channels]
         if len(self.mean) != count or len(self.std) != count:
             raise UserError(
                 f"preprocess: {self.channels} has {count} channels, but mean has "

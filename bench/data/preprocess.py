@@ -70,6 +70,8 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
         image = Image.fromarray((values.clip(0, 65535) / 257 + 0.5).astype(np.uint8))
     elif image.mode == "F":
         raise UserError("A float image has no agreed range; save it with 8 or 16 bits a channel.")
+    if mode == "RGBA" and image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):  # Pillow has no direct way
+        image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 

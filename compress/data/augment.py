@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from vcompress.bench.errors import UserError
+
 Augment = Literal["auto", "none", "affine", "crop-flip", "rand", "trivial"]
 SMALL_PIXELS = 64
 """Images up to this side keep their size and are not mirrored: they may be digits or signs."""
@@ -47,8 +49,16 @@ def image_transform(
         size: of the network's input, (height, width).
         erase: probability that a rectangle is erased (arXiv:1708.04896).
         fill: its colour, 0 to 1 for each channel.
+
+    Raises:
+        UserError: RandAugment or TrivialAugment for four channels.
     """
     kind = resolve(kind, size)
+    if kind in ("rand", "trivial") and len(fill) == 4:
+        raise UserError(
+            f"--augment {kind} changes colours, which it cannot with four channels. Give affine, "
+            f"crop-flip or none."
+        )
     steps: list[Callable[[Image.Image], Image.Image]] = []
     if kind == "affine":
         steps.append(
@@ -84,7 +94,7 @@ class _Erase:
             return image
         left, top = found["j"], found["i"]
         image = image.copy()
-        colour = self.fill if image.mode == "RGB" else self.fill[0]
+        colour = self.fill if len(image.getbands()) == len(self.fill) else self.fill[0]
         image.paste(colour, (left, top, left + found["w"], top + found["h"]))
         return image
 

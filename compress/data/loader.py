@@ -236,7 +236,7 @@ class _Images(torch.utils.data.Dataset[Any]):
 
     def _augmented(self, image: Image.Image, index: int, again: int = 0) -> Image.Image:
         colours = {p.channels for p in (self.data.preprocess, *self.data.views)}
-        image = to_mode(image, "RGB" if "RGB" in colours else "L")
+        image = to_mode(image, max(colours, key=len))  # RGBA, RGB, L
         with seeded(_mix(self.data.seed, self.epoch, index, *([again] if again else []))):
             return self.augmentation(image)  # type: ignore[misc]
 

@@ -153,7 +153,7 @@ def _why(model: nn.Module, example: Tensor, error: Exception, name: str) -> str:
         return (
             f"The network takes images of {found[1]} channels, and the preprocessing gives "
             f"{found[2]}: {shape}{_in(model, error)}. Give --preprocess with as many means and "
-            f'deviations; "channels" is RGB or L.'
+            f'deviations; "channels" is RGB, L or RGBA.'
         )
     if isinstance(error, TypeError) and (found := _ARGUMENTS.search(text)):
         return (

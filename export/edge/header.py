@@ -59,6 +59,11 @@ def header(bundle: Bundle, name: str, *, embedded: bool) -> str:
     check_name(name)
     entry, prepared = bundle.files[MODEL], bundle.preprocess
     channels, height, width = bundle.input.shape
+    if channels not in (1, 3):
+        raise UserError(
+            f"{bundle.path}: the C++ header prepares images of 1 or 3 channels, and this network "
+            f"takes {channels}."
+        )
     upper, symbol = f"VCOMPRESS_{name.upper()}", f"vcompress_{name}"
     labels = ",\n".join(f"  {literal(label, 'label')}" for label in bundle.labels)
     lines = [

@@ -96,6 +96,30 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
+def test_four_channels_are_those_of_pillow_and_torchvision() -> None:
+    import torch
+    from torchvision.transforms import v2
+
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (40, 50, 4), np.uint8))
+    mean, std = (0.1, 0.2, 0.3, 0.4), (0.5, 0.6, 0.7, 0.8)
+    found = apply(Preprocess((24, 24), 32, mean, std, channels="RGBA"), image)
+    steps = v2.Compose(
+        [v2.Resize(32), v2.CenterCrop(24), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
+         v2.Normalize(mean, std)]
+    )  # fmt: skip
+    np.testing.assert_allclose(found, steps(image).numpy(), atol=1e-6)
+    with pytest.raises(UserError, match="RGBA has 4 channels, but mean has 3 values"):
+        Preprocess((24, 24), channels="RGBA")
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "CMYK", "YCbCr", "HSV", "1", "LA", "LAB"])
+def test_an_image_of_any_mode_becomes_four_channels(mode: str) -> None:
+    image = to_mode(convert(Image.new("RGB", (4, 4), (200, 200, 200)), mode), "RGBA")
+    assert image.mode == "RGBA"
+    assert np.asarray(image)[..., 3].min() == 255
+
+
 def test_sixteen_bit_greys_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16).repeat(4, axis=0)
     for suffix in ("png", "tif"):

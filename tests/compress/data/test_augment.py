@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from vcompress.bench.bundle import Preprocess
-from vcompress.compress.data.augment import Mix, crops, image_transform, seeded
+from vcompress.bench.errors import UserError
+from vcompress.compress.data.augment import Augment, Mix, crops, image_transform, seeded
 from vcompress.compress.data.loader import Data
 
 
@@ -163,3 +164,15 @@ def test_a_training_crop_is_the_input_as_it_is(tiny_data: Callable[..., Data]) -
     with seeded(_mix(0, 0, 5)):
         expected = np.asarray(transform(data.dataset.image(5)))
     assert np.allclose(found[0].numpy(), expected.transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["affine", "crop-flip"])
+def test_four_channels_are_augmented_with_the_colours(kind: Augment) -> None:
+    image = Image.new("RGBA", (80, 80), (10, 20, 30, 255))
+    change = image_transform(kind, (96, 96), 1.0, (0.2, 0.4, 0.6, 0.8))
+    assert change is not None
+    torch.manual_seed(0)
+    found = np.asarray(change(image)).reshape(-1, 4)
+    assert (found == (51, 102, 153, 204)).all(1).sum() > 20  # the rectangle that was erased
+    with pytest.raises(UserError, match="--augment rand changes colours"):
+        image_transform("rand", (96, 96), 0.0, (0.5,) * 4)
