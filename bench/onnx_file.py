@@ -8,6 +8,7 @@ https://protobuf.dev/programming-guides/encoding and onnx.proto give the field n
 from __future__ import annotations
 
 import mmap
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,6 +39,10 @@ class External:
 
     tensor: str
     location: str
+    offset: str = ""
+    """Decimal digits; empty: from the start."""
+    length: str = ""
+    """Decimal digits; empty: what the tensor needs."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +82,25 @@ def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, at
+            return value & 0xFFFF_FFFF_FFFF_FFFF, at  # as the parsers of all runtimes cut it
         shift += 7
     raise _Broken
+
+
+def _int32(value: int) -> int:
+    """A number that the format has 32 bits for. One that needs more is refused: C++ takes 2**32 + 1
+    for 1, others do not."""
+    if 2**31 <= value < 2**64 - 2**31:
+        raise _Broken
+    return value
 
 
 def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """(field number, integer value, start, end of the bytes) of a message."""
     while at < end:
         tag, at = _varint(data, at, end)
+        if tag > 0xFFFF_FFFF:  # C++ cuts it to 32 bits, and reads another field
+            raise _Broken
         number, wire = tag >> 3, tag & 7
         value, start, stop = 0, at, at
         if wire == 0:
@@ -96,6 +111,7 @@ def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
             at = stop = at + 4
         elif wire == 2:
             length, start = _varint(data, at, end)
+            length = _int32(length)
             at = stop = start + length
         else:
             raise _Broken
@@ -128,7 +144,7 @@ class _Reader:
                     size, a = _varint(data, a, b)
                     dims.append(size)
             elif number == 2:
-                dtype = value
+                dtype = _int32(value)
             elif number == 8:
                 name = _text(data, a, b)
             elif number == 9:
@@ -140,16 +156,19 @@ class _Reader:
                         key = _text(data, c, d)
                     elif n == 2:
                         content = _text(data, c, d)
+                if key in entries:  # one reader takes the first, another the last
+                    raise _Broken
                 entries[key] = content
             elif number == 14:
-                outside = value == 1
+                outside = _int32(value) == 1
         kind = DTYPES.get(dtype, f"type {dtype}")
         elements: int = prod(dims, start=1)
         self.weight_bytes[kind] += (elements * BITS.get(kind, 8) + 7) // 8
         if kind == "int8" and all(dims):
             self.int8_reach = max(self.int8_reach, self._reach(raw))
         if outside or entries:
-            self.external.append(External(name, entries.get("location", "")))
+            where = (entries.get(key, "") for key in ("location", "offset", "length"))
+            self.external.append(External(name, *where))
 
     def _reach(self, raw: tuple[int, int] | None) -> int:
         """Largest magnitude of int8 values; the most there can be where they lie elsewhere."""
@@ -170,10 +189,13 @@ class _Reader:
                 self.tensor(a, b)
             elif number in (11, 12) and depth == 0:
                 self.value(a, b)
-            elif number == 15:  # sparse initializer: values and indices
-                for n, _, c, d in _fields(self.data, a, b):
-                    if n in (1, 2):
-                        self.tensor(c, d)
+            elif number == 15:
+                self.sparse_tensor(a, b)
+
+    def sparse_tensor(self, start: int, end: int) -> None:
+        for number, _, a, b in _fields(self.data, start, end):
+            if number in (1, 2):  # values, indices
+                self.tensor(a, b)
 
     def value(self, start: int, end: int) -> None:
         """An input or an output: its name, and whether its tensor type has a shape."""
@@ -196,12 +218,22 @@ class _Reader:
             elif number == 7:
                 domain = _text(self.data, a, b)
             elif number == 5:
-                for n, _, c, d in _fields(self.data, a, b):
-                    if n in (5, 10):
-                        self.tensor(c, d)
-                    elif n in (6, 11):
-                        self.graph(c, d, depth + 1)
+                self.attribute(a, b, depth)
         self.operators[f"{domain}.{operator}" if domain else operator] += 1
+
+    def attribute(self, start: int, end: int, depth: int) -> None:
+        for number, _, a, b in _fields(self.data, start, end):
+            if number in (5, 10):
+                self.tensor(a, b)
+            elif number in (6, 11):
+                self.graph(a, b, depth + 1)
+            elif number in (22, 23):
+                self.sparse_tensor(a, b)
+
+
+def is_onnx(path: Path) -> bool:
+    """Whether the file's ending is that of ONNX models, in any case of its letters."""
+    return path.suffix.lower() == ".onnx"
 
 
 def read(path: str | Path) -> OnnxFacts:
@@ -245,6 +277,12 @@ def _read(data: memoryview, size: int) -> OnnxFacts:
             for n, _, c, d in _fields(data, a, b):
                 if n == 7:
                     reader.node(c, d, 1)
+                elif n == 11:  # the values of attributes that a node leaves out
+                    reader.attribute(c, d, 1)
+        elif number == 20:  # graphs that train it
+            for n, _, c, d in _fields(data, a, b):
+                if n in (1, 2):
+                    reader.graph(c, d, 1)
     if not graphs or not opsets:
         raise _Broken
     return OnnxFacts(
@@ -256,39 +294,63 @@ def _read(data: memoryview, size: int) -> OnnxFacts:
 
 
 def check_external(path: str | Path, facts: OnnxFacts) -> tuple[Path, ...]:
-    """The files beside the model that hold its tensors.
+    """The files beside the model that hold its tensors, as they are without links.
 
     A model from elsewhere must not name files of ours: a location that leaves the model's folder,
-    also by a link, raises `UserError`, and so does one that is missing.
+    also by a link, raises `UserError`, and so does one that is missing. A model and its weights
+    that are links into one folder, as a cache of downloads has them, are taken.
     """
-    folder = Path(path).resolve().parent
-    found: dict[Path, None] = {}
-    for item in facts.external:
-        if "\0" in item.location:
-            raise UserError(
-                f"{path}: the tensor {item.tensor!r} points to {item.location!r}, which no file "
-                "can be called. Export the model again."
-            )
-        target = (folder / item.location).resolve()
-        if not item.location or not target.is_relative_to(folder):
-            raise UserError(
-                f"{path}: the tensor {item.tensor!r} points to {item.location!r}, outside the "
-                f"model's folder. Expected a file below {folder}; a model is not read that names "
-                "others."
-            )
-        if not target.is_file():
-            raise UserError(
-                f"{path}: the tensor {item.tensor!r} lies in {item.location!r}, which is missing. "
-                f"Copy that file to {target}."
-            )
-        found[target] = None
+    path = Path(path)
+    try:
+        found = dict.fromkeys(_located(path, item) for item in facts.external)
+    except (OSError, RuntimeError) as error:  # a name that is too long, a circle of links
+        raise UserError(f"{path}: its external data cannot be found ({error}).") from None
     return tuple(found)
+
+
+def _located(path: Path, item: External) -> Path:
+    folder, real = path.parent.resolve(), path.resolve()
+    where = f"{path}: the tensor {item.tensor[:200]!r} points to {item.location[:200]!r}"
+    if "\0" in item.location:
+        raise UserError(f"{where}, which no file can be called. Export the model again.")
+    if "_MEM_ADDR_" in item.location.upper() or "\ufffd" in item.location:
+        raise UserError(f"{where}, which is no file's name but an address. It is not read.")
+    beside = folder / item.location
+    inside = not Path(item.location).is_absolute() and ".." not in Path(item.location).parts
+    target = beside.resolve()
+    # Where the model is a link the weights may be one as well, into the same folder.
+    roots = (folder, real.parent) if path.is_symlink() and beside.is_symlink() else (folder,)
+    if not item.location or not inside or not any(target.is_relative_to(root) for root in roots):
+        raise UserError(
+            f"{where}, outside the model's folder. Expected a file below {folder}; a model is not "
+            "read that names others."
+        )
+    if not target.is_file():
+        raise UserError(
+            f"{path}: the tensor {item.tensor[:200]!r} lies in {item.location[:200]!r}, which is "
+            f"missing. Copy that file to {_shown(beside)}."
+        )
+    # One runtime looks beside the link, another beside the file that it leads to.
+    other = (real.parent / item.location).resolve()
+    if target.samefile(real) or (other.exists() and not other.samefile(target)):
+        raise UserError(f"{where}, which runtimes read in different ways. Export the model again.")
+    for number in (item.offset, item.length):
+        if number and not re.fullmatch("[0-9]{1,19}", number):
+            raise UserError(f"{where} at {number[:40]!r}, which is no number of bytes.")
+    if int(item.offset or 0) + int(item.length or 0) > target.stat().st_size:
+        raise UserError(f"{where} beyond that file's end. Copy the file again.")
+    return target
+
+
+def _shown(path: Path) -> str:
+    text = str(path)
+    return text if text.isprintable() else repr(text)
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """The model and the files beside it that a runtime reads with it, where they can be told."""
     beside: tuple[Path, ...] = ()
-    if path.suffix.lower() == ".onnx":
+    if is_onnx(path):
         with suppress(UserError, OSError):
             beside = check_external(path, read(path))
     elif path.suffix.lower() == ".xml":

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.bundle.output import check_output, written
 from vcompress.bench.errors import UserError
+from vcompress.bench.onnx_file import is_onnx
 from vcompress.bench.tasks import CLASSIFICATION
 
 from . import parity
@@ -67,7 +68,7 @@ def to_onnx(
             a file that computes something else.
     """
     out = Path(path)
-    if out.suffix != ".onnx":
+    if not is_onnx(out):
         raise UserError(f"{out}: expected a file name that ends in .onnx.")
     answer(model, example[:1] if isinstance(example, Tensor) else example, output)
     modes = {module: module.training for module in model.modules()}

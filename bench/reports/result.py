@@ -45,10 +45,10 @@ def artefact(path: Path, name: str, sha256: str | None = None) -> Artefact:
     """
     facts: onnx_file.OnnxFacts | None = None
     extra: tuple[Path, ...] = ()
-    if path.suffix == ".onnx":
+    if onnx_file.is_onnx(path):
         facts = onnx_file.read(path)
         extra = onnx_file.check_external(path, facts)
-    elif path.suffix == ".xml" and path.with_suffix(".bin").is_file():
+    elif path.suffix.lower() == ".xml" and path.with_suffix(".bin").is_file():
         extra = (path.with_suffix(".bin"),)  # the weights of OpenVINO's own format
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     files += extra

@@ -16,6 +16,7 @@ from ..config import from_mapping
 from ..data.dataset import Dataset
 from ..data.sources import is_there
 from ..errors import UserError
+from ..onnx_file import is_onnx
 from ..own_code import is_own_data
 from ..runtimes.tensorrt import SUFFIXES as ENGINES
 from ..tasks import CLASSIFICATION, open_dataset, open_recorded
@@ -118,7 +119,7 @@ def runtime_for(options: Options, found: Sequence[Subject]) -> tuple[str | None,
     from ..runtimes import module, names, suits
 
     wanted = sorted({s.bundle.ships_in for s in found if s.bundle and s.bundle.ships_in})
-    onnx = all(s.path.suffix == ".onnx" for s in found)
+    onnx = all(is_onnx(s.path) for s in found)
     if options.runtime is not None or options.device not in (None, "cpu") or not onnx:
         return options.runtime, []
     if len(wanted) > 1:

@@ -57,7 +57,7 @@ def open_session(
     is no model.
     """
     unranked: tuple[str, ...] = ()
-    if check and path.suffix == ".onnx":
+    if check and path.suffix != ".ort":  # whatever else it is called, it is read as ONNX
         facts = onnx_file.read(path)
         onnx_file.check_external(path, facts)
         unranked = facts.unranked

@@ -35,7 +35,7 @@ def open_session(path: Path, *, device: str = "cpu", threads: int | None = None)
     The precision of the file is kept: OpenVINO's own default computes float32 models in bfloat16
     where the processor can, which is another model.
     """
-    if path.suffix == ".onnx":
+    if path.suffix != ".xml":  # whatever else it is called, it is read as ONNX
         onnx_file.check_external(path, onnx_file.read(path))
     ov = library()
     core = ov.Core()

@@ -13,6 +13,7 @@ from vcompress.bench.bundle.atomic import claimed
 from vcompress.bench.bundle.output import check_output, written
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
+from vcompress.bench.onnx_file import is_onnx
 from vcompress.export.onnx_options import OnnxOptions, drawn_images, refine
 
 from ..bundles.recorded import open_recorded, parity_images
@@ -50,7 +51,7 @@ def export_file(
     Raises:
         UserError: `out` is not an .onnx file, or the file fails its checks and is not kept.
     """
-    if out.suffix != ".onnx":
+    if not is_onnx(out):
         raise UserError(f"--out {out}: expected a file name that ends in .onnx.")
     check_output(out, [path])
     bundle = Bundle.open(path)

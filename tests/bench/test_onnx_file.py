@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,145 @@ def test_six_hundred_mutated_files_are_read_or_refused_with_one_error(models: Pa
             refused += 1
     assert refused > 300
     target.unlink()
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def field(number: int, content: bytes | int, high: int = 0) -> bytes:
+    """A field of the wire format; `high` is added to its tag."""
+    if isinstance(content, int):
+        return varint((number << 3) + high) + varint(content)
+    return varint((number << 3 | 2) + high) + varint(len(content)) + content
+
+
+def of_graph(*parts: bytes) -> bytes:
+    return field(1, 9) + field(7, b"".join(parts)) + field(8, field(2, 17))
+
+
+ENTRY = field(1, b"location") + field(2, b"../secret.bin")
+OUTSIDE = field(1, 4) + field(2, 1) + field(8, b"w") + field(13, ENTRY) + field(14, 1)
+SPARSE = field(1, OUTSIDE)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        of_graph(field(5, OUTSIDE)),
+        of_graph(field(15, SPARSE)),
+        of_graph(field(1, field(5, field(5, OUTSIDE)))),
+        of_graph(field(1, field(5, field(22, SPARSE)))),
+        of_graph(field(1, field(5, field(23, SPARSE)))),
+        of_graph(field(1, field(5, field(6, field(5, OUTSIDE))))),
+        of_graph() + field(25, field(11, field(5, OUTSIDE))),
+        of_graph() + field(25, field(7, field(5, field(22, SPARSE)))),
+        of_graph() + field(20, field(1, field(5, OUTSIDE))),
+    ],
+)
+def test_external_data_are_found_wherever_a_tensor_can_stand(tmp_path: Path, model: bytes) -> None:
+    # The onnx package reads the same bytes without a complaint.
+    onnx.load_from_string(model)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model)
+    assert [e.location for e in onnx_file.read(path).external] == ["../secret.bin"]
+    with pytest.raises(UserError, match="outside the model's folder"):
+        onnx_file.check_external(path, onnx_file.read(path))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        of_graph(field(5, OUTSIDE, 1 << 32)),
+        of_graph(field(5, field(13, ENTRY, 1 << 32) + field(14, 1, 1 << 32))),
+        of_graph(field(5, field(13, ENTRY) + field(14, 1 + (1 << 32)))),
+        of_graph(field(5, field(13, field(1, b"location") + field(2, b"a")) + field(13, ENTRY))),
+    ],
+)
+def test_what_two_parsers_would_read_in_two_ways_is_refused(tmp_path: Path, model: bytes) -> None:
+    (tmp_path / "m.onnx").write_bytes(model)
+    with pytest.raises(UserError, match="is not a whole ONNX file"):
+        onnx_file.read(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("*/_ORT_MEM_ADDR_/*", "an address"), ("model.onnx", "in different ways"),
+        ("a" * 5000, "cannot be found"), ("round", "cannot be found"), ("a\0b", "can be called"),
+        ("./../model/weights.bin", "outside the model's folder"), ("folder", "missing"),
+    ],
+)  # fmt: skip
+def test_a_location_that_is_no_file_beside_the_model_is_refused(
+    tmp_path: Path, location: str, said: str
+) -> None:
+    (tmp_path / "*/_ORT_MEM_ADDR_").mkdir(parents=True)
+    (tmp_path / "*/_ORT_MEM_ADDR_/*").write_bytes(bytes(16))
+    (tmp_path / "round").symlink_to("round")
+    (tmp_path / "folder").mkdir()
+    path = external(tmp_path, location)
+    with pytest.raises(UserError, match=said):
+        onnx_file.check_external(path, onnx_file.read(path))
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"), [("8", "16"), ("-1", "16"), ("0x0", "16"), ("", "1e1"), ("0", "9" * 19)]
+)
+def test_a_place_that_is_not_in_the_file_is_refused(
+    tmp_path: Path, offset: str, length: str
+) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(16))
+    facts = replace(
+        onnx_file.read(external(tmp_path, "w.bin")),
+        external=(onnx_file.External("w", "w.bin", offset, length),),
+    )
+    with pytest.raises(UserError, match=r"no number of bytes|beyond that file's end"):
+        onnx_file.check_external(tmp_path / "model.onnx", facts)
+
+
+def test_a_cache_of_links_is_read_and_a_link_elsewhere_is_not(tmp_path: Path) -> None:
+    import onnxruntime
+
+    for name in ("blobs", "snapshot"):
+        (tmp_path / name).mkdir()
+    model = external(tmp_path, "model.onnx_data").rename(tmp_path / "blobs/aaa")
+    (tmp_path / "blobs/bbb").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    link, data = tmp_path / "snapshot/model.ONNX", tmp_path / "snapshot/model.onnx_data"
+    link.symlink_to("../blobs/aaa")
+    data.symlink_to("../blobs/bbb")
+    found = onnx_file.check_external(link, onnx_file.read(link))
+    assert found == (tmp_path / "blobs/bbb",)
+    assert onnx_file.files_of(link) == (link, *found)
+    session = onnxruntime.InferenceSession(str(link), providers=["CPUExecutionProvider"])
+    assert session.run(None, {})[0].tolist() == [0, 1, 2, 3]
+    (tmp_path / "secret").write_bytes(bytes(16))
+    data.unlink()
+    data.symlink_to("../secret")
+    with pytest.raises(UserError, match="outside the model's folder"):
+        onnx_file.check_external(link, onnx_file.read(link))
+    # A runtime may look beside the link or beside what it leads to.
+    data.unlink()
+    data.write_bytes(bytes(16))
+    (model.parent / "model.onnx_data").write_bytes(bytes(16))
+    with pytest.raises(UserError, match="read in different ways"):
+        onnx_file.check_external(link, onnx_file.read(link))
+
+
+def test_the_ending_of_a_file_passes_no_check_by(tmp_path: Path) -> None:
+    from vcompress.bench.reports.result import artefact
+    from vcompress.bench.runtimes import open_session
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "secret.bin").write_bytes(bytes(16))
+    path = external(tmp_path / "model", "../secret.bin")
+    for name in ("m.ONNX", "m.Onnx", "m.bin", "m.ORT"):
+        renamed = path.rename(tmp_path / "model" / name)
+        with pytest.raises(UserError, match="outside the model's folder"):
+            open_session(renamed, runtime="onnxruntime")
+        path = renamed
+    path = external(tmp_path, "secret.bin").rename(tmp_path / "m.ONNX")
+    assert artefact(path, "m").size_bytes == path.stat().st_size + 16
