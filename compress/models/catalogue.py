@@ -187,7 +187,9 @@ def build(spec: ModelSpec, weights: str | None = None, key: str | None = None) -
     elif weights is not None:
         from .checkpoints import load_into
 
-        load_into(model, Path(weights), heads=paths, key=key)
+        # Auxiliary heads may have other classes in the file too.
+        beside = _varying(spec, model) if is_factory(spec.name) else ()
+        load_into(model, Path(weights), heads=tuple(dict.fromkeys((*paths, *beside))), key=key)
     return model
 
 
@@ -244,14 +246,19 @@ def _head_paths(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
 _HEADS: dict[str, tuple[str, ...]] = {}
 
 
-def _varying_head(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
-    """The one layer of `model` whose outputs follow the number of classes; empty for several."""
+def _varying(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
+    """The layers of `model` whose outputs follow the number of classes."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             other = _made(replace(spec, classes=spec.classes + 1))
     except Exception:  # a factory of the user's that reads files, or values of its weights
         return ()
-    found = of_classes(model, other, spec.classes)
+    return of_classes(model, other, spec.classes)
+
+
+def _varying_head(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
+    """The one layer of `model` whose outputs follow the number of classes; empty for several."""
+    found = _varying(spec, model)
     return found if len(found) == 1 else ()
 
 

@@ -39,6 +39,7 @@ _ARCHIVES = {
     "torch.save(torch.export.load(FILE).state_dict, 'weights.pth')",
     "model.weights.h5": f"a network of Keras; save one of PyTorch: {_SAVE}",
 }
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 _ZIP = b"PK\x03\x04"
 _OLD_PICKLES = 4
 """A file of the old format is so many pickles before its tensors: magic number, version, system,
@@ -91,9 +92,13 @@ def read(path: Path) -> Mapping[Any, Any]:
         UserError: no such file, a file of another kind, or one that torch's restricted loader
             refuses.
     """
+    if path.is_dir():
+        inside = next((file.name for end in _SUFFIXES for file in path.glob(f"*{end}")), None)
+        said = f"give the file in it, {path / inside}" if inside else "expected a checkpoint's file"
+        raise UserError(f"{path}: a folder; {said}.")
     if not path.is_file():
         raise UserError(f"{path}: no such file. Expected a .safetensors or a .pth checkpoint.")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or _is_safetensors(path):
         return load_tensors(path)
     if (kind := _other_kind(path)) is not None:
         raise UserError(f"{path}: {kind}.")
@@ -120,6 +125,13 @@ def read(path: Path) -> Mapping[Any, Any]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected named tensors.")
     return content
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file of another name is one: the size of a header of JSON, and that header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= path.stat().st_size
 
 
 def _other_kind(path: Path) -> str | None:

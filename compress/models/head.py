@@ -96,34 +96,35 @@ def with_outputs(model: nn.Module, paths: Iterable[str], classes: int) -> tuple[
 
 def replace_head(
     model: nn.Module, classes: int, new_classes: int, example: Tensor | None = None,
-    build: Callable[[], nn.Module] | None = None,
+    build: Callable[[int], nn.Module] | None = None,
 ) -> None:  # fmt: skip
     """Give `model` a fresh last layer for `new_classes`; the rest stays.
 
     Args:
-        build: makes a network of the same architecture for `new_classes`; the head of another class
-            than a linear layer or a convolution is taken from it.
+        build: makes a network of the same architecture for a number of classes. Other layers that
+            follow that number, such as auxiliary heads, are fresh too then, and the head of another
+            class than a linear layer or a convolution is taken from it.
 
     Raises:
         UserError: such a head, and nothing that builds it.
     """
     paths = heads(model, classes, example)
-    for path in paths:
+    made = None if build is None else build(new_classes)
+    beside = () if build is None or made is None else of_classes(build(classes), made, classes)
+    for path in dict.fromkeys((*paths, *beside)):
         parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, _fresh(path, model, new_classes, build))
+        setattr(model.get_submodule(parent), child, _fresh(path, model, new_classes, made))
     model.head_paths = paths  # type: ignore[assignment]
 
 
-def _fresh(
-    path: str, model: nn.Module, classes: int, build: Callable[[], nn.Module] | None
-) -> nn.Module:
+def _fresh(path: str, model: nn.Module, classes: int, made: nn.Module | None) -> nn.Module:
     old = model.get_submodule(path)
     if type(old) is nn.Linear:
         return nn.Linear(old.in_features, classes, bias=old.bias is not None)
     if type(old) is nn.Conv2d:
         side = (old.kernel_size[0], old.kernel_size[1])
         return nn.Conv2d(old.in_channels, classes, side, bias=old.bias is not None)
-    found = dict(build().named_modules()).get(path) if build is not None and path else None
+    found = dict(made.named_modules()).get(path) if made is not None and path else None
     if found is not None and type(found) is type(old):
         before = {name: tensor.shape[1:] for name, tensor in old.state_dict().items()}
         after = {name: tensor.shape[1:] for name, tensor in found.state_dict().items()}

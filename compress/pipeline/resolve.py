@@ -16,7 +16,7 @@ from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess, is_bundle
 from vcompress.bench.config import from_mapping
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
-from vcompress.bench.own_code import is_own_data
+from vcompress.bench.own_code import is_factory, is_own_data
 from vcompress.bench.tasks import CLASSIFICATION, open_dataset
 
 from .. import quantization
@@ -190,7 +190,8 @@ def start_network(value: str, found: Bundle | None, data: Data, options: Options
         raise UserError(f"{value} is quantised and knows other classes; fine-tune its float stage.")
     log.info("%s knows other classes: giving it a new head for %d", value, classes)
     spec = replace(network.spec, classes=classes)
-    replace_head(network.model, network.spec.classes, classes, data.example, lambda: build(spec))
+    again = (lambda count: build(replace(spec, classes=count))) if is_factory(spec.name) else None
+    replace_head(network.model, network.spec.classes, classes, data.example, again)
     return _started(Network(network.model, spec), data)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from vcompress.bench.errors import UserError
@@ -215,3 +216,10 @@ def test_files_of_other_kinds_are_named_for_what_they_are(net: nn.Module, tmp_pa
             read(tmp_path / name)
         assert f"{name}: " in str(caught.value)
         assert said in str(caught.value)
+
+
+def test_safetensors_of_another_name_are_read_and_a_folder_names_its_file(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "weights.bin")
+    assert read(tmp_path / "weights.bin")["w"].tolist() == [1.0, 1.0]
+    with pytest.raises(UserError, match=r"a folder; give the file in it, .*weights.bin"):
+        read(tmp_path)

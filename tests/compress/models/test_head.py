@@ -167,7 +167,13 @@ def test_a_new_head_takes_the_place_of_the_old_one() -> None:
 def test_a_head_of_the_users_own_class_is_taken_from_a_network_for_the_new_classes() -> None:
     model, wider = net("head_nets:own"), net("head_nets:own", 5)
     before = model.stem.weight
-    replace_head(model, 3, 5, torch.randn(1, 3, 16, 16), lambda: wider)
+    replace_head(
+        model,
+        3,
+        5,
+        torch.randn(1, 3, 16, 16),
+        lambda n: net("head_nets:own", n) if n == 3 else wider,
+    )
     assert type(model.top) is type(wider.top)
     assert model.stem.weight is before
     images = torch.randn(2, 3, 16, 16)
@@ -176,7 +182,7 @@ def test_a_head_of_the_users_own_class_is_taken_from_a_network_for_the_new_class
     narrow = net("head_nets:own")
     narrow.top.weight = nn.Parameter(torch.ones(3, 4))  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"top is a Scaled; it cannot be replaced. Start from"):
-        replace_head(narrow, 3, 5, None, lambda: wider)
+        replace_head(narrow, 3, 5, None, lambda n: net("head_nets:own", n))
 
 
 def test_outputs_of_two_heads_that_are_averaged_have_two() -> None:

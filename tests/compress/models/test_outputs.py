@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from vcompress.bench.errors import UserError
 from vcompress.compress.data.loader import Data
 from vcompress.compress.models.catalogue import build, make_spec, spec_from_json
+from vcompress.compress.models.changes import describe, load, reshape
+from vcompress.compress.models.head import replace_head
 from vcompress.compress.models.outputs import check_forward, choose, choosing, mean_loss, run
 from vcompress.compress.pipeline.resolve import with_output
 from vcompress.compress.stages import finetune
@@ -191,6 +193,22 @@ def test_a_network_with_two_heads_in_training_learns_with_both(
     assert details["val_score"] >= 0.9
     for layer in ("fc.weight", "aux.weight"):
         assert not torch.equal(model.state_dict()[layer], before[layer])
+
+
+@pytest.mark.parametrize("name", ["both", "aux"])
+def test_auxiliary_heads_follow_the_head_to_other_classes(name: str, tmp_path: Path) -> None:
+    def of(classes: int) -> nn.Module:
+        return build(make_spec(f"output_nets:{name}", classes, (16, 16)))
+
+    model = made(name)
+    stem = model.stem[0].weight.clone()  # type: ignore[index, union-attr, operator]
+    torch.save(model.state_dict(), tmp_path / "c.pth")
+    replace_head(model, 3, 5, EXAMPLE, of)
+    assert [model.fc.out_features, model.aux.out_features] == [5, 5]  # type: ignore[union-attr]
+    load(reshape(of(5), describe(model, of(5))), model.state_dict())
+    started = build(make_spec(f"output_nets:{name}", 7, (16, 16)), str(tmp_path / "c.pth"))
+    assert torch.equal(started.stem[0].weight, stem)  # type: ignore[index, union-attr]
+    assert started.aux.out_features == 7  # type: ignore[union-attr]
 
 
 # What fails
