@@ -222,8 +222,11 @@ def test_a_bundle_may_name_harmless_architectures_only(data: Any, message: str) 
 
 @pytest.mark.parametrize("name", ["subprocess:run", "os:system"])
 def test_a_bundle_may_not_name_pythons_own_modules_though_they_are_trusted(name: str) -> None:
+    data = {"name": name, "classes": 3, "kwargs": {}}
+    with pytest.raises(UserError, match=f"refused: {name}: .* is a module of Python's own"):
+        spec_from_json(data, "architecture.json")
     with pytest.raises(UserError, match=f"{name}: .* is a module of Python's own"):
-        spec_from_json({"name": name, "classes": 3, "kwargs": {}}, "architecture.json", name)
+        build(spec_from_json(data, "architecture.json", name))
 
 
 def test_a_spec_comes_back_and_the_users_own_only_when_trusted() -> None:
