@@ -238,7 +238,7 @@ def _filled(
         if size < 0 and axis not in sizes:
             raise UserError(
                 f"{onnx_path}: axis {axis} of {name} {list(shape)} is open. Give "
-                f"{'--hw' if len(shape) == 4 and axis in (2, 3) else 'its shapes'}."
+                f"{'--hw' if len(shape) == 4 and axis in (2, 3) else f'--shape {name}=...'}."
             )
     return tuple(sizes[axis] if size < 0 else size for axis, size in enumerate(shape))
 

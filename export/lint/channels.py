@@ -12,7 +12,7 @@ from .view import View, label
 def check(view: View, say: Say) -> None:
     """Compare the channels of each layer's weight, bias and statistics with those of its input."""
     for inner in view.all():
-        for node in inner.nodes:
+        for node in inner.standard:
             if node.op_type in ("Conv", "ConvTranspose"):
                 _convolution(inner, node, say)
             elif node.op_type in ("BatchNormalization", "InstanceNormalization"):

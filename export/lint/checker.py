@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import onnx
 import onnx.inliner
 
 from vcompress.bench.apart import ask, serve
+
+from .repair import repaired
 
 Refusal = Callable[[Path], str | None]
 
@@ -38,6 +41,25 @@ def refusal(path: Path) -> str | None:
     return None
 
 
+def repaired_refusal(path: Path) -> str | None:
+    """As `refusal`, of the file as `repaired` makes it."""
+    try:
+        model, found = repaired(onnx.load(str(path), load_external_data=False))
+        whole = onnx.ModelProto()
+        whole.CopyFrom(model)
+        if not found:
+            return "nothing in it can be repaired"
+        for value in (*model.graph.input, *model.graph.output):
+            kind = value.type
+            if kind.WhichOneof("value") == "tensor_type" and not kind.tensor_type.HasField("shape"):
+                kind.tensor_type.shape.SetInParent()  # not known: the checker wants one
+        onnx.checker.check_model(model)
+        inferred(whole)
+    except Exception as error:  # as above
+        return " ".join(str(error).split())[:600] or type(error).__name__
+    return None
+
+
 def load_refusal(path: Path) -> str | None:
     """What ONNX Runtime says when it opens a file; None where it does, or is not installed."""
     try:
@@ -54,6 +76,11 @@ def load_refusal(path: Path) -> str | None:
     return None
 
 
+def has_onnxruntime() -> bool:
+    """Whether ONNX Runtime is installed."""
+    return find_spec("onnxruntime") is not None
+
+
 def asked_apart(which: Refusal, path: Path, timeout_s: float) -> tuple[str | None, bool]:
     """What `refusal` or `load_refusal` says in a process of its own, and whether that process ended
     without an answer."""
@@ -67,7 +94,8 @@ def asked_apart(which: Refusal, path: Path, timeout_s: float) -> tuple[str | Non
 
 
 def _work(request: dict[str, Any]) -> dict[str, Any]:
-    which = {found.__name__: found for found in (refusal, load_refusal)}[request["which"]]
+    known = (refusal, repaired_refusal, load_refusal)
+    which = {found.__name__: found for found in known}[request["which"]]
     return {"refusal": which(Path(request["path"]))}
 
 

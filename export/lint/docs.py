@@ -30,7 +30,8 @@ def page(text: str) -> str:
     """
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    rules = f"## TensorRT\n\n{table('tensorrt')}\n\n## ONNX Runtime\n\n{table('onnxruntime')}"
+    heading = "## TensorRT and TensorRT-RTX"
+    rules = f"{heading}\n\n{table('tensorrt-rtx')}\n\n## ONNX Runtime\n\n{table('onnxruntime')}"
     return f"{before}{BEGIN}\n{rules}\n{END}{after}"
 
 

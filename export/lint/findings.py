@@ -24,7 +24,7 @@ class Rule:
     """blocks: it does not build. unknown: nothing is known of it. builds: it costs something."""
     what: str
     cure: str
-    targets: tuple[str, ...] = ("tensorrt",)
+    targets: tuple[str, ...] = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import onnx
 
-MOST_NODES = 2_000_000
+MOST_NODES = 100_000
 _Key = tuple[str, str]
 
 

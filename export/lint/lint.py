@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import onnx
@@ -12,8 +13,7 @@ import onnx
 from vcompress.bench import onnx_file
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
 
-from ..graph import opset_of
-from . import channels, checker, functions, onnxruntime, operators, placement, quantised
+from . import channels, checker, functions, onnxruntime, operators, placement, quantised, repair
 from .findings import ORDER, Finding, Report, Say, verdict_of
 from .rules import RULES
 from .view import View
@@ -21,9 +21,11 @@ from .view import View
 if TYPE_CHECKING:
     from vcompress.bench.engine import Settings
 
-TARGETS: dict[str, tuple[ModuleType, ...]] = {
-    "tensorrt": (channels, operators, quantised, placement),
-    "onnxruntime": (channels, onnxruntime),
+Check = Callable[[View, Say], None]
+TARGETS: dict[str, tuple[Check, ...]] = {
+    "tensorrt": (channels.check, operators.check_classic, quantised.check, placement.check),
+    "tensorrt-rtx": (channels.check, operators.check_rtx, quantised.check, placement.check),
+    "onnxruntime": (channels.check, onnxruntime.check),
 }
 CHECKER_TIMEOUT_S = 120.0
 
@@ -39,14 +41,14 @@ def lint(
 
     Args:
         path: any ONNX file; what it names outside its folder is never opened.
-        target: tensorrt or onnxruntime.
+        target: tensorrt, tensorrt-rtx or onnxruntime.
         build: build it as well, as these settings say; a file that builds is verified.
         apart: run the ONNX checker, and ONNX Runtime, in a process of their own, for files that
             may be hostile.
 
     Raises:
         UserError: no such file or target.
-        EnvironmentLacks: a build was asked for and no TensorRT can build here.
+        EnvironmentLacks: a build was asked for and the target's TensorRT cannot build here.
     """
     path = Path(path)
     if not path.is_file():
@@ -55,7 +57,7 @@ def lint(
         raise UserError(
             f"target {target!r}: expected one of {', '.join(TARGETS)}.{nearest(target, TARGETS)}"
         )
-    if build is not None and target != "tensorrt":
+    if build is not None and not target.startswith("tensorrt"):
         raise UserError(f"--build builds for TensorRT; it is not for --target {target}.")
     start = time.perf_counter()
     found: list[Finding] = []
@@ -66,15 +68,21 @@ def lint(
 
     view = _read(path, say, apart)
     if view is not None:
-        for rules in TARGETS[target]:
-            rules.check(view, say)
-        if target == "onnxruntime" and not any(f.effect == "blocks" for f in found):
+        for check in TARGETS[target]:
+            check(view, say)
+        if target != "onnxruntime":
+            _opset(path, say)
+        elif not any(f.effect == "blocks" for f in found):
             refusal, _ = _checked(checker.load_refusal, path, apart)
             if refusal is not None:
                 say("no-kernel", "", refusal)
+            elif checker.has_onnxruntime():  # which knows every operator of the file, then
+                found = [f for f in found if f.rule != "custom-domain"]
     built = ""
     if build is not None and view is not None:
-        built = _build(path, build, say)
+        build = replace(build, flavour="tensorrt" if target == "tensorrt" else "tensorrt-rtx")
+        if not _open_axes(view, build, say):
+            built = _build(path, build, say)
     seconds = time.perf_counter() - start
     verdict = "verified" if built else verdict_of(found)
     ordered = sorted(found, key=lambda f: ORDER.index(f.severity))
@@ -103,22 +111,49 @@ def _read(path: Path, say: Say, apart: bool) -> View | None:
         say("invalid", "", endless)
         return None
     refusal, crashed = _checked(checker.refusal, path, apart)
+    mendable = refusal is not None and not crashed
+    if mendable and _checked(checker.repaired_refusal, path, apart)[0] is None:
+        mended, found = repair.repaired(model)
+        for rule, node, message in found:
+            say(rule, node, message)
+        return View(checker.inferred(_with_data(mended, model)).graph, path.resolve().parent)
     if refusal is not None:
         say("checker-failed" if crashed else "invalid", "", refusal)
         return None
-    _imports(model, say)
     return View(checker.inferred(model).graph, path.resolve().parent)
+
+
+def _with_data(mended: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The mended model with the tensors in other files that it was mended without."""
+    there = {t.name for t in mended.graph.initializer}
+    mended.graph.initializer.extend(t for t in model.graph.initializer if t.name not in there)
+    return mended
 
 
 def _checked(which: checker.Refusal, path: Path, apart: bool) -> tuple[str | None, bool]:
     return checker.asked_apart(which, path, CHECKER_TIMEOUT_S) if apart else (which(path), False)
 
 
-def _imports(model: onnx.ModelProto, say: Say) -> None:
-    version = opset_of(model)
+def _opset(path: Path, say: Say) -> None:
+    version = onnx_file.read(path).opsets.get("ai.onnx", 0)
     low, high = operators.OPSETS
     if version and not low <= version <= high:
         say("opset", "", f"opset {version}; built here were {low} to {high}")
+
+
+def _open_axes(view: View, settings: Settings, say: Say) -> bool:
+    """Whether the build was given no size for an axis: it is not tried then."""
+    found = False
+    for name in view.inputs:
+        shape = None if name in view.stored else view.shape(name)
+        if shape is None or name in settings.shapes:
+            continue
+        given = {0, 2, 3} if settings.hw is not None and len(shape) == 4 else {0}
+        for axis in [i for i, size in enumerate(shape) if size < 0 and i not in given]:
+            dims = "x".join("..." if size < 0 else str(size) for size in shape)
+            say("open-axis", name, f"axis {axis} of input {name}: give --shape {name}={dims}")
+            found = True
+    return found
 
 
 def _build(path: Path, settings: Settings, say: Say) -> str:

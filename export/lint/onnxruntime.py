@@ -61,8 +61,6 @@ def _kinds(
     first, second = found[0], found[1]
     assert first is not None and second is not None
     kind = view.dtype(first[0].input[0])
-    if kind == TensorProto.INT8 and node.op_type == "Conv":
-        say("signed-activations", label(node), "its input is int8")
     values = view.value(second[0].input[0])
     if kind == TensorProto.UINT8 and values is not None and values.dtype == np.int8:
         if int(np.abs(values.astype(np.int16)).max(initial=0)) > 64:

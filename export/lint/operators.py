@@ -1,7 +1,8 @@
 """Operators, options and data types that TensorRT does not have, as builds have shown.
 
-An operator is known if it built with TensorRT-RTX 1.7 in ONNX's own conformance graphs (one or more
-for every operator) or in the labelled set of the tests.
+The classic TensorRT shares the parser and was not built with here: its two lists beyond that come
+from NVIDIA's documentation. An operator is known if it built with TensorRT-RTX 1.7 in ONNX's own
+conformance graphs (one or more for every operator) or in the labelled set of the tests.
 """
 
 from __future__ import annotations
@@ -51,6 +52,18 @@ _REFUSED = """
     TfIdfVectorizer Unique
     """
 REFUSED = frozenset(_REFUSED.split())
+"""What TensorRT-RTX does not build."""
+ONLY_CLASSIC = frozenset({"NonMaxSuppression", "NonZero", "OneHot", "RoiAlign", "DeformConv"})
+"""What NVIDIA documents for the classic TensorRT and TensorRT-RTX refuses; not built here."""
+_MISSING = """
+    BitShift Compress ConcatFromSequence ConvInteger Det DynamicQuantizeLinear MatMulInteger
+    MaxRoiPool MaxUnpool Multinomial NegativeLogLikelihoodLoss QLinearConv QLinearMatMul SequenceAt
+    SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength
+    SoftmaxCrossEntropyLoss SplitToSequence StringNormalizer TfIdfVectorizer Unique
+    """
+DOCUMENTED_AS_MISSING = frozenset(_MISSING.split())
+"""What the parser's list of operators says that the classic TensorRT does not have:
+https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md"""
 _TYPES = frozenset(
     {
         _T.FLOAT, _T.FLOAT16, _T.BFLOAT16, _T.DOUBLE, _T.INT8, _T.UINT8, _T.INT32, _T.INT64,
@@ -73,18 +86,29 @@ _SHAPES: dict[str, tuple[int, ...]] = {
 }  # fmt: skip
 
 
-def check(view: View, say: Say) -> None:
-    """Operators, options, types and shapes of a graph and of those within it."""
+def check_rtx(view: View, say: Say) -> None:
+    """Operators, options, types and shapes of a graph and of those within it, for TensorRT-RTX."""
+    _check(view, say, KNOWN, REFUSED, "TensorRT-RTX")
+
+
+def check_classic(view: View, say: Say) -> None:
+    """The same for the classic TensorRT. What neither built nor is documented is unknown."""
+    _check(view, say, KNOWN | ONLY_CLASSIC, DOCUMENTED_AS_MISSING, "TensorRT")
+
+
+def _check(
+    view: View, say: Say, known: frozenset[str], refused: frozenset[str], target: str
+) -> None:
     _inputs(view, say)
     for inner in view.all():
         for node in inner.nodes:
             if node.domain not in ("", "ai.onnx"):
                 _foreign(node, say)
-            elif node.op_type in REFUSED:
-                say("unsupported-operator", label(node), f"TensorRT has no {node.op_type}")
+            elif node.op_type in refused:
+                say("unsupported-operator", label(node), f"{target} has no {node.op_type}")
             elif node.op_type in CONTROL_FLOW:
                 say("control-flow", label(node), f"{node.op_type}")
-            elif node.op_type not in KNOWN:
+            elif node.op_type not in known:
                 say("unknown-operator", label(node), f"{node.op_type} was never seen to build")
             else:
                 _node(inner, node, say)

@@ -24,7 +24,7 @@ def check(view: View, say: Say) -> None:
     if not any_quantised:
         return
     for inner in view.all():
-        for node in inner.nodes:
+        for node in inner.standard:
             if node.op_type in COMPUTE:
                 _layer(inner, node, say)
             elif node.op_type == "Add":

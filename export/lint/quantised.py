@@ -21,7 +21,7 @@ _FLOATS = (_T.FLOAT, _T.FLOAT16, _T.BFLOAT16, _T.DOUBLE)
 def check(view: View, say: Say) -> None:
     """Look at every Q and DQ of a graph and of those within it, and at its weights."""
     for inner in view.all():
-        for node in inner.nodes:
+        for node in inner.standard:
             if node.op_type in (QUANTISE, DEQUANTISE):
                 _one(inner, node, say)
         weights(inner, say)
@@ -118,7 +118,7 @@ def _scale(view: View, node: NodeProto, steps: Any, say: Say) -> None:
         say("infinite-scale", at, f"{int(np.isinf(values).sum())} of {values.size} scales")
     else:
         least = _SMALLEST_NORMAL.get(kind, 0.0)
-        if least and float(values.min()) < least:
+        if least and values.size and float(values.min()) < least:
             say("subnormal-scale", at, f"scale {values.min():.2g} in {type_name(kind)}")
     shape = view.shape(node.input[0])
     block = int(attribute(node, "block_size", 0))

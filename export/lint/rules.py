@@ -4,36 +4,44 @@ from __future__ import annotations
 
 from .findings import Rule
 
-_BOTH = ("tensorrt", "onnxruntime")
+_EVERY = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 _ALL = (
     # The file.
     Rule("unreadable", "error", "blocks",
          "the bytes are not a whole ONNX file, or its graphs are nested without end",
-         "export or copy the file again", _BOTH),
+         "export or copy the file again", _EVERY),
     Rule("external-data", "error", "blocks",
          "a tensor lies in a file outside the model's folder, or in one that is missing",
-         "put the data file beside the model; never open a model that names other files", _BOTH),
+         "put the data file beside the model; never open a model that names other files", _EVERY),
     Rule("invalid", "error", "blocks",
          "the ONNX checker or strict shape inference refuses the file: an undefined tensor, a "
          "cycle, two makers of one tensor, shapes or channels that do not fit, no such operator",
-         "correct the graph where the message says; other runtimes refuse it too", _BOTH),
+         "correct the graph where the message says; other runtimes refuse it too", _EVERY),
+    Rule("declared-shape", "warning", "builds",
+         "a declared type or shape that does not follow from the graph, or an input or output "
+         "without one: "
+         "runtimes infer their own, other tools believe it",
+         "export again, or drop value_info and run onnx.shape_inference", _EVERY),
+    Rule("missing-import", "warning", "builds",
+         "a domain that is used and not imported: runtimes take the one they know",
+         "add it to opset_import", _EVERY),
     Rule("checker-failed", "error", "unknown",
          "the ONNX checker itself crashed, or did not end",
-         "the file is malformed or hostile: do not open it in a runtime", _BOTH),
+         "the file is malformed or hostile: do not open it in a runtime", _EVERY),
     Rule("channels", "error", "blocks",
          "the channels of a weight are not those of what it reads; the checker and shape "
          "inference of ONNX do not see it", "prune or edit both sides alike, and export again",
-         _BOTH),
+         _EVERY),
     Rule("bad-weight", "error", "unknown",
          "a weight holds NaN or infinity: it builds, and every result is NaN",
-         "train or convert the network again", _BOTH),
+         "train or convert the network again", _EVERY),
     Rule("opset", "warning", "unknown",
          "an opset older or newer than any that was built",
          "convert the file: onnx.version_converter, or export with opset 17 to 22"),
     Rule("custom-domain", "warning", "unknown",
          "an operator that ONNX does not define: it needs a plugin, or the runtime that made it",
          "export without contributed operators; for ONNX Runtime's own files save the graph "
-         "before its optimiser", _BOTH),
+         "before its optimiser", _EVERY),
     Rule("unknown-operator", "warning", "unknown",
          "an operator of ONNX that was never seen to build",
          "try --build; else write it with other operators"),
@@ -92,7 +100,7 @@ _ALL = (
          "store scales and zero points as initialisers"),
     Rule("scale-shape", "error", "blocks",
          "the number of scales is not the size of the axis, or the axis does not exist",
-         "one scale for the tensor, or one for each slice along `axis`", _BOTH),
+         "one scale for the tensor, or one for each slice along `axis`", _EVERY),
     Rule("scale-type", "warning", "builds",
          "scales of another type than the tensors around them: a mixed graph, held together by "
          "casts", "give scales the graph's type (float16 scales need opset 19): convert the whole "
@@ -126,13 +134,13 @@ _ALL = (
          "quantise input and weight, or neither"),
     Rule("per-tensor-weight", "note", "builds",
          "one scale for the whole weight of a convolution: costs accuracy and no time is won",
-         "quantise weights per output channel", _BOTH),
+         "quantise weights per output channel", _EVERY),
     Rule("per-channel-activation", "warning", "builds",
          "an activation with a scale for each channel: the product behind it runs in floating "
          "point", "one scale for each activation"),
     Rule("float-weight-copy", "warning", "builds",
          "the weight is stored in floating point in front of its QuantizeLinear: the file is "
-         "four times as large", "store integers and keep the DequantizeLinear alone", _BOTH),
+         "four times as large", "store integers and keep the DequantizeLinear alone", _EVERY),
     Rule("split-fusion", "warning", "builds",
          "Q/DQ between a convolution, its batch norm and its ReLU: they no longer run as one",
          "quantise behind the ReLU"),
@@ -166,22 +174,22 @@ _ALL = (
          "the rounding behind a ReLU does not begin at zero: the ReLU stays and the operator "
          "before it does not fuse", "uint8 with a zero point of 0 behind a ReLU",
          ("onnxruntime",)),
-    Rule("signed-activations", "warning", "builds",
-         "int8 activations: on x86 most int8 kernels want uint8, and this runs in floating point "
-         "or slowly", "uint8 activations", ("onnxruntime",)),
     Rule("saturation", "note", "builds",
          "uint8 activations with 8-bit weights: on x86 without VNNI sums saturate in 16 bits, and "
          "the accuracy differs from machine to machine",
          "7-bit weights (--weight-bits 7, reduce_range) for such machines", ("onnxruntime",)),
     Rule("runs-in-float", "note", "builds",
          "a convolution or product that is not quantised",
-         "quantise it, unless it was left out on purpose", _BOTH),
+         "quantise it, unless it was left out on purpose", _EVERY),
     Rule("no-kernel", "error", "blocks",
          "ONNX Runtime does not load the file", "see its message", ("onnxruntime",)),
     # What a build adds.
+    Rule("open-axis", "error", "unknown",
+         "an axis of an input is open and the build was given no size for it",
+         "give --shape NAME=1x128 (or --hw for height and width), or export with fixed sizes"),
     Rule("build-failed", "error", "blocks",
          "the builder refused the file here, though no rule said so",
-         "see its message; please report the file"),
+         "change what its message names; a rule for it is missing here"),
 )  # fmt: skip
 
 RULES: dict[str, Rule] = {rule.id: rule for rule in _ALL}

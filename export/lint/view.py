@@ -20,6 +20,8 @@ class View:
     def __init__(self, graph: onnx.GraphProto, folder: Path, outer: View | None = None) -> None:
         self.graph, self.folder, self.outer = graph, folder, outer
         self.nodes = list(graph.node)
+        # A foreign operator may be called Conv and have one input.
+        self.standard = [n for n in self.nodes if n.domain in ("", "ai.onnx")]
         self.inputs = [i.name for i in graph.input]
         self.outputs = {o.name for o in graph.output}
         self.stored = {t.name: t for t in graph.initializer}

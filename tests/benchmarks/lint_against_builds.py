@@ -171,7 +171,7 @@ def rows(paths: Sequence[Path]) -> list[Row]:
 
     built, found = build_all(paths), []
     for path in paths:
-        report = lint(path, apart=False)
+        report = lint(path, "tensorrt-rtx", apart=False)
         rules = tuple(dict.fromkeys(f.rule for f in report.findings if f.severity != "note"))
         found.append(Row(path.stem, report.verdict, rules, not built[path], built[path]))
     return found

@@ -44,7 +44,7 @@ def test_the_labelled_set_has_enough_graphs_of_each_verdict() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_a_labelled_graph_gets_its_verdict_and_its_finding(case: Case, tmp_path: Path) -> None:
-    report = lint(saved(case.make(), tmp_path), apart=False)
+    report = lint(saved(case.make(), tmp_path), "tensorrt-rtx", apart=False)
     assert report.verdict == case.verdict, report.findings
     if case.rule is None:
         assert not [f for f in report.findings if f.severity != "note"]
@@ -143,7 +143,7 @@ def saved_raw(calls: dict[str, list[str]], tmp_path: Path) -> Path:
     return saved(model, tmp_path)
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx", "onnxruntime"])
 @pytest.mark.parametrize("apart", [True, False])
 def test_a_shape_that_contradicts_the_values_behind_it_is_a_finding(
     target: str, apart: bool, tmp_path: Path
@@ -229,7 +229,7 @@ def _for_onnxruntime(kind: int, zero: int, rounded_output: bool) -> onnx.ModelPr
         (UINT8, 0, True, set()),
         (UINT8, 128, True, {"relu-zero-point"}),
         (UINT8, 0, False, {"not-fused"}),
-        (INT8, 0, True, {"relu-zero-point", "signed-activations"}),
+        (INT8, 0, True, {"relu-zero-point"}),
     ],
 )
 def test_onnxruntime_rules(
@@ -259,6 +259,125 @@ def test_a_file_that_onnxruntime_does_not_load_is_blocked(tmp_path: Path) -> Non
     path = saved(net.done(net.conv("x", quantise=False)), tmp_path)
     report = lint(path, "onnxruntime", apart=False)
     assert (report.verdict, "no-kernel" in rules(report)) == ("blocked", True)
+
+
+# What the checker refuses and runtimes do not.
+
+
+def _declared(name: str) -> onnx.ModelProto:
+    """Files that ONNX Runtime runs, each with one thing that is declared wrong or not at all."""
+    info = helper.make_tensor_value_info
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Sqrt", ["m"], ["y"])]
+    between, into, out = [info("m", FLOAT, [3, 3])], [3, 4], [3, 3]
+    match name:
+        case "value_info":
+            between = [info("m", FLOAT, [3, 4])]
+        case "output":
+            out = [3, 5]
+        case "output without a shape":
+            out = None
+        case "input without a shape":
+            into = None
+        case "import":
+            nodes[1] = helper.make_node("Gelu", ["m"], ["y"], domain="com.microsoft")
+    graph = helper.make_graph(
+        nodes, "g", [info("x", FLOAT, into)], [info("y", FLOAT, out)],
+        [numpy_helper.from_array(np.ones((4, 3), np.float32), "w")], value_info=between,
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("value_info", "declared-shape"), ("output", "declared-shape"),
+        ("output without a shape", "declared-shape"), ("input without a shape", "declared-shape"),
+        ("import", "missing-import"),
+    ],
+)  # fmt: skip
+def test_what_is_declared_wrong_is_a_warning_where_the_file_runs(
+    name: str, rule: str, apart: bool, tmp_path: Path
+) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    path = saved(_declared(name), tmp_path)
+    with pytest.raises((onnx.checker.ValidationError, onnx.shape_inference.InferenceError)):
+        onnx.checker.check_model(str(path), full_check=True)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(str(path), options)
+    assert session.run(None, {"x": np.ones((3, 4), np.float32)})[0].shape == (3, 3)
+    report = lint(path, "onnxruntime", apart=apart)
+    assert (report.verdict, rules(report)) == ("likely", {rule})
+    if name != "import":
+        assert lint(path, "tensorrt-rtx", apart=False).verdict == "likely"
+
+
+def test_a_file_of_onnx_runtimes_own_optimiser_is_likely(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    net = Net()
+    path = saved(net.done(net.add("Relu", net.conv("x", quantise=False))), tmp_path)
+    optimised(path)
+    report = lint(path.with_suffix(".optimised.onnx"), "onnxruntime", apart=False)
+    assert (report.verdict, rules(report)) == ("likely", set())
+
+
+def test_each_tensorrt_has_its_own_operators(tmp_path: Path) -> None:
+    path = saved(BY_NAME["non_zero"].make(), tmp_path)
+    assert lint(path, "tensorrt-rtx", apart=False).verdict == "blocked"
+    assert "unsupported-operator" not in rules(lint(path, "tensorrt", apart=False))
+
+
+def test_an_opset_says_nothing_about_onnx_runtime(tmp_path: Path) -> None:
+    net = Net()
+    model = net.done(net.add("Relu", "x"))
+    model.opset_import[0].version = 6
+    model.ir_version = 3
+    path = saved(model, tmp_path)
+    assert "opset" in rules(lint(path, "tensorrt", apart=False))
+    assert lint(path, "onnxruntime", apart=False).verdict == "likely"
+
+
+def test_a_foreign_operator_with_a_standard_name_is_no_standard_operator(tmp_path: Path) -> None:
+    net = Net()
+    y = net.conv("x")
+    for name in ("Conv", "QuantizeLinear", "MatMul", "BatchNormalization"):
+        node = helper.make_node(name, [y], [f"{name}_out"], domain="other")
+        net.nodes.append(node)
+        y = f"{name}_out"
+    net.domains = {"other": 1}
+    report = lint(saved(net.done(y), tmp_path), "tensorrt-rtx", apart=False)
+    assert (report.verdict, sum(f.rule == "custom-domain" for f in report.findings)) == (
+        "unverified", 4,
+    )  # fmt: skip
+
+
+def test_a_rule_is_headed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Findings of two rules come in turns, layer by layer."""
+    net = Net()
+    y = "x"
+    for _ in range(4):
+        y = net.add("Conv", net.qdq(y, zero=3), net.weight(16, 16, 3, 3))
+    run("lint", str(saved(net.done(y), tmp_path)), "--fail-on", "never")
+    out = capsys.readouterr().out
+    heads = [line for line in out.splitlines() if line.startswith(("error ", "warning ", "note "))]
+    assert "error zero-point" in out
+    assert len(heads) == len(set(heads)) == len({line.split()[1] for line in heads})
+
+
+def test_an_open_axis_asks_for_a_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "g", [info("x", FLOAT, [1, "length", 4])],
+        [info("y", FLOAT, [1, "length", 4])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = saved(model, tmp_path)
+    assert run("lint", str(path), "--build") == 1
+    assert "axis 1 of input x: give --shape x=1x...x4" in capsys.readouterr().out
+    assert run("lint", str(path), "--build", "--shape", "x=1x7x4") == 0
+    assert "VERIFIED" in capsys.readouterr().out
 
 
 # The verdict and the command.

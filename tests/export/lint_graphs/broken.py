@@ -294,7 +294,7 @@ def operator_too_new() -> onnx.ModelProto:
     return net.done(net.add("Gelu", "x"))
 
 
-@case("blocked", "invalid", "a declared output shape that is another one")
+@case("likely", "declared-shape", "a declared output shape that is another one")
 def wrong_output_shape() -> onnx.ModelProto:
     net = Net()
     return net.done(net.conv("x"), shape=(1, 16, 99, 99))
