@@ -236,23 +236,34 @@ def is_onnx(path: Path) -> bool:
     return path.suffix.lower() == ".onnx"
 
 
-def read(path: str | Path) -> OnnxFacts:
-    """What an ONNX file holds. Raises `UserError` where the bytes are not those of a model."""
+def read(path: str | Path, content: bytes | None = None) -> OnnxFacts:
+    """What an ONNX file holds. Raises `UserError` where the bytes are not those of a model.
+
+    Args:
+        content: the bytes of the file where they were read before; `path` then stands in messages.
+    """
     path = Path(path)
+    if content is not None:
+        return _facts(path, memoryview(content), len(content))
     size = path.stat().st_size if path.is_file() else 0
     if size == 0:
         raise UserError(f"{path}: an empty file or none. Expected an ONNX model.")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         data = memoryview(mapped)
         try:
-            return _read(data, size)
-        except _Broken:
-            raise UserError(
-                f"{path} ({size} bytes) is not a whole ONNX file: it is cut off, damaged or of "
-                "another kind. Export or copy it again."
-            ) from None
+            return _facts(path, data, size)
         finally:
             data.release()
+
+
+def _facts(path: Path, data: memoryview, size: int) -> OnnxFacts:
+    try:
+        return _read(data, size)
+    except _Broken:
+        raise UserError(
+            f"{path} ({size} bytes) is not a whole ONNX file: it is cut off, damaged or of "
+            "another kind. Export or copy it again."
+        ) from None
 
 
 def _read(data: memoryview, size: int) -> OnnxFacts:

@@ -154,6 +154,23 @@ class Bundle:
             )
         return target
 
+    def content(self, name: str) -> bytes:
+        """The bytes of the file `name`, read once: what was hashed is what is given."""
+        target, entry = self.plain_file(name), self.files[name]
+        digest, parts = hashlib.sha256(), list[bytes]()
+        with target.open("rb", buffering=0) as stream:
+            while part := stream.read(_CHUNK_BYTES):
+                digest.update(part)
+                parts.append(part)
+                if len(parts) * _CHUNK_BYTES > entry.bytes + _CHUNK_BYTES:  # it grows
+                    break
+        if digest.hexdigest() != entry.sha256:
+            raise UserError(
+                f"{target}: changed after it was written (its SHA-256 differs). Write the "
+                f"bundle again."
+            )
+        return b"".join(parts)
+
     def plain_file(self, name: str) -> Path:
         """The path of the file `name`, which is there and reached by no link; not yet hashed."""
         if name not in self.files:

@@ -14,8 +14,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -141,15 +143,36 @@ def load(
             f"{path}: its task is {bundle.task!r:.80}; predict knows {', '.join(TABLE)}."
         )
     name = runtime or "onnxruntime"
-    file = _checked_beside_imports(bundle, name)
+    content = _read_beside_imports(bundle, name)
     from ..runtimes import open_session
 
-    session = open_session(file, runtime=name, device=device, threads=threads)
+    with _whole(bundle, content) as (file, held):
+        session = open_session(file, runtime=name, device=device, threads=threads, **held)
+    session.path = bundle.path / MODEL
     return Model(bundle, session, load_task(bundle.task))
 
 
-def _checked_beside_imports(bundle: Bundle, runtime: str) -> Path:
-    """The model's file, hashed in a thread while numpy, Pillow and the runtime load."""
+@contextmanager
+def _whole(bundle: Bundle, content: bytes) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """What to open: bytes that were hashed, or, where weights lie in files of their own, copies
+    that nobody else can change."""
+    from .. import onnx_file
+
+    facts = onnx_file.read(bundle.path / MODEL, content)
+    if not facts.external:
+        yield bundle.path / MODEL, {"content": content}
+        return
+    with TemporaryDirectory(prefix="vcompress-load-") as folder:
+        (Path(folder) / MODEL).write_bytes(content)
+        for name in {PurePosixPath(item.location).as_posix() for item in facts.external}:
+            held = bundle.content(name)
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / name).write_bytes(held)
+        yield Path(folder) / MODEL, {}
+
+
+def _read_beside_imports(bundle: Bundle, runtime: str) -> bytes:
+    """The model's bytes, hashed in a thread while numpy, Pillow and the runtime load."""
     checked = _Check(bundle, MODEL)
     interval = sys.getswitchinterval()
     # The thread hands over after each piece of the file; by default it would wait 5 ms each time.
@@ -169,26 +192,26 @@ def _checked_beside_imports(bundle: Bundle, runtime: str) -> Path:
 
 
 class _Check(Thread):
-    """`Bundle.file` in a thread: hashing runs beside the imports."""
+    """`Bundle.content` in a thread: hashing runs beside the imports."""
 
     def __init__(self, bundle: Bundle, name: str) -> None:
         super().__init__(daemon=True)
         self._bundle, self._name = bundle, name
-        self._file: Path | None = None
+        self._content: bytes | None = None
         self._error: Exception | None = None
 
     def run(self) -> None:
         try:
-            self._file = self._bundle.file(self._name)
+            self._content = self._bundle.content(self._name)
         except Exception as error:
             self._error = error
 
-    def result(self) -> Path:
+    def result(self) -> bytes:
         self.join()
         if self._error is not None:
             raise self._error
-        assert self._file is not None
-        return self._file
+        assert self._content is not None
+        return self._content
 
 
 def _decode(image: Picture) -> Image:

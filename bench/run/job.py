@@ -38,6 +38,7 @@ from .subject import (
     model_classes,
     preprocessing,
     runtime_for,
+    stamps,
     subjects,
     threads_for,
 )
@@ -81,7 +82,13 @@ def run(options: Options, tell: Tell = lambda text: None) -> Result:
         when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )  # fmt: skip
     work = _one if len(found) == 1 else _two
+    before = stamps(found)
     result = work(options, found, images, result, notes, tell)
+    if stamps(found) != before:
+        raise UserError(
+            f"{' or '.join(str(s.path) for s in found)}: changed while it was measured, so the "
+            f"numbers are of no one file. Measure again."
+        )
     if images and images.dataset.left_out:
         notes.append(images.dataset.left_out)
     if images and (bad := images.dataset.bad_images):

@@ -16,7 +16,7 @@ from ..config import from_mapping
 from ..data.dataset import Dataset
 from ..data.sources import is_there
 from ..errors import UserError
-from ..onnx_file import is_onnx
+from ..onnx_file import files_of, is_onnx
 from ..own_code import is_own_data
 from ..runtimes.tensorrt import SUFFIXES as ENGINES
 from ..tasks import CLASSIFICATION, open_dataset, open_recorded
@@ -106,7 +106,16 @@ def _check(bundle: Bundle, file: Path) -> str | None:
     if name not in bundle.files:
         return None
     bundle.file(name)
+    for beside in files_of(file)[1:]:  # its weights, which the manifest must name too
+        bundle.file(beside.relative_to(bundle.path.resolve()).as_posix())
     return bundle.files[name].sha256
+
+
+def stamps(found: Sequence[Subject]) -> list[tuple[int, ...]]:
+    """What changes when someone writes to a file that is measured, or puts another in its place."""
+    files = [file for subject in found for file in files_of(subject.path) if file.is_file()]
+    read = [file.stat() for file in files]
+    return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in read]
 
 
 def runtime_for(options: Options, found: Sequence[Subject]) -> tuple[str | None, list[str]]:

@@ -77,7 +77,8 @@ def open_session(
 
     `device` None is the runtime's usual one: the CPU, or the GPU for an engine. A device that is
     named never falls back: what cannot run there raises `EnvironmentLacks`. `threads` None leaves
-    the runtime's own default. `options` are the runtime's own.
+    the runtime's own default. `options` are the runtime's own; all but torch take `content`,
+    the bytes of the file where they were read and hashed before: it is not opened again then.
     """
     path = Path(path)
     if not path.exists():

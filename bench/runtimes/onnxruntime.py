@@ -45,6 +45,7 @@ def open_session(
     io_binding: bool = False,
     optimize: bool = True,
     check: bool = True,
+    content: bytes | None = None,
 ) -> OnnxRuntimeSession:
     """Open an ONNX model.
 
@@ -58,7 +59,7 @@ def open_session(
     """
     unranked: tuple[str, ...] = ()
     if check and path.suffix != ".ort":  # whatever else it is called, it is read as ONNX
-        facts = onnx_file.read(path)
+        facts = onnx_file.read(path, content)
         onnx_file.check_external(path, facts)
         unranked = facts.unranked
     ort = library()
@@ -73,7 +74,7 @@ def open_session(
     )
     if device != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    return OnnxRuntimeSession(ort, path, options, providers, device, io_binding, unranked)
+    return OnnxRuntimeSession(ort, path, options, providers, device, io_binding, unranked, content)
 
 
 def library() -> Any:
@@ -111,7 +112,7 @@ class OnnxRuntimeSession(Session):
 
     def __init__(
         self, ort: Any, path: Path, options: Any, providers: list[str], device: str,
-        io_binding: bool, unranked: Sequence[str] = (),
+        io_binding: bool, unranked: Sequence[str] = (), content: bytes | None = None,
     ) -> None:  # fmt: skip
         self.path, self._ort, self._io_binding = path, ort, io_binding
         self._options = options
@@ -119,7 +120,10 @@ class OnnxRuntimeSession(Session):
         try:
             # enable_fallback=0: by default a failing provider is replaced with a printed line.
             self._session = ort.InferenceSession(
-                str(path), options, providers=providers, enable_fallback=0
+                str(path) if content is None else content,
+                options,
+                providers=providers,
+                enable_fallback=0,
             )
         except Exception as error:
             # onnxruntime has no common class for its errors.

@@ -29,21 +29,23 @@ def library() -> Any:
     return openvino
 
 
-def open_session(path: Path, *, device: str = "cpu", threads: int | None = None) -> OpenVinoSession:
+def open_session(
+    path: Path, *, device: str = "cpu", threads: int | None = None, content: bytes | None = None
+) -> OpenVinoSession:
     """Compile a model for one device.
 
     The precision of the file is kept: OpenVINO's own default computes float32 models in bfloat16
     where the processor can, which is another model.
     """
     if path.suffix != ".xml":  # whatever else it is called, it is read as ONNX
-        onnx_file.check_external(path, onnx_file.read(path))
+        onnx_file.check_external(path, onnx_file.read(path, content))
     ov = library()
     core = ov.Core()
     if device.upper() not in {d.split(".")[0] for d in core.available_devices}:
         raise EnvironmentLacks(
             f"--device {device}: OpenVINO sees {', '.join(core.available_devices)} here."
         )
-    return OpenVinoSession(ov, core, path, device, threads)
+    return OpenVinoSession(ov, core, path, device, threads, content)
 
 
 class OpenVinoSession(Session):
@@ -51,7 +53,10 @@ class OpenVinoSession(Session):
 
     thread_safe = False
 
-    def __init__(self, ov: Any, core: Any, path: Path, device: str, threads: int | None) -> None:
+    def __init__(
+        self, ov: Any, core: Any, path: Path, device: str, threads: int | None,
+        content: bytes | None = None,
+    ) -> None:  # fmt: skip
         self.path = path
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -61,7 +66,7 @@ class OpenVinoSession(Session):
             config["INFERENCE_NUM_THREADS"] = threads
         self._core, self._config, self._device = core, config, device.upper()
         try:
-            self._model = core.read_model(str(path))
+            self._model = core.read_model(str(path) if content is None else content)
             self._compiled = core.compile_model(self._model, self._device, config)
         except RuntimeError as error:
             raise UserError(

@@ -37,7 +37,12 @@ def library() -> Any:
 
 
 def open_session(
-    path: Path, *, device: str = "cuda", threads: int | None = None, cuda_graph: bool = False
+    path: Path,
+    *,
+    device: str = "cuda",
+    threads: int | None = None,
+    cuda_graph: bool = False,
+    content: bytes | None = None,
 ) -> TensorRtSession:
     """Load an engine.
 
@@ -48,7 +53,7 @@ def open_session(
         raise UserError("--threads is not for TensorRT: the engine runs on the GPU.")
     packages = libraries()
     cuda = Cuda()
-    plan = path.read_bytes()
+    plan = path.read_bytes() if content is None else content
     if not plan:
         raise UserError(f"{path} is empty. Expected a TensorRT engine.")
     messages: list[str] = []

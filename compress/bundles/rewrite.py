@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vcompress.bench.bundle import Bundle, bundle
+from vcompress.bench.bundle import Bundle, bundle, sha256
 from vcompress.bench.bundle.history import Entry
 from vcompress.bench.errors import UserError
 
@@ -40,7 +40,10 @@ def rewritten(
         for name in names:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(found.file(name), target)
+            shutil.copyfile(found.plain_file(name), target)
+            if sha256(target) != found.files[name].sha256:  # of what was copied, not of its source
+                found.file(name)  # says what is wrong
+                raise UserError(f"{found.path / name}: changed while it was copied. Try again.")
         section = report_section(found)
         if section:
             (folder / SECTION).write_text(section, encoding="utf-8")

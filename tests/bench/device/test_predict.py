@@ -16,10 +16,11 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from vcompress.bench import load
-from vcompress.bench.bundle import InputSpec, Preprocess
+from vcompress.bench.bundle import Bundle, InputSpec, Preprocess, create
 from vcompress.bench.bundle import bundle as bundles
 from vcompress.bench.data.preprocess import apply, read_image
 from vcompress.bench.errors import UserError
+from vcompress.bench.run.subject import subjects
 
 LABELS = ("red", "green", "blue", "none")
 PREPROCESS = Preprocess((8, 8), resize=10, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
@@ -224,3 +225,61 @@ def test_the_command_prints_a_table_or_json(
     assert main(["predict", where, str(tmp_path / "no.png")]) == 2
     assert "no such image" in capsys.readouterr().err
     assert main(["predict", where]) == 2
+
+
+def test_what_was_hashed_is_what_runs(
+    whole_bundle: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is exchanged between the hash and the opening: the runtime gets what was hashed."""
+    from vcompress.bench import onnx_file
+
+    whole_bundle(tmp_path / "b")
+    file = tmp_path / "b" / "model.onnx"
+    image, held, content = np.full((32, 32, 3), 100, np.uint8), file.read_bytes(), Bundle.content
+
+    def exchanged(self: Bundle, name: str) -> bytes:
+        found = content(self, name)
+        file.write_bytes(onnx_file.identity_model())
+        return found
+
+    for runtime in ("onnxruntime", "openvino"):
+        with load(tmp_path / "b", runtime=runtime, threads=1) as model:
+            wanted = model.predict(image, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Bundle, "content", exchanged)
+            with load(tmp_path / "b", runtime=runtime, threads=1) as model:
+                assert model.predict(image, 1) == wanted
+        assert file.read_bytes() == onnx_file.identity_model()
+        file.write_bytes(held)
+    file.write_bytes(onnx_file.identity_model())
+    with pytest.raises(UserError, match="changed after it was written"):
+        load(tmp_path / "b", threads=1)
+
+
+def test_weights_in_a_second_file_are_hashed_too(tmp_path: Path) -> None:
+    dense = np.random.default_rng(0).standard_normal((3 * 32 * 32, 10)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])],
+        "g", [helper.make_tensor_value_info("x", 1, ["batch", 3, 32, 32])],
+        [helper.make_tensor_value_info("y", 1, ["batch", 10])],
+        [numpy_helper.from_array(dense, "w")],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with create(
+        tmp_path / "b", input=InputSpec("x", (3, 32, 32)), preprocess=Preprocess((32, 32)),
+        labels=tuple("abcdefghij"), data=None, history=(),
+    ) as folder:  # fmt: skip
+        onnx.save(
+            proto, str(folder / "model.onnx"), save_as_external_data=True,
+            location="model.onnx.data", size_threshold=0,
+        )  # fmt: skip
+    image = np.full((32, 32, 3), 100, np.uint8)
+    with load(tmp_path / "b", threads=1) as model:
+        prepared = model.task.prepare(model.bundle.preprocess, Image.fromarray(image)).values
+        assert model.predict(image, 1)[0].label == "abcdefghij"[(prepared.ravel() @ dense).argmax()]
+    data = tmp_path / "b" / "model.onnx.data"
+    data.write_bytes(bytes(data.stat().st_size))
+    with pytest.raises(UserError, match=r"model\.onnx\.data: changed after it was written"):
+        load(tmp_path / "b", threads=1)
+    with pytest.raises(UserError, match=r"model\.onnx\.data: changed after it was written"):
+        subjects([tmp_path / "b"], None)
