@@ -58,6 +58,8 @@ class _Node:
     """The parts of a tensor's name, below those keys."""
     children: dict[str, _Node] = field(default_factory=dict)
     tensor: Tensor | None = None
+    listed: Sequence[Tensor] = ()
+    """Tensors without names, as some averages keep the parameters."""
 
     def nodes(self) -> Iterator[_Node]:
         """This one and all below it, in the order of the file."""
@@ -75,6 +77,11 @@ class _Node:
     @property
     def path(self) -> str:
         return ".".join((*self.key, *self.prefix))
+
+    @property
+    def holds(self) -> bool:
+        """Whether there are tensors in it or below it."""
+        return any(node.tensor is not None or node.listed for node in self.nodes())
 
     @property
     def averaged(self) -> bool:
@@ -179,14 +186,14 @@ def _tree(path: Path, key: str | None) -> _Node:
     _grow(root, content, 0)
     if key is not None:
         found = root.at(key)
-        if found is None or not any(n.tensor is not None for n in found.nodes()):
+        if found is None or not found.holds:
             known = [n.path for n in root.nodes() if n.path and not n.prefix]
             raise UserError(
                 f"{path}: no weights under the key {key!r}.{nearest(key, known)} It has "
                 f"{', '.join(known[:8]) or 'no keys but the names of its tensors'}."
             )
         root = found
-    if not any(n.tensor is not None for n in root.nodes()):
+    if not root.holds:
         raise UserError(
             f"{path}: no weights found; it has {', '.join(map(str, list(content)[:8]))}. Expected "
             f"a state_dict, alone or in dictionaries."
@@ -198,7 +205,11 @@ def _grow(node: _Node, content: Any, depth: int) -> None:
     """Put the tensors of `content` below `node`."""
     if isinstance(content, checkpoint_file.StandIn):
         content = content.items
-    if isinstance(content, (list, tuple)) and len(content) <= _LONGEST_LIST:
+    several = isinstance(content, (list, tuple)) and len(content) > 0
+    if several and all(isinstance(value, Tensor) and _readable(value) for value in content):
+        node.listed = content
+        return
+    if several and len(content) <= _LONGEST_LIST:
         content = dict(enumerate(content))
     if not isinstance(content, Mapping) or depth > _DEEPEST:
         return
@@ -210,7 +221,7 @@ def _grow(node: _Node, content: Any, depth: int) -> None:
         text = str(name)
         below = _Node((*node.key, text), node.prefix)
         _grow(below, value, depth + 1)
-        if below.children:
+        if below.children or below.listed:
             node.children.setdefault(text, below)
 
 
@@ -237,7 +248,12 @@ def _fits(root: _Node, model: nn.Module, heads: Sequence[str]) -> list[_Fit]:
     for name, tensor in own.items():
         _leaf(network, name.split("."), tensor)
     found = []
+    ordered = dict(model.named_parameters())
     for node in root.nodes():
+        if [t.shape for t in node.listed] == [p.shape for p in ordered.values()] and ordered:
+            pairs = zip(ordered, node.listed, strict=True)
+            taken = {name: _Node(node.key, (name,), tensor=tensor) for name, tensor in pairs}
+            found.append(_Fit(node, taken, len(parameters)))
         if not node.children.keys().isdisjoint(network.children):
             taken = dict(_matched(node, network, ""))
             same = [

@@ -225,6 +225,10 @@ def written(kind: str, sd: Tensors) -> Any:
             "state_dict": {**old, **{k: v for k, v in sd.items() if k not in parameters_of(sd)}},
             "model_ema": parameters_of(sd),
         },
+        "averaged parameters in their order": {
+            "model": {**old, **{k: v for k, v in sd.items() if k not in parameters_of(sd)}},
+            "ema": {"decay": 0.9, "shadow_params": list(parameters_of(sd).values())},
+        },
         "two deep": {"net": {"state_dict": dict(sd), "arch": "small"}},
         "a list": [dict(sd), {"optimizer": {"state": {0: {"exp_avg": torch.ones(8)}}}}],
         "tensors nested by module": {
@@ -242,6 +246,7 @@ FITS = {
     "averages deep inside": ("ema.shadow", ""), "SWA": ("swa_state_dict", "module."),
     "teacher and student": ("teacher", "module.backbone."),
     "averaged parameters beside a state_dict": ("model_ema", ""),
+    "averaged parameters in their order": ("ema.shadow_params", ""),
     "two deep": ("net.state_dict", ""), "a list": ("0", ""), "tensors nested by module": (None, ""),
 }  # fmt: skip
 
