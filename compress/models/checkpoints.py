@@ -334,7 +334,11 @@ def _check_head(path: Path, name: str, weight: Tensor, own: Tensor) -> None:
             f"bytes of it. Expected 1 to {_MOST_CLASSES:,} classes with all of their weights."
         )
     if weight.shape[1:] != own.shape[1:]:
-        raise UserError(_of_other_shape(path, [name], {name: weight}, {name: own}))
+        wanted = ", ".join(map(str, ("classes", *own.shape[1:])))
+        raise UserError(
+            f"{path}: its head {name} is {list(weight.shape)}, and the network's is [{wanted}]. "
+            f"The file was saved from another architecture, or from another variant of it."
+        )
 
 
 def _of_other_shape(

@@ -325,7 +325,9 @@ def test_a_head_of_another_width_is_named_before_a_network_is_built(
     small: Any, tmp_path: Path
 ) -> None:
     torch.save({"fc.weight": torch.ones(5, 2), "fc.bias": torch.ones(5)}, tmp_path / "c.pth")
-    with pytest.raises(UserError, match=r"first is fc.weight: \[5, 2\] in the file, \[4, 8\]"):
+    with pytest.raises(
+        UserError, match=r"head fc.weight is \[5, 2\], and the network's is \[classes, 8\]"
+    ):
         infer_classes(tmp_path / "c.pth", small(), ["fc"])
 
 
