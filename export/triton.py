@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from vcompress.bench.errors import UserError
 from vcompress.bench.ranges import at_least, check_ranges
+from vcompress.bench.text import is_name
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z", re.ASCII)
 TYPES = {
@@ -165,7 +166,7 @@ def write_repository(
         UserError: a model of that name is there already, or a label that does not fit on one line.
     """
     for label in labels:
-        if not label.isprintable():
+        if not is_name(label):
             raise UserError(f"label {label!r}: Triton reads one label a line; rename it.")
     target = out / serving.name
     if target.exists() or target.is_symlink():

@@ -34,6 +34,7 @@ HEAVY = TRAINING | {
 LIGHT = (
     "bench/__init__.py", "bench/errors.py", "bench/config.py", "bench/cli.py", "bench/apart.py",
     "bench/ranges.py", "bench/own_code.py", "bench/library.py", "bench/lazy.py",
+    "bench/text.py",
     "bench/bundle/__init__.py", "bench/bundle/bundle.py", "bench/bundle/atomic.py",
     "bench/bundle/manifest.py", "bench/bundle/history.py", "bench/bundle/archive.py",
     "bench/bundle/signature.py", "bench/bundle/output.py",
@@ -116,7 +117,7 @@ def test_a_package_imports_itself_relatively_and_others_by_their_full_name(packa
 # stands alone at the top of a package is a floor of its own.
 FLOORS = {
     "bench": [
-        {"errors", "lazy", "safe_path", "stats"},
+        {"errors", "lazy", "safe_path", "stats", "text"},
         {"apart", "config", "onnx_file", "own_code", "ranges"},
         {"bundle"},
         {"data", "runtimes"}, {"engine", "tasks", "timing"}, {"device", "verify", "reports"},

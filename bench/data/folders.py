@@ -14,8 +14,8 @@ import numpy as np
 
 from ..bundle import IMAGENET
 from ..errors import UserError
+from ..text import is_name
 from .dataset import Dataset
-from .own_targets import is_name
 from .preprocess import read_image
 from .splits import PATH, SPLITS, drawn_by_seed, fingerprint, val_from_train, without_overlap
 

@@ -25,8 +25,9 @@ from ..bundle import Preprocess
 from ..config import from_mapping
 from ..errors import UserError, nearest
 from ..own_code import import_own, raised
+from ..text import is_name
 from .dataset import Dataset
-from .own_targets import Names, ReadTargets, is_name, is_subset, listed, plain_target
+from .own_targets import Names, ReadTargets, is_subset, listed, plain_target
 from .preprocess import read_image
 from .sources import usual_preprocess
 from .splits import SPLITS, fingerprint, val_from_train

@@ -7,7 +7,6 @@ order of the splits. Where no names are given, the first split's targets define 
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError, nearest
+from ..text import is_name
 from .dataset import LARGEST
 
 Names: TypeAlias = tuple[str, ...]
@@ -102,21 +102,6 @@ def number_targets(raw: Raw, names: Names | None, source: str) -> tuple[Names, N
     width = len(rows[0])
     known = names or (("number",) if width == 1 else tuple(f"number {k}" for k in range(width)))
     return known, np.array(rows, dtype=np.float32)
-
-
-def is_name(value: Any) -> bool:
-    """Whether a class or label may be called so: it is shown, and stands in JSON and HTML.
-
-    Spaces of any kind and the joiners of Persian, Malayalam and emoji belong to names; control
-    characters and marks of direction do not.
-    """
-    return (
-        isinstance(value, str)
-        and bool(value.strip())
-        and all(
-            c.isprintable() or c in "\u200c\u200d" or unicodedata.category(c) == "Zs" for c in value
-        )
-    )
 
 
 def is_subset(part: Any) -> bool:

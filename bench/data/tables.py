@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ..bundle import IMAGENET
 from ..errors import UserError, nearest
+from ..text import is_name
 from .dataset import LARGEST, Dataset
-from .own_targets import is_name
 from .preprocess import read_image
 from .sources import is_there
 from .splits import PATH, SPLITS, drawn_by_seed, fingerprint, without_overlap

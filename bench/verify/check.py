@@ -18,6 +18,7 @@ from ..bundle import GOLDEN, MODEL, Bundle, from_manifest, read_manifest, sha256
 from ..bundle import manifest as manifests
 from ..bundle.manifest import MANIFEST, SEAL, SIGNATURE
 from ..errors import UserError, reader_gone
+from ..text import printable
 from .golden import Found, check, limit_db, precision_of
 
 REFERENCE = "onnxruntime"
@@ -274,7 +275,7 @@ def lines(found: Verification, *, golden: bool = True) -> Iterator[str]:
 
 
 def _short(text: str) -> str:
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    text = printable(text)
     return text if len(text) <= 200 else text[:197] + "..."
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from vcompress.bench.bundle import MODEL, Bundle, sha256
 from vcompress.bench.bundle.manifest import MANIFEST
 from vcompress.bench.errors import EnvironmentLacks, UserError
+from vcompress.bench.text import printable
 
-from ..reporting.terminal import printable
 from . import licences
 
 if TYPE_CHECKING:

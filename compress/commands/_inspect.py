@@ -7,9 +7,10 @@ from pathlib import Path
 
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.bundle.history import Entry
+from vcompress.bench.text import printable
 
 from ..bundles import licences
-from ..reporting.terminal import print_history, printable
+from ..reporting.terminal import print_history
 
 _SHOWN_DETAILS = 160
 

@@ -34,8 +34,7 @@ class Command:
     def run(self) -> None:
         from vcompress.bench import load
         from vcompress.bench.errors import UserError
-
-        from ..reporting.terminal import printable
+        from vcompress.bench.text import printable
 
         if not self.images:
             raise UserError("no image given. Expected: vcompress predict BUNDLE IMAGE...")

@@ -15,6 +15,7 @@ from vcompress.bench.bundle.history import (
     measured,
 )
 from vcompress.bench.tasks.metrics import metric
+from vcompress.bench.text import printable
 
 from .budget import budget_lines
 from .integers import integer_lines
@@ -47,11 +48,6 @@ def print_history(bundle: Bundle) -> None:
     # A pipe or a log has no width of its own; a narrow default would cut the numbers.
     console = Console()
     Console(width=None if console.is_terminal else 120).print(table)
-
-
-def printable(text: str) -> str:
-    """Without control characters: a bundle from elsewhere must not steer the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def rows(history: Iterable[Entry]) -> list[tuple[str, ...]]:

@@ -1,0 +1,26 @@
+"""Text from elsewhere: what may be a name, and what may be shown."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+
+def is_name(value: Any) -> bool:
+    """Whether a class or label may be called so: it is shown, and stands in JSON and HTML."""
+    return isinstance(value, str) and bool(value.strip()) and all(map(_harmless, value))
+
+
+def printable(text: str) -> str:
+    """Without control characters: what others have written must not steer the terminal."""
+    return "".join(c if _harmless(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _harmless(character: str) -> bool:
+    """Spaces of any kind and the joiners of Persian, Malayalam and emoji belong to names; control
+    characters, ends of lines and marks of direction do not."""
+    return (
+        character.isprintable()
+        or character in "\u200c\u200d"
+        or unicodedata.category(character) == "Zs"
+    )
