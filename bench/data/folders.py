@@ -109,6 +109,7 @@ def open_folder(folder: Path, seed: int) -> Dataset:
     sizes = [path.stat().st_size for path in paths]
     where = np.array(places)
     undivided = ""
+    left_out["folders beside the splits"] += len(set(_folders(folder)) - set(roots)) if found else 0
     if not found:
         splits, undivided = drawn_by_seed(keys, targets, names, seed, paths, sizes)
     else:
@@ -128,7 +129,7 @@ def open_folder(folder: Path, seed: int) -> Dataset:
     return Dataset(
         str(folder), names, targets, splits, fingerprint(digest, splits),
         lambda i: read_image(paths[i]), IMAGENET, seed=seed, drawn=not found, undivided=undivided,
-        left_out=_said(left_out, f"{folder}: no images and left out: "),
+        left_out=_said(+left_out, f"{folder}: left out: "),
     )  # fmt: skip
 
 
@@ -153,6 +154,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     """
     tops = [top for top in _folders(folder) if _split_of(top.name)]
     if not any(_folders(top) for top in tops):
+        _check_classes(folder)
         return {}
     found: dict[str, Path] = {}
     for top in tops:
@@ -176,6 +178,39 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     if "test" not in found:
         found["test"] = found.pop("val")
     return {name: found[name] for name in SPLITS if name in found}
+
+
+def _check_classes(folder: Path) -> None:
+    """Raise a UserError where folders are parts of the data under names of their own: in all of
+    them stand the same folders, and no images."""
+    tops = _folders(folder)
+    inside: list[set[str]] = []
+    for top in tops:
+        names = _names_of_folders(top)
+        if names is None or len(names) < 2 or (inside and names != inside[0]):
+            return
+        inside.append(names)
+    if len(tops) > 1:
+        raise UserError(
+            f"{folder}: {', '.join(top.name for top in tops[:3])} hold the same folders "
+            f"({', '.join(sorted(inside[0])[:3])}), so they look like parts of the data and not "
+            f"like classes. Call parts train, val and test, or give one of them; put the images of "
+            f"a class into one folder."
+        )
+
+
+def _names_of_folders(folder: Path) -> set[str] | None:
+    """None where there are images beside them, which is soon seen."""
+    names: set[str] = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _hidden(entry.name):
+                continue
+            if entry.is_dir():
+                names.add(entry.name)
+            elif Path(entry.name).suffix.lower() in SUFFIXES:
+                return None
+    return names
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:

@@ -73,6 +73,28 @@ def test_splits_that_contradict_each_other_are_refused(image_folder: Make) -> No
         open_dataset(str(folder))
 
 
+def test_parts_of_the_data_under_other_names_are_no_classes(image_folder: Make) -> None:
+    image_folder("plants/color", leaf=4, root=4)
+    folder = image_folder("plants/gray", leaf=4, root=4).parent
+    with pytest.raises(UserError, match=r"color, gray hold the same folders \(leaf, root\)"):
+        open_dataset(str(folder))
+    assert open_dataset(str(folder / "color")).classes == ("leaf", "root")
+    # Folders inside classes that differ, or beside images, are the classes' own.
+    for place in ("set/cat/2023", "set/cat/2024", "set/dog/2023", "set/dog/2025"):
+        image_folder(place, a=2)
+    nested = open_dataset(str(folder.parent / "set"))
+    assert nested.classes == ("cat", "dog") and len(nested.targets) == 8
+
+
+def test_folders_beside_the_splits_are_left_out_and_counted(image_folder: Make) -> None:
+    image_folder("set/train", red=4, green=4)
+    folder = image_folder("set/val", red=2, green=2).parent
+    image_folder("set/unsorted", red=3)
+    data = open_dataset(str(folder))
+    assert len(data.targets) == 12
+    assert data.left_out == f"{folder}: left out: folders beside the splits (1)"
+
+
 def test_what_systems_leave_beside_the_images_is_not_there(image_folder: Make) -> None:
     image_folder("set/train", red=10, green=10)
     folder = image_folder("set/val", red=4, green=4).parent
@@ -101,7 +123,7 @@ def test_what_is_no_image_is_left_out_counted_and_named(image_folder: Make) -> N
     data = open_dataset(str(folder))
     assert len(data.targets) == 20
     assert data.left_out == (
-        f"{folder}: no images and left out: .heic (2), .txt (1), broken links (1), "
+        f"{folder}: left out: .heic (2), .txt (1), broken links (1), "
         "files without a suffix (1), linked folders (2)"
     )
     (folder / "blue").mkdir()
