@@ -107,7 +107,11 @@ def _why_not(model: nn.Module, groups: list[Group], example: Tensor) -> str | No
 
 
 def _half(groups: Sequence[Group]) -> dict[str, Tensor]:
-    """Masks of a random half of each group, in allowed widths."""
+    """Masks of a random half of each group, in allowed widths.
+
+    The first and the last unit go: every other moves, so that an operation on channels with fixed
+    numbers (`maps[:, :4]`) is on others than before.
+    """
     generator = torch.Generator().manual_seed(0)
     counts: dict[str, int] = {}
     for group in groups:
@@ -120,6 +124,8 @@ def _half(groups: Sequence[Group]) -> dict[str, Tensor]:
         if count is None and group.tied_to is not None:
             count = widths[group.tied_to] // group.unit_width
         order = torch.randperm(group.units, generator=generator)
+        inner = (order > 0) & (order < group.units - 1)
+        order = torch.cat([order[inner], order[~inner]])
         mask = torch.ones(group.units, dtype=torch.bool)
         mask[order[:count]] = False
         removed[group.name] = mask

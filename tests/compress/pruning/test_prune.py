@@ -473,3 +473,26 @@ def test_a_slice_with_a_fixed_end_is_found_out_and_its_layers_are_named() -> Non
     """Of fewer channels it would take others: nothing fails, but the network is another one."""
     with pytest.raises(UserError, match=r"Nothing .* can be pruned\. .*stem: .*something else"):
         prune(Ghost(48), torch.randn(1, 3, 4, 4), macs=0.5)
+
+
+class FixedChannels(nn.Module):
+    """Clears three channels by their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Conv2d(3, 32, 3)
+        self.cleared = nn.Conv2d(32, 32, 3)
+        self.head = nn.Conv2d(32, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.cleared(self.before(images).relu())
+        maps[:, 2:5] = 0.0
+        return self.head(maps).mean((2, 3))
+
+
+def test_an_operation_on_channels_by_their_numbers_is_found_out_among_other_layers() -> None:
+    torch.manual_seed(0)
+    model = FixedChannels()
+    report = prune(model, torch.randn(1, 3, 8, 8), channels=0.8)
+    assert [w.name for w in report.layers] == ["before"]
+    assert "computes something else" in report.left_alone["cleared"]
