@@ -37,7 +37,7 @@ LIGHT = (
     "bench/text.py",
     "bench/bundle/__init__.py", "bench/bundle/bundle.py", "bench/bundle/atomic.py",
     "bench/bundle/manifest.py", "bench/bundle/history.py", "bench/bundle/archive.py",
-    "bench/bundle/signature.py", "bench/bundle/output.py",
+    "bench/bundle/signature.py", "bench/bundle/output.py", "bench/bundle/identity.py",
     "bench/verify/__init__.py", "bench/verify/check.py", "bench/verify/golden.py",
     "bench/gates/__init__.py", "bench/gates/limits.py", "bench/reports/__init__.py",
     "bench/reports/svg.py", "bench/tasks/__init__.py",

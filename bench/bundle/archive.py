@@ -33,6 +33,7 @@ from .bundle import (
     replaced,
     strangers,
 )
+from .identity import ANY, Expected, identify
 from .manifest import MANIFEST, SEAL, SIGNATURE
 from .output import written
 
@@ -89,12 +90,16 @@ def pack(folder: Path, out: Path, sign: Path | None = None) -> None:
         stream.write(END)
 
 
-def unpack(archive: Path, out: Path, key: Path | None = None, *, overwrite: bool = False) -> Bundle:
+def unpack(
+    archive: Path, out: Path, key: Path | None = None, *, overwrite: bool = False,
+    expected: Expected = ANY,
+) -> Bundle:  # fmt: skip
     """Write the bundle in `archive` to the folder `out`, whole or not at all.
 
     Args:
         key: file with the public key that the archive must be signed with.
         overwrite: replace a bundle that is at `out`.
+        expected: which bundle it must be.
 
     Raises:
         UserError: `archive` is not as `pack` writes it, byte for byte, is not signed by `key`, or
@@ -107,6 +112,8 @@ def unpack(archive: Path, out: Path, key: Path | None = None, *, overwrite: bool
             held = packed.signature
             said = None if held is None else signatures.parse(held, str(archive))
             signatures.check(said, packed.manifest, key, str(archive))
+        if wrong := expected.problems(identify(packed.bundle, packed.manifest)):
+            raise UserError(f"{archive}: {'; '.join(wrong)}. Nothing was written.")
         check_target(out)
         if is_bundle(out) and not overwrite:
             raise UserError(f"{out}: there is a bundle already. Give --overwrite or another --out.")

@@ -8,13 +8,13 @@ lies beside the manifest as `manifest.sig`, five lines of text of which only one
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import EnvironmentLacks, UserError
-from .atomic import staged_file
 from .manifest import SIGNATURE
 
 if TYPE_CHECKING:
@@ -60,25 +60,43 @@ def make_keys(private: Path) -> tuple[Path, str]:
         The path of the public key, and its fingerprint.
 
     Raises:
-        UserError: one of the files is there already.
+        UserError: one of the files is there already, or `private` has the name of a public key.
         EnvironmentLacks: `cryptography` is missing.
     """
     _library()
     from cryptography.hazmat.primitives import serialization as s
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    public = private.with_name(f"{private.stem}.pub.pem")
-    for path in (private, public):
-        if path.exists() or path.is_symlink():
-            raise UserError(f"{path}: there is a file already; a key is never replaced.")
-    key = Ed25519PrivateKey.generate()
-    with staged_file(private, 0o600) as stream:
-        stream.write(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()))
-    with staged_file(public, 0o644) as stream:
-        stream.write(
-            key.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo)
+    if ".pub" in private.suffixes:
+        raise UserError(
+            f"{private}: named as a public key; it would hold the private one. Give a name such as "
+            f"release.pem."
         )
+    public = private.with_name(f"{private.stem}.pub.pem")
+    key = Ed25519PrivateKey.generate()
+    private.parent.mkdir(parents=True, exist_ok=True)
+    secret = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
+    shown = key.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo)
+    _write_new(private, secret, 0o600)
+    try:
+        _write_new(public, shown, 0o644)
+    except BaseException:
+        private.unlink()  # a pair is written whole, and never mixed with another
+        raise
     return public, fingerprint(key.public_key().public_bytes_raw())
+
+
+def _write_new(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that is not there yet; of two processes one fails."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        raise UserError(f"{path}: there is a file already; a key is never replaced.") from None
+    with os.fdopen(handle, "wb") as stream:
+        os.fchmod(stream.fileno(), mode)  # whatever the umask
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def sign(manifest: bytes, private: Path) -> bytes:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..bundle import GOLDEN, MODEL, Bundle, from_manifest, read_manifest, sha256, strangers
 from ..bundle import manifest as manifests
+from ..bundle.identity import ANY, Expected, Identity, identify
 from ..bundle.manifest import MANIFEST, SEAL, SIGNATURE
 from ..errors import UserError, reader_gone
 from ..text import printable
@@ -47,6 +48,7 @@ class Verification:
     """What can be said of it."""
     golden: tuple[Found, ...]
     """One entry a runtime; empty where the golden run was left out."""
+    identity: Identity
 
     @property
     def ok(self) -> bool:
@@ -60,6 +62,7 @@ def verify(
     golden: bool = True,
     runtimes: Sequence[str] = (),
     timeout_s: float = 300.0,
+    expected: Expected = ANY,
 ) -> Verification:
     """Check the bundle at `path`: its manifest, every file, the signature, the golden outputs.
 
@@ -72,6 +75,7 @@ def verify(
             outputs; where that is missing too, every runtime that is present. Engines in the bundle
             decide where they can run. What the others find is told.
         timeout_s: for each runtime.
+        expected: which bundle it must be.
 
     Raises:
         DoesNotVerify: the manifest cannot be believed.
@@ -87,13 +91,14 @@ def verify(
         bundle, content, protected = _open(folder)
         problems = _inconsistent(bundle)
         signature, wrong = _signature(folder, content, key)
-        problems += wrong + _changed(bundle)
+        identity = identify(bundle, content)
+        problems += wrong + expected.problems(identity) + _changed(bundle)
         problems += [f"{name}: not named by the manifest" for name in strangers(bundle)]
         found: tuple[Found, ...] = ()
         if golden and not problems:
             found = tuple(_golden(bundle, runtimes, timeout_s))
             problems += _judged(found, runtimes, bundle.ships_in)
-    return Verification(bundle, tuple(problems), protected, signature, found)
+    return Verification(bundle, tuple(problems), protected, signature, found, identity)
 
 
 @contextmanager
@@ -252,6 +257,7 @@ def lines(found: Verification, *, golden: bool = True) -> Iterator[str]:
     """What a person is told."""
     bundle, count = found.bundle, len(found.bundle.files)
     verdict = "hashes agree" if found.ok or found.golden else "does not hold"
+    yield f"bundle     {_short(str(found.identity))}"
     yield f"files      {count}, {bundle.size_bytes:,} bytes: {verdict}"
     protected = f"held by {SEAL}" if found.protected else f"not protected: there is no {SEAL}"
     yield f"manifest   {protected}"
@@ -280,14 +286,17 @@ def _short(text: str) -> str:
 
 
 def show(
-    path: Path, *, key: Path | None, golden: bool, runtimes: Sequence[str], timeout_s: float
-) -> None:
+    path: Path, *, key: Path | None, golden: bool, runtimes: Sequence[str], timeout_s: float,
+    expected: Expected = ANY,
+) -> None:  # fmt: skip
     """Verify and print.
 
     Raises:
         DoesNotVerify: with every problem, after the findings were printed.
     """
-    found = verify(path, key=key, golden=golden, runtimes=runtimes, timeout_s=timeout_s)
+    found = verify(
+        path, key=key, golden=golden, runtimes=runtimes, timeout_s=timeout_s, expected=expected
+    )
     for line in lines(found, golden=golden):
         print(line)
     if not found.ok:
@@ -305,6 +314,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("bundle", type=Path, help="folder, or archive of vcompress pack")
     parser.add_argument("--key", type=Path, help="public key that it must be signed with")
+    parser.add_argument("--expect", metavar="NAME",
+                        help="the network's name, or the manifest's SHA-256")  # fmt: skip
+    parser.add_argument("--not-before", metavar="DATE", help="earliest start of the last stage")
     parser.add_argument("--no-golden", dest="golden", action="store_false", help="hashes only")
     parser.add_argument("--runtime", dest="runtimes", nargs="*", default=(),
                         help="must be present and agree; default: onnxruntime decides")  # fmt: skip
@@ -313,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         show(
             asked.bundle, key=asked.key, golden=asked.golden, runtimes=asked.runtimes,
-            timeout_s=asked.timeout_s,
+            timeout_s=asked.timeout_s, expected=Expected(asked.expect, asked.not_before),
         )  # fmt: skip
         sys.stdout.flush()
     except BrokenPipeError:

@@ -17,6 +17,11 @@ class Command:
     """Folder of a bundle, or an archive of vcompress pack."""
     key: Path | None = None
     """File of the public key that the signature must belong to."""
+    expect: str | None = None
+    """Name of the network that the bundle must hold, or the SHA-256 of its manifest (12 digits or
+    more)."""
+    not_before: str | None = None
+    """Earliest start of the last stage, such as 2026-11-01; UTC where no zone is said."""
     no_golden: bool = False
     """Check the files alone, without running the golden inputs."""
     runtime: tuple[str, ...] = ()
@@ -26,9 +31,10 @@ class Command:
     """Time limit of each runtime, seconds, above 0."""
 
     def run(self) -> None:
+        from vcompress.bench.bundle.identity import Expected
         from vcompress.bench.verify.check import show
 
         show(
             self.bundle, key=self.key, golden=not self.no_golden, runtimes=self.runtime,
-            timeout_s=self.timeout_s,
+            timeout_s=self.timeout_s, expected=Expected(self.expect, self.not_before),
         )  # fmt: skip

@@ -148,3 +148,30 @@ def test_a_key_of_openssl_serves(tmp_path: Path) -> None:
     subprocess.run([tool, "pkey", "-in", private, "-pubout", "-out", public], check=True)
     found = s.parse(s.sign(MANIFEST, private), "here")
     assert s.check(found, MANIFEST, public, "here") == found.signer
+
+
+def test_a_pair_is_never_mixed_and_a_private_key_never_has_a_public_ones_name(
+    tmp_path: Path,
+) -> None:
+    for name in ("x.pub.pem", "k.pub", "a.pub.key"):
+        with pytest.raises(UserError, match="named as a public key"):
+            s.make_keys(tmp_path / name)
+    (tmp_path / "release.pub.pem").write_text("another's")
+    with pytest.raises(UserError, match="a key is never replaced"):
+        s.make_keys(tmp_path / "release.pem")
+    assert [p.name for p in tmp_path.iterdir()] == ["release.pub.pem"]
+
+
+def test_of_processes_that_make_the_same_key_one_gets_a_pair(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from vcompress.bench.bundle.signature import make_keys\n"
+        "from vcompress.bench.errors import UserError\n"
+        "try: make_keys(Path(sys.argv[1]))\n"
+        "except UserError: sys.exit(2)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "k.pem")]
+    running = [subprocess.Popen(command) for _ in range(4)]
+    assert sorted(process.wait() for process in running) == [0, 2, 2, 2]
+    text = s.sign(MANIFEST, tmp_path / "k.pem")
+    s.check(s.parse(text, "here"), MANIFEST, tmp_path / "k.pub.pem", "here")
