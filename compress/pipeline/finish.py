@@ -104,6 +104,8 @@ def finish(
             export=plain({**asdict(exported), "path": MODEL, **_in_integers(model, file)}),
             sparsity=sparsity_of(network.model, file),
         )
+        if entry.metrics is not None:  # the same network, exported again
+            metrics = replace(metrics, robustness=entry.metrics.robustness)
         if robustness and data and runs:
             log.info("measuring robustness on up to %d test images", robustness)
             measured = measure_robustness(model, file, data, robustness, runtime=runtime.name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..training.config import Context, TaughtConfig
-from .contract import Outcome, Stage
+from .contract import Kind, Outcome, Role, Stage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,14 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     lost = sorted(set(layers) - set(sparse_layers(model)))
     if lost:
         raise RuntimeError(f"training filled the zeros of {', '.join(lost[:3])}")
-    return Outcome(model, {"layers": layers, "left_alone": left_alone, "training": training})
+    details = {
+        "layers": layers, "left_alone": left_alone, "training": training,
+        "teacher": context.teacher_name or "the dense network",
+    }  # fmt: skip
+    return Outcome(model, details)
 
 
-STAGE = Stage(Config, apply)
+STAGE = Stage(
+    Config, apply,
+    roles=(Role("teacher", Kind.OPTIONAL), Role("model", Kind.TRAINED, changed=True)),
+)  # fmt: skip

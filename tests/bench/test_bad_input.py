@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +172,56 @@ def test_a_load_that_hangs_is_ended_and_says_where(
     )  # fmt: skip
     with pytest.raises(UserError, match=r"did not come back within 1 s while loading it"):
         fresh.cold_start(request(models / "classifier.onnx", timeout_s=1.0))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a feature of Linux")
+def test_the_fresh_process_ends_with_the_one_that_asked(tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(
+        "import os, time\nfrom pathlib import Path\nfrom vcompress.bench.apart import serve\n"
+        "serve(lambda r: (Path(r['path']).write_text(str(os.getpid())), time.sleep(60)))\n"
+    )
+    code = (
+        "import sys; from vcompress.bench.apart import ask; "
+        "ask('sleeper', {'path': sys.argv[1]}, 60)"
+    )
+    told, paths = tmp_path / "pid", [str(tmp_path), *filter(None, sys.path)]
+    asking = subprocess.Popen(
+        [sys.executable, "-c", code, str(told)], env={**os.environ, "PYTHONPATH": ":".join(paths)}
+    )
+    wait(lambda: told.exists() and told.read_text() != "")
+    asking.kill()
+    asking.wait()
+    state = Path("/proc") / told.read_text() / "stat"
+    wait(lambda: not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def wait(done: Callable[[], bool], most_s: float = 20.0) -> None:
+    end = time.monotonic() + most_s
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_command_and_removes_what_it_made(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def work(options: object) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            made.append(Path(folder))
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        return 0
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(cli, "_run", work)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["model.onnx"])
+    assert ended.value.code == 128 + number
+    assert not made[0].exists()
+    assert signal.getsignal(number) is before
 
 
 def test_a_crash_is_one_message(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,11 @@ def test_the_command_measures_stores_and_shows(
     assert "<h2>Robustness</h2>" in page
     assert f"{100 * measured['clean']:.1f} %" in page
     assert bundle.labels == ("blue", "green", "red")
+    # Exported again, it is the same network.
+    assert main(["export", "runs/net", "--trust", "tiny_nets:batch"]) == 0
+    again = Bundle.open("runs/net")
+    assert to_json(again.history[-1].metrics.robustness) == measured
+    assert "<h2>Robustness</h2>" in Path("runs/net/report.html").read_text()
 
 
 def test_a_bundle_without_data_or_no_bundle_is_named(

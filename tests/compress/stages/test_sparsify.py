@@ -13,7 +13,7 @@ from vcompress.compress import quantization as q
 from vcompress.compress.data.loader import Data
 from vcompress.compress.pruning.sparsity import sparse_in_file, sparse_layers
 from vcompress.compress.stages import finetune, prune, quantize
-from vcompress.compress.stages.sparsify import Config, apply
+from vcompress.compress.stages.sparsify import STAGE, Config, apply
 from vcompress.compress.training.config import Context
 from vcompress.export.onnx_export import export
 
@@ -94,3 +94,19 @@ def test_bad_options_are_refused() -> None:
         Config(alpha=2.0)
     with pytest.raises(UserError, match="temperature = 0"):
         Config(temperature=0.0)
+
+
+def test_a_teacher_that_is_named_teaches(
+    tiny_data: Callable[..., Data], tiny_nets: Any, tmp_path: Path
+) -> None:
+    given = {"model": "runs/net", "teacher": "runs/large"}
+    assert list(STAGE.assigned(CONFIG, given)) == ["teacher", "model"]
+    taught = []
+    for name in (None, "runs/large"):
+        torch.manual_seed(0)
+        model, teacher = tiny_nets.batch(), tiny_nets.batch() if name else None
+        context = Context(tiny_data(), tmp_path, teacher=teacher, teacher_name=name)
+        outcome = apply(model, CONFIG, context)
+        assert outcome.details["teacher"] == (name or "the dense network")
+        taught.append(outcome.model[3].weight)
+    assert not torch.allclose(*taught, atol=1e-4)
