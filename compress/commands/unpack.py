@@ -33,8 +33,6 @@ class Command:
         from vcompress.bench.bundle.manifest import MANIFEST
         from vcompress.bench.errors import UserError
 
-        from ..reporting.terminal import printable
-
         if self.out is None and not self.archive.suffix:
             raise UserError(f"{self.archive}: say with --out where the bundle goes.")
         out = self.out or Path(self.archive.stem)
