@@ -32,6 +32,7 @@ class Command:
         from vcompress.bench.bundle.identity import Expected, identify
         from vcompress.bench.bundle.manifest import MANIFEST
         from vcompress.bench.errors import UserError
+        from vcompress.bench.text import printable
 
         if self.out is None and not self.archive.suffix:
             raise UserError(f"{self.archive}: say with --out where the bundle goes.")
