@@ -67,6 +67,8 @@ def make_keys(private: Path) -> tuple[Path, str]:
     from cryptography.hazmat.primitives import serialization as s
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    if not private.name or private.is_dir():
+        raise UserError(f"{private}: a folder; give the name of a file, such as release.pem.")
     if ".pub" in private.suffixes:
         raise UserError(
             f"{private}: named as a public key; it would hold the private one. Give a name such as "

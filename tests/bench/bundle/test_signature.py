@@ -156,6 +156,9 @@ def test_a_pair_is_never_mixed_and_a_private_key_never_has_a_public_ones_name(
     for name in ("x.pub.pem", "k.pub", "a.pub.key"):
         with pytest.raises(UserError, match="named as a public key"):
             s.make_keys(tmp_path / name)
+    for path in (Path(), tmp_path):
+        with pytest.raises(UserError, match="a folder; give the name of a file"):
+            s.make_keys(path)
     (tmp_path / "release.pub.pem").write_text("another's")
     with pytest.raises(UserError, match="a key is never replaced"):
         s.make_keys(tmp_path / "release.pem")
