@@ -63,6 +63,11 @@ def written(whole: Tensor, *_: Any) -> Tensor:
     return whole
 
 
+CHANGES_INPUT = "changes_input"
+"""Key in the `meta` of a graph whose network changes its input in place, which the graph does not:
+whoever called the network may read the input again."""
+
+
 def without_side_effects(graph: fx.GraphModule) -> None:
     """Give every change in place a value of its own, which later readers of the tensor read."""
     rewrite = _Rewrite(graph)
@@ -70,6 +75,8 @@ def without_side_effects(graph: fx.GraphModule) -> None:
         rewrite.take(node)
     for module in rewrite.in_place_modules:
         module.inplace = False  # type: ignore[assignment]
+    inputs = graph.graph.find_nodes(op="placeholder")
+    graph.meta[CHANGES_INPUT] = any(rewrite.changes.get(node, 0) for node in inputs)
 
 
 class _Rewrite:

@@ -25,6 +25,7 @@ from .graph import (
     qualified_name,
     source,
 )
+from .in_place import CHANGES_INPUT
 from .parts import prepare_children, put, record_inputs, submodule, trace_around, traceable_form
 from .quality import check_prepared
 from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of, with_quantised_weight
@@ -113,6 +114,8 @@ def _prepare(
     except Untraceable as error:
         return _in_parts(model, inputs, prefix, job, str(error))
     graph = traced.graph
+    if prefix and graph.meta[CHANGES_INPUT]:
+        return "it changes its input in place, which may be read outside of it"
     record_shapes(graph, *inputs)
     nodes = list(graph.graph.nodes)
     dot = f"{prefix}." if prefix else ""

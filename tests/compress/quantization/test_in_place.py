@@ -227,3 +227,35 @@ def test_a_network_that_changes_in_place_trains_as_it_did() -> None:
     for name, parameter in made.named_parameters():
         assert parameter.grad is not None and theirs[name].grad is not None
         assert torch.allclose(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-6), name
+
+
+def test_a_part_that_changes_its_input_in_place_stays_in_float() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x.mul_(2.0)
+            return self.conv(x)
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.fc = nn.Conv2d(3, 8, 3, 2, 1), Scaled(), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            if float(x.detach().sum()) > -1e9:
+                x = self.b(x) + x
+            return self.fc(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    made, x = Branching().eval(), images(32)
+    prepared = q.prepare(made, x[:1].clone(), target="onnxruntime")
+    kept = {e["name"]: e["reason"] for e in q.placement(prepared)["float"]}
+    assert kept["b"] == "it changes its input in place, which may be read outside of it"
+    q.calibrate(prepared, [x])
+    with torch.no_grad():
+        wanted, got = made(x.clone()), q.to_export(prepared.eval())(x)
+    assert parity.compare(wanted.numpy(), got.numpy()).sqnr_db > 30
