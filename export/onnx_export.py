@@ -157,6 +157,27 @@ class _Logits(nn.Module):
         return logits_of(self.model(input), self.output)
 
 
+@contextlib.contextmanager
+def _plain_memory(model: nn.Module) -> Iterator[None]:
+    """Every tensor of the network in contiguous memory for a while.
+
+    The exporter traces strides too: after a kernel in channels_last a pooled map is taken apart by
+    `as_strided` and put together again by a chain of Shape, Range and Gather.
+    """
+    moved = {
+        t: t.data
+        for t in (*model.parameters(), *model.buffers())
+        if t.layout == torch.strided and t.stride() != torch.empty(t.shape, device="meta").stride()
+    }
+    try:
+        for tensor, data in moved.items():
+            tensor.data = data.clone(memory_format=torch.contiguous_format)
+        yield
+    finally:
+        for tensor, data in moved.items():
+            tensor.data = data
+
+
 def _to_proto(
     model: nn.Module, example: Tensor, dynamic: bool, opset: int, output: str | None
 ) -> tuple[onnx.ModelProto, torch.export.ExportedProgram]:
@@ -165,7 +186,7 @@ def _to_proto(
     example = torch.cat([example, example]) if dynamic else example
     shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     try:
-        with _silence(), _one_registry(), torch.no_grad():
+        with _silence(), _one_registry(), _plain_memory(model), torch.no_grad():
             program = torch.onnx.export(
                 _Logits(model, output).eval(),
                 (example,),

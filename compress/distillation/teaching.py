@@ -14,6 +14,7 @@ from vcompress.bench.bundle import Preprocess
 from vcompress.bench.errors import UserError
 
 from ..data.loader import Samples
+from ..models.layout import beside
 from . import feature_losses
 from .features import Pair, align
 from .losses import total
@@ -241,22 +242,19 @@ def live(
         views: the preprocessings of `Samples.others`; a teacher whose own is not among them takes
             the student's images.
     """
-    moved: set[torch.device] = set()
+    run = [beside(teacher.model) for teacher in teachers]
+    for teacher in teachers:
+        teacher.model.eval()
 
     def ask(images: Tensor, samples: Samples) -> Answer:
-        if images.device not in moved:
-            for teacher in teachers:
-                teacher.model.eval()
-                teacher.model.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            moved.add(images.device)
         logits, features = [], []
         for t, teacher in enumerate(teachers):
             own = images
             if teacher.preprocess in views:
-                own = samples.others[views.index(teacher.preprocess)].to(
-                    images.device, memory_format=torch.channels_last
-                )
-            logits.append(teacher.in_order(teacher.model(own).float()))
+                own = samples.others[views.index(teacher.preprocess)].to(images.device)
+                if not images.is_contiguous():
+                    own = own.contiguous(memory_format=torch.channels_last)
+            logits.append(teacher.in_order(run[t](own).float()))
             features.append(tuple(seen[t][pair.teacher.name] for pair in pairs[t]))
         return Answer(torch.stack(logits), tuple(features))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-_NOT_THEIRS = ("/torch/", "/torch_pruning/")
-_OURS = "vcompress.compress"
+_NOT_THEIRS = ("torch", "torch_pruning", "vcompress")
+"""Packages that call a user's code."""
 
 
 def culprit(error: BaseException) -> str:
@@ -13,9 +13,8 @@ def culprit(error: BaseException) -> str:
     traceback = error.__traceback__
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        module = str(traceback.tb_frame.f_globals.get("__name__", ""))
-        theirs = not any(part in code.co_filename for part in _NOT_THEIRS)
-        if theirs and not module.startswith(_OURS):
+        package = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in _NOT_THEIRS and not code.co_filename.startswith("<"):
             place = f"at {code.co_filename}:{traceback.tb_lineno} in {code.co_name}"
         traceback = traceback.tb_next
     return place

@@ -299,7 +299,7 @@ def _cached(
         )
         for images, _, samples in loader:
             with torch.no_grad():
-                found = ask(images.to(state.device, memory_format=torch.channels_last), samples)
+                found = ask(images.to(state.device), samples)
             yield (
                 samples.indices.numpy(),
                 [*found.logits, *(f for fs in found.features for f in fs)],

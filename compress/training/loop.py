@@ -30,6 +30,7 @@ from vcompress.bench.tasks.metrics import Metric
 
 from ..distillation.losses import total
 from ..distillation.teaching import TaughtLoss
+from ..models.layout import lay_out
 from ..models.modes import evaluating
 from ..models.outputs import mean_loss
 from ..pruning.sparsity import held_sparse
@@ -43,6 +44,7 @@ from .processes import process_state
 from .progress import EpochProgress, epoch_progress
 from .schedule import share_of_peak
 from .state import State, save_state
+from .trial import try_out
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +99,14 @@ def fit(
     if config.epochs == 0:
         return _result(metric, [], 0, None)
     if state is not None and state.finished:
-        # As training leaves it: what comes next then adds up in the same order, to the last bit.
-        model.to(memory_format=torch.channels_last)
         model.load_state_dict(state.best)
         return _result(metric, state.history, state.best_epoch, state.best_score)
 
-    run = _prepare(model, config, context, task, loss, state, accelerator, name, extra_groups)
+    mixed = torch.autocast("cpu", torch.bfloat16) if config.precision != "no" else None
+    trial = try_out(model, context.data, name, mixed)
+    run = _prepare(
+        model, config, context, task, loss, state, accelerator, name, extra_groups, trial.layout
+    )
     run.on_epoch, run.on_batch = on_epoch, on_batch
     start = len(run.history)
     # Zeros of 2:4 sparsity stay: in their own training, a later fine-tuning and QAT alike.
@@ -144,6 +148,8 @@ class _Run:
     """As accelerate runs it; None is the task's own."""
     optimizer: Any
     ema: AveragedModel | None
+    layout: torch.memory_format
+    """Memory format of the kernels and the images."""
     frozen: list[nn.Module]
     """Kept in eval mode."""
     learning: list[tuple[nn.Parameter, bool]]
@@ -194,7 +200,7 @@ def _accelerator(config: TrainConfig, context: Context) -> Accelerator:
 def _prepare(
     model: nn.Module, config: TrainConfig, context: Context, task: TrainingTask,
     loss: Loss | None, state: State | None, accelerator: Accelerator, name: str,
-    extra_groups: list[dict[str, Any]] | None,
+    extra_groups: list[dict[str, Any]] | None, layout: torch.memory_format,
 ) -> _Run:  # fmt: skip
     """Everything on its device, with the weights, averages and moments of `state`."""
     taught = loss if isinstance(loss, TaughtLoss) else None
@@ -215,7 +221,7 @@ def _prepare(
     if context.track:
         folder = context.workdir.name.strip(".").removesuffix(".work")
         accelerator.init_trackers(f"{folder}-{name}", config=_flat(asdict(config)))
-    model = model.to(memory_format=torch.channels_last)
+    lay_out(model, layout)
     own_attributes = set(vars(model))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     if taught is not None:
@@ -228,7 +234,7 @@ def _prepare(
     run = _Run(
         name=name, config=config, context=context, task=task, accelerator=accelerator,
         model=model, wrapped=wrapped, taught=taught, own=own, loss=loss, optimizer=optimizer,
-        ema=ema,
+        ema=ema, layout=layout,
         frozen=frozen, learning=learning, own_attributes=own_attributes,
         peaks=[group["lr"] for group in optimizer.param_groups],
         steps=len(context.data.loader("train", config.batch_size, train=True)),
@@ -269,7 +275,7 @@ def _step(run: _Run, epoch: int, step: int, batch: Sequence[Any]) -> float:
     """Forward and backward pass of one batch, and the update where it is due; gives the loss."""
     config, accelerator = run.config, run.accelerator
     images, targets, *samples = batch
-    images = images.to(accelerator.device, memory_format=torch.channels_last)
+    images = images.to(accelerator.device, memory_format=run.layout)
     targets = run.task.tensor(targets).to(accelerator.device)
     if run.on_batch is not None:
         images = run.on_batch(run.model, images, targets)
@@ -314,7 +320,7 @@ def _update(run: _Run) -> None:
 def _judge(run: _Run, epoch: int, mean_loss: float) -> float:
     """Validate the epoch's weights, or their average, and keep the best; gives the score."""
     shown = run.ema.module if run.ema is not None else run.model
-    score = evaluate(shown, run.context, run.config, "val", run.accelerator)
+    score = evaluate(shown, run.context, run.config, "val", run.accelerator, run.layout)
     run.history.append({"loss": mean_loss, "val": score})
     # On a tie keep the later epoch: it has trained longer.
     if run.best_score is None or not run.task.deployed.metrics[0].loss(run.best_score, score) > 0:
@@ -345,6 +351,8 @@ def _hand_back(run: _Run) -> None:
     accelerator.free_memory()
     model.to("cpu")
     model.load_state_dict(run.best)
+    # What comes next, an export above all, is the same whatever the training did.
+    lay_out(model, torch.contiguous_format)
     for parameter, learns in run.learning:  # what was frozen is so for this training alone
         parameter.grad = None
         parameter.requires_grad_(learns)
@@ -352,9 +360,10 @@ def _hand_back(run: _Run) -> None:
 
 def evaluate(
     model: nn.Module, context: Context, config: TrainConfig, split: str,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | None = None, layout: torch.memory_format = torch.contiguous_format,
 ) -> float:  # fmt: skip
-    """The task's metric of `model` on `split`, over all processes; the mode is restored."""
+    """The task's metric of `model` on `split`, over all processes; the mode is restored. `layout`
+    is that of the images."""
     process_state()
     accelerator = accelerator or Accelerator()
     data = context.data
@@ -367,7 +376,7 @@ def evaluate(
     found: list[tuple[Any, Any]] = []
     with evaluating(model), torch.no_grad():
         for images, targets in loader:
-            images = images.to(accelerator.device, memory_format=torch.channels_last)
+            images = images.to(accelerator.device, memory_format=layout)
             outputs = model(images).float().cpu().numpy()
             if several:
                 found.append((outputs, targets.numpy()))

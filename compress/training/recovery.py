@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distillation.losses import total
+from ..models.layout import beside
 from ..tasks.task import TrainingTask
 from .config import TaughtConfig
 
@@ -19,10 +20,11 @@ def from_teacher(
     outputs `[B, K]`, images `[B, C, H, W]` and targets `[B, ...]`. The teacher is asked without
     gradients, in eval mode, where the images are."""
     teacher.eval()
+    ask = beside(teacher)
 
     def loss(outputs: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = teacher.to(images.device)(images)
+            wanted = ask(images)
         soft = task.soft(outputs, wanted, config.temperature)
         hard = total(task.loss(outputs, targets, config.label_smoothing))
         return config.alpha * soft + (1 - config.alpha) * hard

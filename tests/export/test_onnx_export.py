@@ -288,3 +288,18 @@ def test_the_exporters_table_is_built_once_and_left_as_it_was(
     assert onnx_export._registry.cache_info().hits == 1
     assert vars(ONNXRegistry)["from_torchlib"] is before
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_the_file_is_the_same_whatever_memory_format_the_network_is_in(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+    export(net, tmp_path / "plain.onnx", SPEC)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    strides = [p.stride() for p in net.parameters()]
+    report = export(net, tmp_path / "turned.onnx", SPEC)
+    assert [p.stride() for p in net.parameters()] == strides
+    assert (tmp_path / "plain.onnx").read_bytes() == (tmp_path / "turned.onnx").read_bytes()
+    assert set(report.operators) == {"Conv", "Relu", "GlobalAveragePool", "Reshape", "Gemm"}

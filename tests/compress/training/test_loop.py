@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from vcompress.compress.training import loop as training
 from vcompress.compress.training.config import Context, TrainConfig
 from vcompress.compress.training.loop import evaluate, fit
 from vcompress.compress.training.optimizer import optimizer_for
+from vcompress.export.onnx_export import export
 
 SCRIPT = Path(__file__).with_name("training_script.py")
 QUICK = TrainConfig(epochs=2, batch_size=8, lr=0.01, warmup_epochs=0.5)
@@ -398,3 +400,56 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path) -> Non
     found = load_file(out / "weights.safetensors")
     for name, value in weights.items():
         assert torch.allclose(found[name], value, atol=1e-4), name
+
+
+class Rowed(nn.Module):
+    """`view` on a map, and a buffer of five dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 16, 3)
+        self.pool = nn.MaxPool2d(4)
+        self.register_buffer("table", torch.ones(1, 1, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.conv(x) * self.table[0])
+        return self.fc(x.view(x.size(0), -1))
+
+
+def test_a_network_that_does_not_bear_channels_last_is_trained_without_it(
+    context: Context, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    config = TrainConfig(epochs=4, batch_size=6, lr=0.02)
+    with caplog.at_level(logging.INFO):
+        found = fit(Rowed(), config, context, name="t")
+    assert found["loss"][-1] < 0.5 * found["loss"][0]
+    said = [r.getMessage() for r in caplog.records if "channels_last" in r.getMessage()]
+    assert len(said) == 1
+    assert "in contiguous memory; in channels_last it fails at " in said[0]
+    assert "test_loop.py" in said[0]
+
+
+def test_training_leaves_no_trace_of_its_memory_format(
+    context: Context, tiny_nets: Any, tmp_path: Path
+) -> None:
+    """Nodes and attributes of the exported file, against those of the untrained network."""
+
+    def nodes(model: nn.Module) -> list[str]:
+        export(model, tmp_path / "m.onnx", ("input", (3, 16, 16)))
+        names = {"op_type", "input", "output", "attribute"}
+        graph = onnx.load(str(tmp_path / "m.onnx")).graph
+        return [str([v for f, v in n.ListFields() if f.name in names]) for n in graph.node]
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    ).eval()  # fmt: skip
+    nn.init.ones_(model[1].bias)  # a shift of nought would not be written
+    strides = [t.stride() for t in model.state_dict().values()]
+    before = nodes(model)
+    fit(model, QUICK, context, name="t")
+    assert [t.stride() for t in model.state_dict().values()] == strides
+    assert nodes(model.eval()) == before
+    assert not any(name in "".join(before) for name in ("Shape", "Range", "Gather"))

@@ -1,0 +1,65 @@
+"""A copy of a network takes one step before the training does: what it bears, and what it costs."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.loader import Data
+from ..models.layout import against_channels_last, backward, lay_out
+
+log = logging.getLogger(__name__)
+
+IMAGES = 4
+"""Number of images of the trial."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of it."""
+
+    layout: torch.memory_format
+    """The memory format that the network is trained in."""
+    seconds: float
+    """Time of one image forward and backward; NaN where the network did not take these images."""
+    network: nn.Module
+    """The copy after one pass in training, on the CPU."""
+
+
+def try_out(
+    model: nn.Module, data: Data, name: str, autocast: AbstractContextManager[Any] | None = None
+) -> Trial:
+    """Run a copy of `model`, which stays as it is, on a few training images.
+
+    Args:
+        name: says in the log what is trained.
+        autocast: mixed precision, where the training has it.
+    """
+    images: Tensor = next(iter(data.loader("train", IMAGES)))[0]
+    network = copy.deepcopy(model)
+    layout = torch.contiguous_format
+    with torch.random.fork_rng(devices=[]), autocast or nullcontext():
+        against = against_channels_last(network, images, rounds=autocast is not None)
+        if against is None:
+            layout = torch.channels_last
+        elif against:
+            log.info("%s: trained in contiguous memory; in channels_last %s", name, against)
+        lay_out(network, layout)
+        network.train()
+        started = time.perf_counter()
+        try:
+            backward(network, images.contiguous(memory_format=layout))
+            seconds = (time.perf_counter() - started) / len(images)
+        except Exception:  # the batch may be too small; else the training's first step says why
+            seconds = math.nan
+    network.zero_grad()
+    lay_out(network, torch.contiguous_format)
+    return Trial(layout, seconds, network)
