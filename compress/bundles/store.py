@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.errors import UserError
@@ -21,6 +21,7 @@ from vcompress.bench.errors import UserError
 from .. import quantization
 from ..models import changes
 from ..models.catalogue import ModelSpec, build, spec_from_json
+from ..models.layout import same_outputs
 from ..models.precision import Precision, precision_of, set_precision
 
 ARCHITECTURE = "architecture.json"
@@ -81,12 +82,40 @@ def load_network(bundle: Bundle, trusted_factory: str | None = None) -> Network:
             network that nothing here can build.
     """
     file, architecture = bundle.path / ARCHITECTURE, _buildable(bundle)
+    return _rebuilt(architecture, bundle.file(WEIGHTS), str(file), trusted_factory)
+
+
+def check_reloads(network: Network, folder: Path, images: Tensor) -> None:
+    """Build the network again from what `save_network` wrote into `folder`, and hold it against
+    `network` on `images` `[N, C, H, W]`.
+
+    Raises:
+        UserError: it cannot be loaded, or it computes something else.
+    """
+    if not network.has_factory:
+        return
+    text = (folder / ARCHITECTURE).read_text(encoding="utf-8")
+    again = _rebuilt(json.loads(text), folder / WEIGHTS, ARCHITECTURE, network.spec.name).model
+    if not same_outputs(network.model, again, images):
+        odd = changes.differing(network.model, again)
+        raise UserError(
+            "The network computes something else once it is loaded again: something decides its "
+            "outputs that is no parameter, no buffer and no number that fell."
+            + (f" Attributes that training changed: {', '.join(odd[:5])}." if odd else "")
+            + " Keep it in a buffer (register_buffer)."
+        )
+
+
+def _rebuilt(
+    architecture: dict[str, Any], weights: Path, where: str, trusted_factory: str | None
+) -> Network:
+    """The network of an architecture that is data, with its weights."""
     precision = architecture.get("precision", "fp32")
     if precision not in get_args(Precision):
         known = ", ".join(get_args(Precision))
-        raise UserError(f"{file}: precision {precision!r:.80}; known: {known}.")
-    spec = spec_from_json(architecture["model"], str(file), trusted_factory)
-    tensors = changes.load_tensors(bundle.file(WEIGHTS))
+        raise UserError(f"{where}: precision {precision!r:.80}; known: {known}.")
+    spec = spec_from_json(architecture["model"], where, trusted_factory)
+    tensors = changes.load_tensors(weights)
     changed, placement = architecture["changes"], architecture["quantization"]
     base = changes.reshape(build(spec), changed)
     if placement is None:
@@ -94,7 +123,7 @@ def load_network(bundle: Bundle, trusted_factory: str | None = None) -> Network:
         set_precision(model, precision)
         return Network(model, spec)
     if not isinstance(placement, dict):
-        raise UserError(f"{file}: quantization is a {type(placement).__name__}, expected a table.")
+        raise UserError(f"{where}: quantization is a {type(placement).__name__}, expected a table.")
     model = changes.load(quantization.restore(base, placement), tensors).eval()
     set_precision(model, precision)
     return Network(model, spec, changed)

@@ -243,8 +243,6 @@ def live(
             the student's images.
     """
     run = [beside(teacher.model) for teacher in teachers]
-    for teacher in teachers:
-        teacher.model.eval()
 
     def ask(images: Tensor, samples: Samples) -> Answer:
         logits, features = [], []

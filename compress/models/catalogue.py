@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from vcompress.bench.config import from_mapping
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
@@ -218,6 +219,14 @@ def _made(spec: ModelSpec) -> nn.Module:
         raise UserError(f"{spec.name} cannot be built with {arguments}: {said}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec.name} returned {type(model).__name__}, expected a torch nn.Module.")
+    for path, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            kind = type(module).__name__
+            raise UserError(
+                f"{spec.name}: the layer {path} is a {kind}, whose weights have no shape before it "
+                "has run, so none can be loaded into it. Give its input width: "
+                f"nn.{kind.removeprefix('Lazy')}(...)."
+            )
     return model if fitted is None else channels.fit_first(model, fitted)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError, nearest
 
+_OUR_OWN = ("head_paths", "exported_precision")
 _KEYS = {"attributes", "shapes", "identities", "versions"}
 
 
@@ -26,7 +27,8 @@ def describe(model: nn.Module, base: nn.Module) -> dict[str, Any]:
 
     Returns a JSON-able dict: `attributes` (module path to the numbers that changed), `shapes`
     (tensor name to its new shape), `identities` (modules dropped, now `nn.Identity`) and
-    `versions` (module path to its state_dict version, where that is not 1). Raises UserError
+    `versions` (module path to its state_dict version, where that is not 1). What `reshape` would
+    refuse, such as a counter that has grown, is left out: `differing` names it. Raises UserError
     where the two differ in a way that numbers cannot express.
     """
     theirs = dict(base.named_modules())
@@ -47,13 +49,12 @@ def describe(model: nn.Module, base: nn.Module) -> dict[str, Any]:
                 "give the architecture that this network was made from."
             )
         changed = {
-            name: _plain(vars(ours[path])[name])
+            name: _plain(found)
             for name, value in vars(module).items()
-            if _numeric(name, value) and vars(ours[path]).get(name) != value
+            if _numeric(name, value)
+            and (found := vars(ours[path]).get(name)) != value
+            and _refused(_plain(found), value) is None
         }
-        for name, value in changed.items():
-            if not _numeric(name, value):
-                raise UserError(f"{path}.{name} became {value!r}: only numbers can be described.")
         if changed:
             attributes[path] = changed
     extra = sorted(set(ours) - set(theirs))
@@ -77,6 +78,23 @@ def describe(model: nn.Module, base: nn.Module) -> dict[str, Any]:
         "identities": sorted(identities),
         "versions": versions,
     }
+
+
+def differing(model: nn.Module, base: nn.Module) -> list[str]:
+    """Attributes of modules, neither parameters nor buffers nor modules, that are not the same in
+    both: texts, truth values, numbers, tensors."""
+    found = []
+    theirs = dict(base.named_modules())
+    for path, module in model.named_modules():
+        other = vars(theirs[path]) if path in theirs else {}
+        for name, value in vars(module).items():
+            if name.startswith("_") or name in ("training", *_OUR_OWN) or name not in other:
+                continue
+            before = other[name]
+            plain = isinstance(value, (Tensor, str, bool, int, float, tuple, list, type(None)))
+            if plain and not _same(value, before):
+                found.append(f"{path}.{name}" if path else name)
+    return found
 
 
 def reshape(base: nn.Module, description: dict[str, Any]) -> nn.Module:
@@ -170,9 +188,7 @@ def save_tensors(model: nn.Module, path: Path) -> None:
     first: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
     tensors: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        if not _is_tensor(tensor):
-            raise UserError(f"{name!r} is not a tensor: networks with extra state cannot be saved.")
+    for name, tensor in state_of(model).items():
         memory = (
             tensor.untyped_storage().data_ptr(),
             tensor.storage_offset(),
@@ -188,6 +204,23 @@ def save_tensors(model: nn.Module, path: Path) -> None:
             tensors[name] = tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
     # One key alone: several would be written in a random order, and the file's hash with them.
     save_file(tensors, str(path), metadata={"aliases": json.dumps(aliases)})
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state_dict, which holds tensors alone.
+
+    Raises:
+        UserError: a module has a `get_extra_state` that gives something else.
+    """
+    state: dict[str, Any] = model.state_dict()
+    for name, value in state.items():
+        if not _is_tensor(value):
+            kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
+            raise UserError(
+                f"{name!r} of a {kind} is a {type(value).__name__}, and only tensors are saved. "
+                "Let get_extra_state return a tensor, or keep what it returns in a buffer."
+            )
+    return state
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -256,17 +289,33 @@ def _checked(path: str, name: str, value: Any, module: nn.Module) -> Any:
     old: Any = vars(module).get(name)
     if not _numeric(name, old):
         raise UserError(f"{where} is not a number of that module: it cannot be set.")
+    if why := _refused(value, old):
+        raise UserError(f"{where} = {value!r:.80}: {why}.")
+    return type(old)(value)
+
+
+def _refused(value: Any, old: Any) -> str | None:
+    """Why an attribute that was `old` must not become `value`; a list stands for a tuple."""
     several = isinstance(old, (tuple, list))
-    if several != isinstance(value, list) or not _numeric(name, value):
-        raise UserError(f"{where} = {value!r:.80}: expected numbers like {old!r}.")
+    if several != isinstance(value, list) or not _numeric("value", value):
+        return f"expected numbers like {old!r}"
     if several and len(value) != len(old):
-        raise UserError(f"{where} has {len(value)} entries, expected {len(old)}.")
+        return f"it has {len(value)} entries, expected {len(old)}"
     for new, was in zip(value if several else [value], old if several else [old], strict=True):
         if isinstance(was, int) and (not isinstance(new, int) or not 0 <= new <= max(was, 0)):
-            raise UserError(f"{where} = {new!r}: expected a whole number from 0 to {was}.")
+            return f"expected a whole number from 0 to {was}"
         if not math.isfinite(new):
-            raise UserError(f"{where} = {new!r}: expected a finite number.")
-    return type(old)(value)
+            return "expected a finite number"
+    return None
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    try:
+        return bool(a == b)
+    except Exception:  # lists of arrays, say
+        return True
 
 
 def _checked_shape(name: str, shape: Any, old: tuple[int, ...]) -> tuple[int, ...]:

@@ -73,17 +73,22 @@ def beside(model: nn.Module) -> Callable[[Tensor], Any]:
     """`model` in evaluation, run where its images `[N, C, H, W]` are, for a network that is trained
     on them: in channels_last where they are and where the model bears that, which the first such
     batch tells."""
-    chosen: list[torch.memory_format] = []
+    started = False
+    layout: torch.memory_format | None = None
 
     def run(images: Tensor) -> Any:
+        nonlocal started, layout
+        if not started:
+            model.eval()
+            started = True
         model.to(images.device)
         if images.is_contiguous():
             return model(images)
-        if not chosen:
+        if layout is None:
             against = against_channels_last(model, images[:2], gradients=False)
-            chosen.append(torch.channels_last if against is None else torch.contiguous_format)
-            lay_out(model, chosen[0])
-        return model(images.contiguous(memory_format=chosen[0]))
+            layout = torch.channels_last if against is None else torch.contiguous_format
+            lay_out(model, layout)
+        return model(images.contiguous(memory_format=layout))
 
     return run
 

@@ -18,7 +18,7 @@ from vcompress.export import integers, parity
 
 from ..bundles.recorded import parity_images
 from ..bundles.rewrite import REPORT, SECTION
-from ..bundles.store import Network, save_network
+from ..bundles.store import Network, check_reloads, save_network
 from ..data.loader import Data
 from ..models.cost import count_macs, count_parameters
 from ..models.precision import precision_of
@@ -78,6 +78,7 @@ def finish(
         task=task,
     ) as folder:
         save_network(network, folder)
+        check_reloads(network, folder, images[:GOLDEN_COUNT])
         log.info("exporting to ONNX and checking it against torch")
         file = folder / MODEL
         exported, proof = export_checked(

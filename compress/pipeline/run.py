@@ -19,11 +19,12 @@ from vcompress.bench.bundle.history import Entry, threads_of
 from vcompress.bench.config import plain
 from vcompress.bench.errors import UserError
 
-from .. import quantization, stages
+from .. import stages
 from ..bundles import heritage, licences
 from ..bundles.entry import record_entry
 from ..bundles.store import WEIGHTS, Network, check_buildable
 from ..data.loader import Data
+from ..models import changes
 from ..models.catalogue import make_spec
 from ..models.outputs import check_forward
 from ..options import Options
@@ -31,6 +32,7 @@ from ..stages.contract import C, Kind, Outcome, Role, Stage
 from ..training.config import Context
 from ..training.processes import process_state
 from .finish import finish
+from .rehearsal import Rehearsal, as_written
 from .resolve import (
     RUNS,
     check_fits,
@@ -46,6 +48,7 @@ from .resolve import (
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +99,7 @@ def run_stage(
         data=data, workdir=target.parent / f".{target.name}.work", seed=options.seed,
         resume=options.resume, teacher=teacher, track=options.track, teacher_name=teacher_name,
         teachers=load_teachers(roles, opened, data, options), threads=threads,
+        rehearse=Rehearsal(source, data),
     )  # fmt: skip
     check_forward(source.model, data.example, len(data.classes), source.spec.name)
 
@@ -178,19 +182,41 @@ def _write(
     history: tuple[Entry, ...], context: Context, options: Options,
 ) -> None:  # fmt: skip
     """The first process writes the bundle; the others wait for it."""
-    # Quantisers hide what was pruned before them; in the float network, which they leave as it
-    # was, it can still be seen.
-    changes = source.noted() if quantization.is_quantized(outcome.model) else None
     data, state = context.data, process_state()
     if state.is_main_process:
-        finish(
-            Network(outcome.model, source.spec, changes), target, entry, history,
-            labels=data.classes, preprocess=data.preprocess, dataset=data.dataset,
-            task=data.dataset.task, robustness=options.robustness, section=outcome.section,
-            threads=context.threads,
-        )  # fmt: skip
+        with _weights_kept(outcome.model, context.workdir):
+            finish(
+                as_written(source, outcome.model), target, entry, history,
+                labels=data.classes, preprocess=data.preprocess, dataset=data.dataset,
+                task=data.dataset.task, robustness=options.robustness, section=outcome.section,
+                threads=context.threads,
+            )  # fmt: skip
         drop_folder(context.workdir)
     state.wait_for_everyone()
+
+
+@contextmanager
+def _weights_kept(model: nn.Module, workdir: Path) -> Iterator[None]:
+    """Where the block fails, say where the weights of a trained network are and how to go on."""
+    try:
+        yield
+    except Exception as error:
+        states = sorted(workdir.glob("*/state.safetensors"))
+        if not states:  # nothing was trained
+            raise
+        file = workdir / WEIGHTS
+        try:
+            changes.save_tensors(model, file)
+        except (OSError, UserError):  # no room, say; the state of the training holds them too
+            file = states[-1]
+        kept = (
+            f"The trained weights are kept in {file}. Once this is mended, the same command with "
+            "--resume goes on from there, without training again."
+        )
+        if isinstance(error, UserError):
+            raise type(error)(f"{error} {kept}") from error
+        log.error(kept)
+        raise
 
 
 def _input_record(value: str, found: Bundle | None) -> dict[str, Any]:

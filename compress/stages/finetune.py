@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -89,6 +91,9 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     if config.lora:
         from ..training.lora import adapt
 
+        if context.rehearse is not None:  # the adapters will be gone when the network is written
+            context.rehearse(copy.deepcopy(model), math.nan)
+            context = replace(context, rehearse=None)
         torch.manual_seed(context.seed)  # the adapters start at random
         adapted = adapt(model, config.lora, data.example, len(data.classes))
         details["lora"] = {

@@ -12,6 +12,8 @@ from vcompress.bench.errors import UserError
 from vcompress.bench.ranges import above, at_least, check_ranges, share
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from ..data.loader import Data
@@ -95,3 +97,6 @@ class Context:
     """Those of a stage that takes several, each with the inputs and the order of its classes."""
     threads: int = 1
     """Number of threads that latencies are measured with."""
+    rehearse: Callable[[nn.Module, float], None] | None = None
+    """Tries what comes after the training on a copy of the network, given the seconds that the
+    training will take. `fit` calls it before the first epoch."""

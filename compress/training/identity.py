@@ -15,6 +15,7 @@ from torch import nn
 
 from vcompress.bench.errors import UserError
 
+from ..models.changes import state_of
 from .config import Context, TrainConfig
 from .state import State, load_state
 
@@ -42,7 +43,7 @@ def identity_of(
 def digest(model: nn.Module) -> str:
     """SHA-256 over the names and values of the weights."""
     found = hashlib.sha256()
-    for key, tensor in model.state_dict().items():
+    for key, tensor in state_of(model).items():
         found.update(key.encode())
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -102,10 +102,9 @@ def fit(
         model.load_state_dict(state.best)
         return _result(metric, state.history, state.best_epoch, state.best_score)
 
-    mixed = torch.autocast("cpu", torch.bfloat16) if config.precision != "no" else None
-    trial = try_out(model, context.data, name, mixed)
+    layout = _rehearsed(model, config, context, name, resumes=state is not None)
     run = _prepare(
-        model, config, context, task, loss, state, accelerator, name, extra_groups, trial.layout
+        model, config, context, task, loss, state, accelerator, name, extra_groups, layout
     )
     run.on_epoch, run.on_batch = on_epoch, on_batch
     start = len(run.history)
@@ -167,6 +166,18 @@ class _Run:
     best_epoch: int = 0
     on_epoch: Callable[[int, nn.Module], None] | None = None
     on_batch: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
+
+
+def _rehearsed(
+    model: nn.Module, config: TrainConfig, context: Context, name: str, *, resumes: bool
+) -> torch.memory_format:
+    """Try a step, and what comes after the training; gives the memory format to train in."""
+    mixed = torch.autocast("cpu", torch.bfloat16) if config.precision != "no" else None
+    trial = try_out(model, context.data, name, mixed)
+    if context.rehearse is not None and not resumes:
+        images = len(context.data.dataset.splits["train"])
+        context.rehearse(trial.network, trial.seconds * images * config.epochs)
+    return trial.layout
 
 
 def _accelerator(config: TrainConfig, context: Context) -> Accelerator:
