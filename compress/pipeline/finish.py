@@ -15,6 +15,7 @@ from vcompress.bench.bundle.history import Entry, Metrics, threads_of
 from vcompress.bench.config import plain
 from vcompress.bench.data.dataset import Dataset
 from vcompress.export import integers, parity
+from vcompress.export.mixing import across_the_batch
 
 from ..bundles.recorded import parity_images
 from ..bundles.rewrite import REPORT, SECTION
@@ -85,6 +86,8 @@ def finish(
             network, file, images, labels=labels, preprocess=preprocess, task=task,
             opset=opset, history=everything,
         )  # fmt: skip
+        if proof.mixes is not None:
+            log.warning(across_the_batch(proof.mixes))
         runs = parity.runs_on_cpu(file)
         runtime = runtime_of(network.model, file) if runs else ONNX_RUNTIME
         if runs:

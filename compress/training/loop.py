@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from .processes import process_state
 from .progress import EpochProgress, epoch_progress
 from .schedule import share_of_peak
 from .state import State, save_state
-from .trial import try_out
+from .trial import Trial, try_out
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +102,9 @@ def fit(
         model.load_state_dict(state.best)
         return _result(metric, state.history, state.best_epoch, state.best_score)
 
-    layout = _rehearsed(model, config, context, name, resumes=state is not None)
+    trial = _rehearsed(model, config, context, name, resumes=state is not None)
     run = _prepare(
-        model, config, context, task, loss, state, accelerator, name, extra_groups, layout
+        model, config, context, task, loss, state, accelerator, name, extra_groups, trial
     )
     run.on_epoch, run.on_batch = on_epoch, on_batch
     start = len(run.history)
@@ -149,6 +149,8 @@ class _Run:
     ema: AveragedModel | None
     layout: torch.memory_format
     """Memory format of the kernels and the images."""
+    mixes: bool
+    """Whether an image's outputs depend on its batch: then it is validated as it ships, alone."""
     frozen: list[nn.Module]
     """Kept in eval mode."""
     learning: list[tuple[nn.Parameter, bool]]
@@ -170,14 +172,14 @@ class _Run:
 
 def _rehearsed(
     model: nn.Module, config: TrainConfig, context: Context, name: str, *, resumes: bool
-) -> torch.memory_format:
-    """Try a step, and what comes after the training; gives the memory format to train in."""
+) -> Trial:
+    """Try a step, and what comes after the training."""
     mixed = torch.autocast("cpu", torch.bfloat16) if config.precision != "no" else None
-    trial = try_out(model, context.data, name, mixed)
+    trial, network = try_out(model, context.data, name, mixed)
     if context.rehearse is not None and not resumes:
         images = len(context.data.dataset.splits["train"])
-        context.rehearse(trial.network, trial.seconds * images * config.epochs)
-    return trial.layout
+        context.rehearse(network, trial.seconds * images * config.epochs)
+    return trial
 
 
 def _accelerator(config: TrainConfig, context: Context) -> Accelerator:
@@ -211,7 +213,7 @@ def _accelerator(config: TrainConfig, context: Context) -> Accelerator:
 def _prepare(
     model: nn.Module, config: TrainConfig, context: Context, task: TrainingTask,
     loss: Loss | None, state: State | None, accelerator: Accelerator, name: str,
-    extra_groups: list[dict[str, Any]] | None, layout: torch.memory_format,
+    extra_groups: list[dict[str, Any]] | None, trial: Trial,
 ) -> _Run:  # fmt: skip
     """Everything on its device, with the weights, averages and moments of `state`."""
     taught = loss if isinstance(loss, TaughtLoss) else None
@@ -232,7 +234,7 @@ def _prepare(
     if context.track:
         folder = context.workdir.name.strip(".").removesuffix(".work")
         accelerator.init_trackers(f"{folder}-{name}", config=_flat(asdict(config)))
-    lay_out(model, layout)
+    lay_out(model, trial.layout)
     own_attributes = set(vars(model))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     if taught is not None:
@@ -245,7 +247,7 @@ def _prepare(
     run = _Run(
         name=name, config=config, context=context, task=task, accelerator=accelerator,
         model=model, wrapped=wrapped, taught=taught, own=own, loss=loss, optimizer=optimizer,
-        ema=ema, layout=layout,
+        ema=ema, layout=trial.layout, mixes=trial.mixes,
         frozen=frozen, learning=learning, own_attributes=own_attributes,
         peaks=[group["lr"] for group in optimizer.param_groups],
         steps=len(context.data.loader("train", config.batch_size, train=True)),
@@ -331,7 +333,10 @@ def _update(run: _Run) -> None:
 def _judge(run: _Run, epoch: int, mean_loss: float) -> float:
     """Validate the epoch's weights, or their average, and keep the best; gives the score."""
     shown = run.ema.module if run.ema is not None else run.model
-    score = evaluate(shown, run.context, run.config, "val", run.accelerator, run.layout)
+    config = run.config
+    if run.mixes:
+        config = replace(config, batch_size=run.accelerator.num_processes)
+    score = evaluate(shown, run.context, config, "val", run.accelerator, run.layout)
     run.history.append({"loss": mean_loss, "val": score})
     # On a tie keep the later epoch: it has trained longer.
     if run.best_score is None or not run.task.deployed.metrics[0].loss(run.best_score, score) > 0:

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vcompress.export.mixing import across_the_batch, mixed_layer
+from vcompress.export.parity import rounds_activation
+
 from ..data.loader import Data
 from ..models.layout import against_channels_last, backward, lay_out
 
@@ -30,14 +33,15 @@ class Trial:
     """The memory format that the network is trained in."""
     seconds: float
     """Time of one image forward and backward; NaN where the network did not take these images."""
-    network: nn.Module
-    """The copy after one pass in training, on the CPU."""
+    mixes: bool
+    """Whether what it gives for an image depends on the batch, in evaluation too."""
 
 
 def try_out(
     model: nn.Module, data: Data, name: str, autocast: AbstractContextManager[Any] | None = None
-) -> Trial:
-    """Run a copy of `model`, which stays as it is, on a few training images.
+) -> tuple[Trial, nn.Module]:
+    """Run a copy of `model`, which stays as it is, on a few training images; gives the copy too, as
+    a pass in training has left it.
 
     Args:
         name: says in the log what is trained.
@@ -62,4 +66,15 @@ def try_out(
             seconds = math.nan
     network.zero_grad()
     lay_out(network, torch.contiguous_format)
-    return Trial(layout, seconds, network)
+    return Trial(layout, seconds, _mixes(network, images)), network
+
+
+def _mixes(network: nn.Module, images: Tensor) -> bool:
+    """The log names the layer."""
+    try:
+        layer = mixed_layer(network, images, any(map(rounds_activation, network.modules())))
+    except Exception:  # it does not take these images, and training says why
+        return False
+    if layer is not None:
+        log.warning(across_the_batch(layer))
+    return layer is not None

@@ -453,3 +453,21 @@ def test_training_leaves_no_trace_of_its_memory_format(
     assert [t.stride() for t in model.state_dict().values()] == strides
     assert nodes(model.eval()) == before
     assert not any(name in "".join(before) for name in ("Shape", "Range", "Gather"))
+
+
+def test_a_network_with_statistics_of_the_batch_is_validated_image_by_image(
+    context: Context, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3),
+    )  # fmt: skip
+    found = fit(model, QUICK, context, name="t")
+    assert "since 1 (BatchNorm2d) takes statistics over the batch" in caplog.text
+    alone = [
+        float(model.eval()(image[None]).argmax() == target)
+        for images, targets in context.data.loader("val", 1)
+        for image, target in zip(images, targets, strict=True)
+    ]
+    assert found["val_score"] == pytest.approx(sum(alone) / len(alone))
