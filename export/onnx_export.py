@@ -26,6 +26,7 @@ from vcompress.bench.bundle import InputSpec
 from vcompress.bench.errors import UserError, nearest
 
 from .graph import opset_of
+from .opsets import WRITTEN, check_opset, lowered
 from .precision import Half, convert_file
 from .rewrite import rewrite
 
@@ -301,21 +302,28 @@ def export(
 ) -> ExportReport:
     """Write `model` to `path`: input `input` [B, C, H, W] float32, output `logits`.
 
-    Of a network with several outputs `output` names the one that is written, see `logits_of`.
+    Of a network with several outputs `output` names the one that is written, see `logits_of`. The
+    file is in `opset`, by default 20, or refused.
 
     A network with quantisers must come from `to_export`. Its weights are stored as int8. BN is
     folded, quantised or not. The file is written beside `path`, read again, checked and renamed.
 
     Raises:
         ExportError: the exporter failed or the file did not pass; nothing is left behind.
+        UserError: an opset that does not hold this network; the message says which do.
     """
     path = Path(path)
     shape = tuple(input_spec[1] if isinstance(input_spec, tuple) else input_spec.shape)
     example = _example(model, shape)
-    proto, traced = _to_proto(model, example, dynamic_batch, opset or OPSET, output)
+    asked = OPSET if opset is None else opset
+    check_opset(asked)
+    proto, traced = _to_proto(model, example, dynamic_batch, max(asked, WRITTEN[0]), output)
     before = len(_roundings(traced))
     merged = rewrite(proto)
     before -= merged
+    proto = lowered(proto, asked)
+    if opset_of(proto) != asked:
+        raise ExportError(f"opset {asked}: the exporter wrote {opset_of(proto)} instead.")
     _forget_the_machine(proto)
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)

@@ -51,7 +51,10 @@ def export_checked(
     if half == "bf16":
         if quantised:
             raise UserError("int8 with bf16: TensorRT's int8 goes with fp16. Cast to fp16.")
-        opset = max(opset or 0, precisions.OPSETS["bf16"])
+        least = precisions.OPSETS["bf16"]
+        if opset is not None and opset < least:
+            raise UserError(f"opset {opset}: bf16 needs {least} or later. Give --opset {least}.")
+        opset = opset or least
     exported = onnx_export.export(
         exportable,
         file,
