@@ -59,7 +59,7 @@ def to_onnx(
             `out`, else the first tensor.
         task: what the outputs decide, for the proof: `classification`, `multilabel` (whether a
             logit is above nought), `regression` (nothing).
-        opset: of the ONNX standard; default 20.
+        opset: of the ONNX standard, 7 to 25; default 20. The file is in it, or it is refused.
         dynamic_batch: the number of inputs in one call is free; else it is one.
         metadata: texts that the file shall hold.
 

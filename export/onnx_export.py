@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from vcompress.bench.bundle import InputSpec
 from vcompress.bench.errors import UserError, nearest
 
+from .folding import folded
 from .graph import opset_of
 from .opsets import WRITTEN, check_opset, lowered
 from .precision import Half, convert_file
@@ -226,6 +227,7 @@ def check_traces(model: nn.Module, shape: tuple[int, ...], output: str | None = 
     Raises:
         ExportError: the network cannot be traced for a batch of any size.
     """
+    model = folded(model)
     inputs = _inputs(_example(model, shape), dynamic=True)
     try:
         with _silence(), torch.no_grad():
@@ -317,6 +319,7 @@ def export(
     example = _example(model, shape)
     asked = OPSET if opset is None else opset
     check_opset(asked)
+    model = folded(model)
     proto, traced = _to_proto(model, example, dynamic_batch, max(asked, WRITTEN[0]), output)
     before = len(_roundings(traced))
     merged = rewrite(proto)

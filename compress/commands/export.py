@@ -103,7 +103,8 @@ class Command:
     """Formats to make, one or more. tensorrt builds for the GPU of this machine, tensorrt-rtx for
     those in --sm; triton writes a model repository to --out."""
     opset: int | None = None
-    """Number of the ONNX operator set. Default: the exporter's."""
+    """Number of the ONNX operator set, 7 to 25. The file is in it and proved there, or the message
+    says which operator sets hold the network. Default: 20."""
     out: Path | None = None
     """File, or with --to triton folder, that is written instead; the bundle stays as it is."""
     trust: str | None = None

@@ -20,6 +20,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from vcompress.bench.config import from_mapping
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
 from vcompress.bench.own_code import check_trusted, import_own, is_factory, raised
+from vcompress.export.folding import modernise
 
 from . import channels, huggingface, pretrained
 from .head import note_head, of_classes, with_outputs
@@ -191,6 +192,7 @@ def build(spec: ModelSpec, weights: str | None = None, key: str | None = None) -
         # Auxiliary heads may have other classes in the file too.
         beside = _varying(spec, model) if is_factory(spec.name) else ()
         load_into(model, Path(weights), heads=tuple(dict.fromkeys((*paths, *beside))), key=key)
+    modernise(model)
     return model
 
 

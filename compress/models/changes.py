@@ -7,6 +7,7 @@ network of the same architecture takes them on and then loads the weights, bit f
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections import OrderedDict
@@ -15,11 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from vcompress.bench.errors import UserError, nearest
+from vcompress.export.folding import computed, fold
 
 _OUR_OWN = ("head_paths", "exported_precision")
-_KEYS = {"attributes", "shapes", "identities", "versions"}
+_KEYS = {"attributes", "shapes", "identities", "versions", "folded"}
 
 
 def describe(model: nn.Module, base: nn.Module) -> dict[str, Any]:
@@ -28,9 +31,15 @@ def describe(model: nn.Module, base: nn.Module) -> dict[str, Any]:
     Returns a JSON-able dict: `attributes` (module path to the numbers that changed), `shapes`
     (tensor name to its new shape), `identities` (modules dropped, now `nn.Identity`) and
     `versions` (module path to its state_dict version, where that is not 1). What `reshape` would
-    refuse, such as a counter that has grown, is left out: `differing` names it. Raises UserError
+    refuse, such as a counter that has grown, is left out: `differing` names it. `folded` has the
+    weights that are computed in `base` and plain in `model`, where there are any. Raises UserError
     where the two differ in a way that numbers cannot express.
     """
+    still = set(computed(model))
+    plain = [name for name in computed(base) if name not in still]
+    if plain:
+        base = copy.deepcopy(base)
+        fold(base, plain)
     theirs = dict(base.named_modules())
     ours = dict(model.named_modules())
     identities = [
@@ -42,7 +51,7 @@ def describe(model: nn.Module, base: nn.Module) -> dict[str, Any]:
     for path, module in theirs.items():
         if _within(path, identities):
             continue
-        if path not in ours or type(ours[path]) is not type(module):
+        if path not in ours or _kind(ours[path]) is not _kind(module):
             got = type(ours[path]).__name__ if path in ours else "nothing"
             raise UserError(
                 f"Module {path!r} is {got} where the architecture has {type(module).__name__}: "
@@ -77,6 +86,7 @@ def describe(model: nn.Module, base: nn.Module) -> dict[str, Any]:
         "shapes": shapes,
         "identities": sorted(identities),
         "versions": versions,
+        **({"folded": plain} if plain else {}),
     }
 
 
@@ -110,6 +120,9 @@ def reshape(base: nn.Module, description: dict[str, Any]) -> nn.Module:
     for key in description:
         if key not in _KEYS:
             raise UserError(f"Unknown key {key!r} in the description.{nearest(str(key), _KEYS)}")
+    plain = description.get("folded", [])
+    if not isinstance(plain, list) or not set(map(str, plain)) <= set(computed(base)):
+        raise UserError(f"folded = {plain!r:.80}: expected names of weights that are computed.")
     modules = dict(base.named_modules())
     attributes = _table(description, "attributes")
     identities = description.get("identities", [])
@@ -128,6 +141,7 @@ def reshape(base: nn.Module, description: dict[str, Any]) -> nn.Module:
         for path, values in attributes.items()
         for name, value in _items(path, values)
     ]
+    fold(base, plain)
     existing = {n: t for n, t in base.state_dict().items() if not _within_tensor(n, identities)}
     resized = {}
     for name, shape in _table(description, "shapes").items():
@@ -240,6 +254,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path}: {name!r} is tied to {source!r}, which the file lacks.")
         tensors[name] = tensors[source]
     return tensors
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """Its class; a parametrised layer has one of its own."""
+    kind: type[nn.Module] = parametrize.type_before_parametrizations(module)
+    return kind
 
 
 def _is_tensor(value: object) -> bool:

@@ -8,6 +8,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vcompress.export.folding import folded
+
 from .modes import evaluating
 
 
@@ -21,8 +23,10 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
 
     `example` is [1, C, H, W]. The count is made on the meta device: nothing is computed and
     nothing in `model` changes, the ranges of its observers included. A forward pass that needs
-    real values (a branch on the data) is run on a real copy of the buffers instead.
+    real values (a branch on the data) is run on a real copy of the buffers instead. Weights that
+    are computed from others, as by weight norm, count as plain ones.
     """
+    model = folded(model)
     with evaluating(model):
         try:
             return _count(model, example, torch.device("meta"))

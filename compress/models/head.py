@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from vcompress.bench.errors import UserError, nearest
 
@@ -57,7 +58,7 @@ def note_head(model: nn.Module, paths: Iterable[str], classes: int) -> None:
                 f"the head {path!r} is no layer of the network.{nearest(path, modules)}"
             )
         outputs = _outputs(modules[path])
-        if outputs not in (classes, None) or not list(modules[path].parameters(recurse=False)):
+        if outputs not in (classes, None) or not _has_weights(modules[path]):
             kind = type(modules[path]).__name__
             got = f"{outputs} outputs" if outputs is not None else "no weights of its own"
             raise UserError(
@@ -80,7 +81,7 @@ def of_classes(one: nn.Module, other: nn.Module, classes: int) -> tuple[str, ...
     architecture built for another number."""
     shapes = {name: tensor.shape for name, tensor in other.named_parameters()}
     changed = {
-        name.rpartition(".")[0]
+        _owner(name)
         for name, tensor in one.named_parameters()
         if name in shapes and tensor.shape != shapes[name]
     }
@@ -136,6 +137,16 @@ def _fresh(path: str, model: nn.Module, classes: int, made: nn.Module | None) ->
     )
 
 
+def _owner(name: str) -> str:
+    """The layer of a weight; weight norm and the like keep theirs in modules below it."""
+    layer, inside, _ = name.partition(".parametrizations.")
+    return layer if inside else name.rpartition(".")[0]
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return parametrize.is_parametrized(module) or bool(list(module.parameters(recurse=False)))
+
+
 def _outputs(module: nn.Module) -> int | None:
     found = getattr(module, "out_features", getattr(module, "out_channels", None))
     if found is None and isinstance(weight := getattr(module, "weight", None), Tensor):
@@ -170,7 +181,7 @@ def _before_output(model: nn.Module, example: Tensor) -> tuple[str, ...]:
         beside = [n for n in before if not comes_from_input[n]]
         names = [name for n in beside for name in _weights_below(n, weights)]
         if names:
-            found |= dict.fromkeys(name.rpartition(".")[0] for name in names)
+            found |= dict.fromkeys(map(_owner, names))
             continue
         for n in before:
             if comes_from_input[n] and n not in seen:

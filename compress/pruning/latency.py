@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 from vcompress.bench.gates.limits import Budget, none_given, to_cut
+from vcompress.export.folding import fold
 
 from ..models.cost import count_macs, count_parameters
 from .budget import CannotMeet, Export, naming
@@ -252,6 +253,7 @@ def prune_to_latency(
         raise none_given("latency", "latency_ms")
     if asked.kind != "latency_ms":
         raise UserError(f"{asked.text}: this prunes to a latency; call prune for {asked.kind}.")
+    fold(model)
     found = analyse(model, example, **options)
     gc.freeze()  # the loop collects before it starts, and networks hold many objects
     try:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError, nearest
 from vcompress.bench.gates.limits import Budget, none_given, to_cut
+from vcompress.export.folding import fold
 
 from ..models.cost import count_macs, count_parameters
 from ..models.patterns import check_patterns
@@ -107,7 +108,8 @@ def prune(
     `kind` ranked among groups with the same sorts of layers, `global` ranked among all.
     `PruneOptions` has the other options. Neither the network's input nor its outputs change shape.
 
-    Keeps `requires_grad`, training mode and memory format. Raises UserError, with the network as
+    Keeps `requires_grad`, training mode and memory format; weight norm and other parametrisations
+    are folded. Raises UserError, with the network as
     it was, where the budget cannot be met.
     """
     asked = to_cut(budget, macs=macs, params=params, channels=channels)
@@ -120,6 +122,7 @@ def prune(
             f"scope = {scope!r}: expected one of {', '.join(get_args(Scope))}."
             f"{nearest(scope, get_args(Scope))}"
         )
+    fold(model)
     found = analyse(model, example, **options)
     before = count_macs(model, example), count_parameters(model)
     meter = meter_for(

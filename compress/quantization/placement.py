@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from vcompress.bench.errors import UserError
+from vcompress.export.folding import folded
 
 from ..models.head import carry_head
 from ..models.patterns import check_patterns, matches
@@ -76,6 +77,7 @@ def prepare(
                 f"{name} is {str(parameter.dtype).removeprefix('torch.')}: quantisation starts "
                 "from float32. Call model.float() first, and cast what is left afterwards."
             )
+    model = folded(model)
     job = _Job(wanted, weight_bits, keep_float)
     made = _prepare(model, (example,), "", job)
     check_patterns("keep_float", keep_float, [*dict(model.named_modules()), *job.names])
@@ -245,6 +247,7 @@ def restore(model: nn.Module, placement: dict[str, Any]) -> nn.Module:
             f"quantisation placement of format {placement.get('format')!r}, expected {FORMAT}. "
             "Was the bundle written by a newer version?"
         )
+    model = folded(model)
     made = _restore(model, placement)
     _hold_image_step(made)
     carry_head(model, made)

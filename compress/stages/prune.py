@@ -89,6 +89,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """Prune `model` in place in `config.steps` steps and train it after each."""
     import copy
 
+    from ..models.folding import fold_told
     from ..pruning.batch_norm import BATCHES, LEAST_BATCH, recalibrate
     from ..pruning.refusals import refuse_quantised, refuse_sparse
     from ..tasks import training_task
@@ -96,6 +97,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     refuse_quantised(model)
     refuse_sparse(model)
+    fold_told(model, "prune")
     teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
     recovery = from_teacher(teacher, config, training_task(context.data.dataset))
 

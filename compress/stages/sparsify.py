@@ -24,6 +24,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """Zero two of four weights of `model` in place and train the others."""
     import copy
 
+    from ..models.folding import fold_told
     from ..pruning.refusals import refuse_quantised
     from ..pruning.sparsity import sparse_layers, sparsify
     from ..tasks import training_task
@@ -31,6 +32,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     from ..training.recovery import from_teacher
 
     refuse_quantised(model)
+    fold_told(model, "sparsify")
     teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
     recovery = from_teacher(teacher, config, training_task(context.data.dataset))
 

@@ -64,15 +64,17 @@ def try_out(
             seconds = (time.perf_counter() - started) / len(images)
         except Exception:  # the batch may be too small; else the training's first step says why
             seconds = math.nan
-    network.zero_grad()
-    lay_out(network, torch.contiguous_format)
-    return Trial(layout, seconds, _mixes(network, images)), network
+        network.zero_grad()
+        lay_out(network, torch.contiguous_format)
+        mixes = _mixes(network, images, rounds=autocast is not None)
+    return Trial(layout, seconds, mixes), network
 
 
-def _mixes(network: nn.Module, images: Tensor) -> bool:
+def _mixes(network: nn.Module, images: Tensor, rounds: bool) -> bool:
     """The log names the layer."""
+    rounds = rounds or any(map(rounds_activation, network.modules()))
     try:
-        layer = mixed_layer(network, images, any(map(rounds_activation, network.modules())))
+        layer = mixed_layer(network, images, rounds)
     except Exception:  # it does not take these images, and training says why
         return False
     if layer is not None:
