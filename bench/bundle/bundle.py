@@ -154,23 +154,6 @@ class Bundle:
             )
         return target
 
-    def content(self, name: str) -> bytes:
-        """The bytes of the file `name`, read once: what was hashed is what is given."""
-        target, entry = self.plain_file(name), self.files[name]
-        digest, parts = hashlib.sha256(), list[bytes]()
-        with target.open("rb", buffering=0) as stream:
-            while part := stream.read(_CHUNK_BYTES):
-                digest.update(part)
-                parts.append(part)
-                if len(parts) * _CHUNK_BYTES > entry.bytes + _CHUNK_BYTES:  # it grows
-                    break
-        if digest.hexdigest() != entry.sha256:
-            raise UserError(
-                f"{target}: changed after it was written (its SHA-256 differs). Write the "
-                f"bundle again."
-            )
-        return b"".join(parts)
-
     def plain_file(self, name: str) -> Path:
         """The path of the file `name`, which is there and reached by no link; not yet hashed."""
         if name not in self.files:
@@ -253,6 +236,27 @@ def from_manifest(path: Path, content: bytes, seal: bytes | None) -> Bundle:
         path, bundle.input, bundle.preprocess, bundle.labels, bundle.files,
         bundle.task, manifest.get("data"), manifest,
     )  # fmt: skip
+
+
+def content_of(bundle: Bundle, name: str) -> bytes:
+    """The bytes of the file `name`, read once: what was hashed is what is given.
+
+    Raises:
+        UserError: no such file, or a changed one.
+    """
+    target, entry = bundle.plain_file(name), bundle.files[name]
+    digest, parts = hashlib.sha256(), list[bytes]()
+    with target.open("rb", buffering=0) as stream:
+        while part := stream.read(_CHUNK_BYTES):
+            digest.update(part)
+            parts.append(part)
+            if len(parts) * _CHUNK_BYTES > entry.bytes + _CHUNK_BYTES:  # it grows
+                break
+    if digest.hexdigest() != entry.sha256:
+        raise UserError(
+            f"{target}: changed after it was written (its SHA-256 differs). Write the bundle again."
+        )
+    return b"".join(parts)
 
 
 def strangers(bundle: Bundle) -> list[str]:

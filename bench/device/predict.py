@@ -22,6 +22,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from ..bundle import MODEL, Bundle
+from ..bundle.bundle import content_of
 from ..errors import UserError
 from ..tasks import TABLE
 from ..tasks import load as load_task
@@ -165,7 +166,7 @@ def _whole(bundle: Bundle, content: bytes) -> Iterator[tuple[Path, dict[str, Any
     with TemporaryDirectory(prefix="vcompress-load-") as folder:
         (Path(folder) / MODEL).write_bytes(content)
         for name in {PurePosixPath(item.location).as_posix() for item in facts.external}:
-            held = bundle.content(name)
+            held = content_of(bundle, name)
             (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / name).write_bytes(held)
         yield Path(folder) / MODEL, {}
@@ -192,7 +193,7 @@ def _read_beside_imports(bundle: Bundle, runtime: str) -> bytes:
 
 
 class _Check(Thread):
-    """`Bundle.content` in a thread: hashing runs beside the imports."""
+    """`content_of` in a thread: hashing runs beside the imports."""
 
     def __init__(self, bundle: Bundle, name: str) -> None:
         super().__init__(daemon=True)
@@ -202,7 +203,7 @@ class _Check(Thread):
 
     def run(self) -> None:
         try:
-            self._content = self._bundle.content(self._name)
+            self._content = content_of(self._bundle, self._name)
         except Exception as error:
             self._error = error
 

@@ -199,6 +199,7 @@ def _golden(bundle: Bundle, runtimes: Sequence[str], timeout_s: float) -> Iterat
         return check(
             bundle.plain_file(file), bundle.plain_file(GOLDEN), runtime=runtime, device=device,
             task=bundle.task, precision=precisions[source], batch=batch, timeout_s=timeout_s,
+            sha256=bundle.files[file].sha256,
         )  # fmt: skip
 
     for name in wanted:

@@ -21,6 +21,7 @@ an error at the limit explains: `3 sqrt(2)` times its root mean square.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -62,17 +63,19 @@ class Found:
 
 def check(
     model: Path, golden: Path, *, runtime: str, device: str, task: str, precision: str,
-    batch: tuple[int, int] | None = None, timeout_s: float = 300.0,
+    batch: tuple[int, int] | None = None, timeout_s: float = 300.0, sha256: str | None = None,
 ) -> Found:  # fmt: skip
     """Run the golden inputs of the file `golden` through `model` in a fresh process.
 
     `batch` is the least and the largest that an engine takes; None takes all inputs at once.
+    `sha256` is what the file must have when it is opened.
     A runtime, device or package that is missing gives the state "absent"; a model that the runtime
     does not open or run, or a process that crashes or does not end, gives "fails".
     """
     request = {
         "path": str(model), "golden": str(golden), "runtime": runtime, "device": device,
         "task": task, "precision": precision, "batch": batch,
+        "sha256": sha256,
     }  # fmt: skip
 
     def failed(message: str, state: Literal["fails", "absent"] = "fails") -> Found:
@@ -239,7 +242,7 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
 
     inputs, reference = load(Path(request["golden"]))
     with runtimes.open_session(
-        request["path"], runtime=request["runtime"], device=request["device"]
+        request["path"], runtime=request["runtime"], device=request["device"], **_held(request)
     ) as session:
         spec = session.inputs[0]
         images = inputs.astype(spec.dtype)
@@ -262,6 +265,20 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
         version = session.facts.version
     limit = limit_db(request["precision"], request["device"])
     return {"version": version, **compare(reference, other, limit=limit, task=request["task"])}
+
+
+def _held(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The bytes of the model, once they are those that were hashed. One whose weights lie in a file
+    of their own is opened by its name."""
+    from .. import onnx_file
+
+    path = Path(request["path"])
+    content = path.read_bytes()
+    if request["sha256"] not in (None, hashlib.sha256(content).hexdigest()):
+        raise UserError("changed since it was hashed")
+    if onnx_file.is_onnx(path) and onnx_file.read(path, content).external:
+        return {}
+    return {"content": content}
 
 
 def _batches(images: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:

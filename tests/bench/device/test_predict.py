@@ -232,13 +232,14 @@ def test_what_was_hashed_is_what_runs(
 ) -> None:
     """The file is exchanged between the hash and the opening: the runtime gets what was hashed."""
     from vcompress.bench import onnx_file
+    from vcompress.bench.device import predict
 
     whole_bundle(tmp_path / "b")
     file = tmp_path / "b" / "model.onnx"
-    image, held, content = np.full((32, 32, 3), 100, np.uint8), file.read_bytes(), Bundle.content
+    image, held = np.full((32, 32, 3), 100, np.uint8), file.read_bytes()
 
-    def exchanged(self: Bundle, name: str) -> bytes:
-        found = content(self, name)
+    def exchanged(bundle: Bundle, name: str) -> bytes:
+        found = bundles.content_of(bundle, name)
         file.write_bytes(onnx_file.identity_model())
         return found
 
@@ -246,7 +247,7 @@ def test_what_was_hashed_is_what_runs(
         with load(tmp_path / "b", runtime=runtime, threads=1) as model:
             wanted = model.predict(image, 1)
         with monkeypatch.context() as patch:
-            patch.setattr(Bundle, "content", exchanged)
+            patch.setattr(predict, "content_of", exchanged)
             with load(tmp_path / "b", runtime=runtime, threads=1) as model:
                 assert model.predict(image, 1) == wanted
         assert file.read_bytes() == onnx_file.identity_model()

@@ -160,3 +160,22 @@ def test_an_engine_that_takes_fewer_inputs_is_fed_in_parts(
             task="classification", precision="float32", batch=batch,
         )  # fmt: skip
         assert found.state == "agrees"
+
+
+def test_a_file_that_changed_since_it_was_hashed_is_not_run(
+    whole_bundle: Make, tmp_path: Path
+) -> None:
+    bundle = whole_bundle(tmp_path / "b")
+    file = bundle.path / "model.onnx"
+    known: Any = {
+        "runtime": "onnxruntime",
+        "device": "cpu",
+        "task": bundle.task,
+        "precision": "float32",
+    }
+    arrays = bundle.path / "golden.npz"
+    digest = bundle.files["model.onnx"].sha256
+    assert golden.check(file, arrays, **known, sha256=digest).state == "agrees"
+    file.write_bytes(file.read_bytes() + b"\x1a\x00")
+    found = golden.check(file, arrays, **known, sha256=digest)
+    assert (found.state, found.message) == ("fails", "changed since it was hashed")
