@@ -14,11 +14,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .errors import EnvironmentLacks, UserError
 
 MARK = "vcompress-says: "
+_GROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
+)
 # As `python -m`, but for the folder that the user is in, which -m would import from first: a
 # numpy.py beside a model from elsewhere must not run. (-P, which does the same, came with 3.11.)
 _START = (
@@ -117,6 +122,15 @@ def say(**found: Any) -> None:
     sys.stdout.flush()
 
 
+def memory_limit() -> int:
+    """Bytes of memory that this process may have: the machine's, or less by its control group."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _GROUP_LIMITS:
+        with suppress(OSError, ValueError):  # "max" is no number
+            found.append(int(path.read_text()))
+    return min(found)
+
+
 def _end_with(parent: int | None) -> None:
     """Linux ends this process with the one that asked: nobody else would end an endless model."""
     if not sys.platform.startswith("linux"):
@@ -138,7 +152,7 @@ def _limit(*, bounded: bool) -> None:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if bounded:
-        most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + 8 * 2**30
+        most = memory_limit() + 8 * 2**30
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(resource.RLIMIT_AS, (most, hard))

@@ -30,6 +30,7 @@ BITS = {
     "int32": 32, "uint32": 32, "float16": 16, "bfloat16": 16, "int16": 16, "uint16": 16,
     "int4": 4, "uint4": 4, "float4e2m1": 4, "int2": 2, "uint2": 2,
 }  # fmt: skip
+MOST_DIMENSIONS = 64  # of a tensor: the product of a million takes minutes
 DEEPEST = 32  # subgraphs in subgraphs: a corrupt file must not exhaust the stack
 
 
@@ -134,13 +135,16 @@ class _Reader:
         self.unranked: list[str] = []
 
     def tensor(self, start: int, end: int) -> None:
-        data, dims, dtype, name, entries, outside = self.data, [], 0, "", {}, False
+        data, dtype, name, entries, outside = self.data, 0, "", dict[str, str](), False
+        dims: list[int] = []
         raw: tuple[int, int] | None = None
         for number, value, a, b in _fields(data, start, end):
+            if len(dims) > MOST_DIMENSIONS:
+                raise _Broken
             if number == 1 and a == b:
                 dims.append(value)
             elif number == 1:  # packed
-                while a < b:
+                while a < b and len(dims) <= MOST_DIMENSIONS:
                     size, a = _varint(data, a, b)
                     dims.append(size)
             elif number == 2:
@@ -161,6 +165,8 @@ class _Reader:
                 entries[key] = content
             elif number == 14:
                 outside = _int32(value) == 1
+        if len(dims) > MOST_DIMENSIONS:
+            raise _Broken
         kind = DTYPES.get(dtype, f"type {dtype}")
         elements: int = prod(dims, start=1)
         self.weight_bytes[kind] += (elements * BITS.get(kind, 8) + 7) // 8

@@ -7,7 +7,6 @@ input's shape, two to a byte from the first byte on.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from ..apart import memory_limit
 from ..errors import UserError, nearest
 from ..runtimes.session import TensorSpec
 
@@ -178,12 +178,12 @@ def synthetic(
     """
     rng = np.random.default_rng(seed)
     size = sum(prod(shapes[s.name]) * _itemsize(s.dtype) for s in inputs)
-    if size > _memory() // 2:
+    if size > memory_limit() // 2:
         raise UserError(
             f"One set of inputs would take {size / 1e9:.3g} GB, more than half the memory here. "
             "Give a smaller --batch or --shape."
         )
-    least = 4 if 8 * size < _memory() else 1
+    least = 4 if 8 * size < memory_limit() else 1
     count = min(most, max(least, min(RING, MOST_BYTES // max(size, 1))))
     ring = tuple({s.name: _draw(rng, s, shapes[s.name]) for s in inputs} for _ in range(count))
     kinds = {s.dtype for s in inputs}
@@ -200,11 +200,6 @@ def synthetic(
         ring, f"random {', '.join(said)}, seed {seed}" if said else "none",
         batch_of(inputs, shapes), tuple(s.name for s in inputs if s.dtype in ("int32", "int64")),
     )  # fmt: skip
-
-
-def _memory() -> int:
-    """Bytes of memory of this machine."""
-    return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))
 
 
 def _itemsize(dtype: str) -> int:

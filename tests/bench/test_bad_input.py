@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from vcompress.bench import cli
+from vcompress.bench import apart, cli
 from vcompress.bench.apart import MARK
 from vcompress.bench.errors import UserError
 from vcompress.bench.timing import fresh
@@ -172,6 +172,17 @@ def test_a_load_that_hangs_is_ended_and_says_where(
     )  # fmt: skip
     with pytest.raises(UserError, match=r"did not come back within 1 s while loading it"):
         fresh.cold_start(request(models / "classifier.onnx", timeout_s=1.0))
+
+
+def test_the_control_group_limits_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(apart, "_GROUP_LIMITS", (tmp_path / "missing", limit))
+    for text, right in (("max\n", machine), ("104857600\n", 104857600), (f"{2**63}", machine)):
+        limit.write_text(text)
+        assert apart.memory_limit() == right
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a feature of Linux")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import onnx
@@ -242,3 +243,25 @@ def test_the_ending_of_a_file_passes_no_check_by(tmp_path: Path) -> None:
         path = renamed
     path = external(tmp_path, "secret.bin").rename(tmp_path / "m.ONNX")
     assert artefact(path, "m").size_bytes == path.stat().st_size + 16
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_tensor_of_a_million_dimensions_is_refused_at_once(tmp_path: Path, packed: bool) -> None:
+    sizes = b"\x7f" * 1_000_000
+    dims = b"\x0a" + _length(len(sizes)) + sizes if packed else b"".join([b"\x08\x7f"] * 1_000_000)
+    tensor = dims + b"\x10\x01"
+    graph = b"\x2a" + _length(len(tensor)) + tensor
+    model = b"\x08\x08\x3a" + _length(len(graph)) + graph + b"\x42\x04\x0a\x00\x10\x11"
+    (tmp_path / "m.onnx").write_bytes(model)
+    begin = perf_counter()
+    with pytest.raises(UserError, match="not a whole ONNX file"):
+        onnx_file.read(tmp_path / "m.onnx")
+    assert perf_counter() - begin < 1  # their product takes a minute
+
+
+def _length(size: int) -> bytes:
+    out = bytearray()
+    while size > 127:
+        out.append(size & 127 | 128)
+        size >>= 7
+    return bytes([*out, size])
