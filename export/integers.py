@@ -89,7 +89,8 @@ def _layers(graph: Graph) -> dict[str, NodeProto]:
 def _layer_name(weight: str) -> str:
     """The layer of a stored weight: `model.fc.quantised_weight.integers` is `fc`."""
     name = weight.removeprefix("model.")
-    for suffix in ("_t", ".integers", ".quantised_weight"):
+    # `code__` is a layer `code`: that name is one that a graph has of its own
+    for suffix in ("_t", ".integers", ".quantised_weight", "__"):
         name = name.removesuffix(suffix)
     return name
 

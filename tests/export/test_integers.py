@@ -90,3 +90,23 @@ def test_an_exported_network_is_read_back(kept: tuple[str, ...], tmp_path: Path)
     found = integers.read_back(tmp_path / "m.onnx")
     assert (found.meant, found.integer) == (3 - len(kept), 3 - len(kept))
     assert found.float_operators == len(kept)
+
+
+def test_a_linear_layer_and_its_relu_run_in_integers_whatever_reads_them(tmp_path: Path) -> None:
+    class Bottleneck(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.code = torch.nn.Conv2d(3, 8, 3, 4), torch.nn.Linear(72, 72)
+            self.up, self.fc = torch.nn.ConvTranspose2d(8, 8, 2, 2), torch.nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.code(torch.relu(self.a(x)).flatten(1)))
+            return self.fc(self.up(x.view(-1, 8, 3, 3)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = Bottleneck().eval(), torch.randn(8, 3, 12, 12)
+    prepared = q.prepare(model, x[:1], target="onnxruntime")
+    q.calibrate(prepared, [x])
+    onnx_export.export(q.to_export(prepared.eval()), tmp_path / "m.onnx", ("input", (3, 12, 12)))
+    found = integers.read_back(tmp_path / "m.onnx")
+    assert (found.meant, found.integer, found.float_layers) == (3, 3, {})

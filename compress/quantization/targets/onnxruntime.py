@@ -35,13 +35,20 @@ def place(nodes: Sequence[fx.Node], keep: Keep) -> Plan:
         elif what in ("conv", "linear"):
             plan.weights.append(node)
             plan.quantise(source(activations_of(node)[0]))
-            if what == "conv" and not is_leaf_of_output(tail(node)):
+            if _rounds_output(node, what) and not is_leaf_of_output(tail(node)):
                 plan.quantise(tail(node))
         elif what in ("conv_transpose", "matmul"):
             plan.keep(node, what, "ONNX Runtime has no gain from int8 for it on the CPU")
         else:
             _place_between(node, what, plan)
     return plan
+
+
+def _rounds_output(node: fx.Node, what: str) -> bool:
+    """Whether a layer runs in int8 only where its output is rounded: convolutions, and products of
+    rows with a ReLU, which ONNX Runtime joins in floating point otherwise."""
+    rows = len(shape(node) or ()) == 2
+    return what == "conv" or (rows and kind(tail(node)) in ("relu", "relu6"))
 
 
 def _place_between(node: fx.Node, what: str, plan: Plan) -> None:
