@@ -183,7 +183,7 @@ def _tree(path: Path, key: str | None) -> _Node:
     """
     content = checkpoint_file.read(path)
     root = _Node()
-    _grow(root, content, 0)
+    _grow(root, content, set())
     if key is not None:
         found = root.at(key)
         if found is None or not found.holds:
@@ -201,8 +201,9 @@ def _tree(path: Path, key: str | None) -> _Node:
     return root
 
 
-def _grow(node: _Node, content: Any, depth: int) -> None:
-    """Put the tensors of `content` below `node`."""
+def _grow(node: _Node, content: Any, seen: set[int]) -> None:
+    """Put the tensors of `content` below `node`; what stands in several places counts once."""
+    source = content
     if isinstance(content, checkpoint_file.StandIn):
         content = content.items
     several = isinstance(content, (list, tuple)) and len(content) > 0
@@ -211,8 +212,9 @@ def _grow(node: _Node, content: Any, depth: int) -> None:
         return
     if several and len(content) <= _LONGEST_LIST:
         content = dict(enumerate(content))
-    if not isinstance(content, Mapping) or depth > _DEEPEST:
+    if not isinstance(content, Mapping) or id(source) in seen or len(node.key) > _DEEPEST:
         return
+    seen.add(id(source))
     for name, value in content.items():
         if isinstance(value, Tensor):
             if _readable(value):
@@ -220,7 +222,7 @@ def _grow(node: _Node, content: Any, depth: int) -> None:
             continue
         text = str(name)
         below = _Node((*node.key, text), node.prefix)
-        _grow(below, value, depth + 1)
+        _grow(below, value, seen)
         if below.children or below.listed:
             node.children.setdefault(text, below)
 
@@ -328,7 +330,9 @@ def _say_which(path: Path, fits: Sequence[_Fit], most: int) -> None:
 def _check_head(path: Path, name: str, weight: Tensor, own: Tensor) -> None:
     """Refuse a head that the network cannot have or that the file only claims to hold."""
     stored = weight.untyped_storage().nbytes()
-    if not 0 < weight.numel() * weight.element_size() <= stored or len(weight) > _MOST_CLASSES:
+    if not 0 < weight.numel() * weight.element_size() <= stored or (
+        weight.ndim == 0 or len(weight) > _MOST_CLASSES
+    ):
         raise UserError(
             f"{path}: {name} claims the shape {list(weight.shape)}, and the file holds {stored:,} "
             f"bytes of it. Expected 1 to {_MOST_CLASSES:,} classes with all of their weights."

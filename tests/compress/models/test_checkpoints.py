@@ -349,3 +349,13 @@ def test_the_message_says_what_the_odd_tensor_points_to(tmp_path: Path) -> None:
     torch.save(Tokens(9, 1).state_dict(), tmp_path / "d.pth")
     with pytest.raises(UserError, match=r"trained on images of 1 channels: give its --preprocess"):
         load_into(Tokens(9, 3), tmp_path / "d.pth")
+
+
+def test_a_file_that_holds_itself_in_many_places_is_walked_once(small: Any, tmp_path: Path) -> None:
+    content: dict[str, Any] = dict(small().state_dict())
+    content |= {f"again{n}": content for n in range(20)}
+    torch.save(content, tmp_path / "c.pth")
+    assert load_into(small(), tmp_path / "c.pth").key is None
+    torch.save({"fc.weight": torch.tensor(1.0)}, tmp_path / "d.pth")
+    with pytest.raises(UserError, match=r"fc.weight claims the shape \[\]"):
+        infer_classes(tmp_path / "d.pth", small(), ["fc"])
