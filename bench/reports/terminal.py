@@ -117,9 +117,9 @@ def versus_line(result: Result) -> Text | None:
 
 
 def _sentence(verdict: Verdict, ratio: Interval, a: str, b: str, margin: float, floor: str) -> Text:
-    takes = (
-        f"{b} takes {ratio.value:.3f} times as long as {a} ({ratio.low:.3f} to {ratio.high:.3f})"
-    )
+    # Too few runs have no interval.
+    between = f" ({ratio.low:.3f} to {ratio.high:.3f})" if ratio.carries else ""
+    takes = f"{b} takes {ratio.value:.3f} times as long as {a}{between}"
     saying = {
         "FASTER": f"{b} is {1 / ratio.value:.3g} times as fast as {a} "
         f"({1 / ratio.high:.3g} to {1 / ratio.low:.3g})",

@@ -209,6 +209,15 @@ def test_a_gate_needs_runs_enough_for_an_interval(result: Result, runs: int, out
     assert ("run" in said) == (outcome == "inconclusive")
 
 
+def test_a_ratio_of_too_few_runs_is_shown_without_an_interval(result: Result) -> None:
+    assert result.comparison
+    one = Interval(1.367, 1.367, 1.367, "one value", 0.0)
+    few = replace(result.comparison, ratio=one, verdict="INCONCLUSIVE")
+    line = terminal.versus_line(replace(result, comparison=few))
+    assert line is not None
+    assert "takes 1.367 times as long as classifier: not enough to say" in line.plain
+
+
 def test_the_weights_of_openvinos_format_count(tmp_path: Path) -> None:
     (tmp_path / "net.xml").write_bytes(b"<net/>")
     alone = artefact(tmp_path / "net.xml", "net")
