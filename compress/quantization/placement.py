@@ -30,6 +30,7 @@ from .in_place import CHANGES_INPUT
 from .parts import prepare_children, put, record_inputs, submodule, trace_around, traceable_form
 from .quality import check_prepared
 from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of, with_quantised_weight
+from .shaped import input_shape
 from .targets import Plan, Target, load_target
 from .trace import Untraceable, inside, record_shapes, shape, trace
 
@@ -152,6 +153,8 @@ def _prepare(
     description = _describe(nodes, plan, job.target, job.weight_bits)
     if form is not model:
         description["wrapped"] = True
+    if (sizes := input_shape(form)) is not None:
+        description["sizes"] = list(sizes)
     if len(inputs) > 1:
         description["inputs"] = len(inputs)
     if traced.leaves:
@@ -263,7 +266,8 @@ def _restore(model: nn.Module, placement: dict[str, Any]) -> nn.Module:
         vars(whole)[_PLACEMENT] = placement
         return whole
     leaves = frozenset(placement.get("leaves", ()))
-    graph = trace(traceable_form(model), leaves, placement.get("inputs", 1))
+    sizes = tuple(placement.get("sizes", ())) or None
+    graph = trace(traceable_form(model), leaves, placement.get("inputs", 1), sizes)
     for path, part in parts.items():
         put(graph, inside(path), _restore(submodule(graph, inside(path)), part))
     _apply(graph, placement)

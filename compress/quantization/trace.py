@@ -119,8 +119,7 @@ class _WithSizes(_Whole, ShapedTracer):
     pass
 
 
-def _tracer(model: nn.Module, leaves: frozenset[str]) -> _Whole:
-    shape = input_shape(model)
+def _tracer(shape: tuple[int, ...] | None, leaves: frozenset[str]) -> _Whole:
     tracer = _Tracer() if shape is None else _WithSizes(shape)
     tracer.leaves = leaves
     return tracer
@@ -189,13 +188,18 @@ def _living_dropout(graph: fx.GraphModule) -> None:
 
 
 def trace(
-    model: nn.Module, leaves: frozenset[str] = frozenset(), inputs: int = 1
+    model: nn.Module,
+    leaves: frozenset[str] = frozenset(),
+    inputs: int = 1,
+    sizes: tuple[int, ...] | None = None,
 ) -> fx.GraphModule:
     """A graph of a deep copy of `model`; names of nodes depend on the architecture alone.
 
     Args:
         leaves: paths of modules that are not looked into.
         inputs: how many tensors it is called with; its other arguments keep their defaults.
+        sizes: those of its one input without the batch, where the forward pass branches on them;
+            default: what the network keeps as `input_shape`.
 
     Raises:
         Untraceable: the forward pass depends on values; names the call that stopped the tracer.
@@ -205,9 +209,10 @@ def trace(
     model.eval()
     open_attention(model, leaves)
     _open_same_padding(model)
-    if input_shape(model) is not None:
+    sizes = sizes or input_shape(model)
+    if sizes is not None:
         keep_masks(model)
-    tracer = _tracer(model, leaves)
+    tracer = _tracer(sizes, leaves)
     try:
         defaults = _defaults(model, inputs)
         traced = tracer.trace(model, concrete_args=defaults)

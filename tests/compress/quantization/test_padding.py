@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vcompress.compress import quantization as q
+from vcompress.compress import quantize
 from vcompress.export import onnx_export, parity
 
 
@@ -136,3 +137,34 @@ def test_what_tensorrt_pads_is_rounded_again_behind_it(tmp_path: Path) -> None:
         for _ in range(2):
             steps.append(maker[steps[-1].input[0]])
         assert [n.op_type for n in steps] == ["DequantizeLinear", "QuantizeLinear", "Pad"]
+
+
+class DynamicPadding(nn.Conv2d):
+    """A convolution that computes its padding from the size of the map, and branches on it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        edges: list[int] = []
+        for axis in (1, 0):
+            size, stride = x.shape[2 + axis], self.stride[axis]
+            missing = max((-(-size // stride) - 1) * stride + self.kernel_size[axis] - size, 0)
+            edges += [missing // 2, missing - missing // 2]
+        if any(edges):
+            x = F.pad(x, edges)
+        return F.conv2d(x, self.weight, self.bias, self.stride)
+
+
+def test_padding_that_depends_on_the_size_of_the_map_is_traced_and_restored(tmp_path: Path) -> None:
+    model = settled(
+        lambda: nn.Sequential(
+            DynamicPadding(3, 16, 3, 2), nn.BatchNorm2d(16), nn.ReLU(),
+            DynamicPadding(16, 16, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(16, 5),
+        )
+    )  # fmt: skip
+    quantised, file = quantize(model, images(), images=24, held_out=8), tmp_path / "m.onnx"
+    again = q.restore(model, q.placement(quantised))  # which knows no size by itself
+    again.load_state_dict(quantised.state_dict())
+    onnx_export.export(q.to_export(again.eval()), file, ("input", (3, 16, 16)))
+    assert optimised(file).count("QLinearConv") == 2
+    got = parity.run_onnx(file, images().numpy(), optimised=True)[0]
+    assert parity.compare(parity.run_torch(model, images()), got).sqnr_db > 30
