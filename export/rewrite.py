@@ -20,6 +20,7 @@ def rewrite(proto: onnx.ModelProto) -> int:
     merged = pad_integers(graph)
     fold_bn(graph)
     global_pools(graph)
+    open_windows(graph)
     name_quantised(graph)
     graph.write_back()
     return merged
@@ -199,6 +200,33 @@ def global_pools(graph: Graph) -> None:
                 helper.make_node("Reshape", [pooled, shape], [out], name=f"{node.name}_flat")
             )
         graph.nodes[place : place + 1] = new
+    graph.index()
+
+
+def open_windows(graph: Graph) -> None:
+    """Average pools whose windows may reach over the border (`ceil_mode`) count real values alone:
+    what they counted as padding is padded before.
+
+    The result is the same, and ONNX Runtime's integer kernel, which divides such windows by the
+    wrong number where padding counts, is right then (`integer_kernels` finds it).
+    """
+    for node in list(graph.nodes):
+        if node.op_type != "AveragePool" or not attribute(node, "ceil_mode", 0):
+            continue
+        if not attribute(node, "count_include_pad", 0):
+            continue
+        pads = [int(pad) for pad in attribute(node, "pads", [])]
+        kept = [a for a in node.attribute if a.name not in ("pads", "count_include_pad")]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        if any(pads):
+            half = len(pads) // 2
+            amounts = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
+            out = f"{node.output[0]}_padded"
+            stored = graph.store(f"{out}_amounts", amounts)
+            new = helper.make_node("Pad", [node.input[0], stored], [out], name=out)
+            graph.nodes.insert(graph.nodes.index(node), new)
+            node.input[0] = out
     graph.index()
 
 
