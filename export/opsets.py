@@ -53,10 +53,20 @@ def _one_lower(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         for entry in made.opset_import:
             if entry.domain in ("", "ai.onnx"):
                 entry.version = opset
+        shapes = {t.name for t in made.graph.initializer if _has_no_zero(t)}
         for node in made.graph.node:
+            if node.op_type == "Reshape" and node.input[1] in shapes:  # then it says nothing
+                kept = [a for a in node.attribute if a.name != "allowzero"]
+                del node.attribute[:]
+                node.attribute.extend(kept)
             _forget_defaults(node, opset)
     onnx.checker.check_model(made, full_check=True)
     return made
+
+
+def _has_no_zero(tensor: onnx.TensorProto) -> bool:
+    whole = tensor.data_type == onnx.TensorProto.INT64
+    return whole and bool(onnx.numpy_helper.to_array(tensor).all())
 
 
 def _forget_defaults(node: onnx.NodeProto, opset: int) -> None:
