@@ -8,9 +8,14 @@ from .safe_path import leave_working_folder
 
 leave_working_folder()  # before anything else is imported
 
+import os  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
 from .lazy import loader  # noqa: E402
+
+# ONNX Runtime counts sessions and sends the counts, by default. It reads this when it is first
+# imported; processes that are started inherit it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from .bundle import IMAGENET, Bundle, Preprocess

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..bundle import Preprocess
 from ..errors import UserError
@@ -16,6 +16,11 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+FORMATS = (
+    "JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "QOI", "TGA",
+)  # fmt: skip
+"""What a file is read as, whatever its name says. Pillow's other formats are no pictures of a
+camera, and EPS would start Ghostscript. TGA is recognised by nothing, so it comes last."""
 _MOST_PIXELS = 2**28
 """Most pixels of a resized image: those of the largest network input."""
 
@@ -81,13 +86,19 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         UserError: the file is missing, is not an image, is cut short, or is a decompression bomb.
     """
+    Image.preinit()  # the usual formats; a missing one would import Pillow's whole list
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # or an upright one would be copied
             return image
     except FileNotFoundError:
         raise UserError(f"{path}: no such image.") from None
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{path}: cannot be read as an image (it is none of {', '.join(FORMATS)}). Save it as "
+            f"one of them, or remove the file."
+        ) from None
     except Exception as error:  # Pillow's decoders raise many kinds on a damaged file
         raise UserError(
             f"{path}: cannot be read as an image ({error}). Repair or remove the file."

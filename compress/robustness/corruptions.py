@@ -48,7 +48,7 @@ def corrupt(pixels: Pixels, kind: str, severity: int, seed: int = 0) -> Pixels:
     if kind == "jpeg":
         stream = BytesIO()
         Image.fromarray(pixels).save(stream, "jpeg", quality=int(amount))
-        return np.asarray(Image.open(stream))
+        return np.asarray(Image.open(stream, formats=("JPEG",)))
     x = pixels.astype(np.float64) / 255
     if kind == "noise":
         x = x + np.random.default_rng(seed).normal(0, amount, x.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from vcompress.bench.bundle import IMAGENET, Preprocess
+from vcompress.bench.data.folders import SUFFIXES
 from vcompress.bench.data.preprocess import apply, read_image, to_mode
 from vcompress.bench.errors import UserError
 
@@ -206,3 +208,28 @@ def test_a_line_of_pixels_is_refused_and_not_resized_to_gigabytes() -> None:
     with pytest.raises(UserError, match="65535x1 pixels would be resized to 16776960x256"):
         apply(Preprocess(size=(224, 224), resize=256), image)
     assert apply(Preprocess(size=(8, 8)), image).shape == (3, 8, 8)
+
+
+def test_an_eps_with_the_name_of_a_jpeg_starts_no_ghostscript(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import EpsImagePlugin
+
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: started.append(a))
+    (tmp_path / "cat.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(UserError, match="none of JPEG, PNG"):
+        read_image(tmp_path / "cat.jpg")
+    assert not started
+    with Image.open(tmp_path / "cat.jpg") as image, contextlib.suppress(Exception):
+        image.load()
+    assert started  # what Pillow does by default
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_every_suffix_of_a_folder_of_images_is_read(suffix: str, tmp_path: Path) -> None:
+    plain = Image.new("1" if suffix == ".pbm" else "L" if suffix == ".pgm" else "RGB", (5, 3), 1)
+    plain.save(tmp_path / f"x{suffix}")
+    assert read_image(tmp_path / f"x{suffix}").size == (5, 3)

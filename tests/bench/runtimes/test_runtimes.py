@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -117,3 +120,18 @@ def test_an_engine_without_its_runtime_or_gpu_says_what_is_missing(tmp_path: Pat
     message = "No NVIDIA GPU" if installed else "pip install tensorrt"
     with pytest.raises(EnvironmentLacks, match=message):
         open_session(engine)
+
+
+@pytest.mark.parametrize("package", ["bench", "compress", "export"])
+def test_onnx_runtime_collects_no_telemetry(package: str, models: Path, tmp_path: Path) -> None:
+    program = f"""
+import vcompress.{package}
+import subprocess, sys
+opened = "import onnxruntime; onnxruntime.InferenceSession({str(models / "classifier.onnx")!r})"
+exec(opened)
+subprocess.run([sys.executable, "-c", opened], check=True)
+"""
+    kept = {n: v for n, v in os.environ.items() if n != "ORT_DISABLE_TELEMETRY"}
+    places = {n: str(tmp_path) for n in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_DATA_HOME")}
+    subprocess.run([sys.executable, "-c", program], env=kept | places, check=True, timeout=60)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
