@@ -82,6 +82,12 @@ def load_network(bundle: Bundle, trusted_factory: str | None = None) -> Network:
             network that nothing here can build.
     """
     file, architecture = bundle.path / ARCHITECTURE, _buildable(bundle)
+    spec = architecture["model"]
+    if isinstance(spec, dict) and spec.get("classes") != len(bundle.labels):
+        raise UserError(
+            f"{file}: the network has {spec.get('classes')!r:.40} classes, and the manifest has "
+            f"{len(bundle.labels)} labels."
+        )
     return _rebuilt(architecture, bundle.file(WEIGHTS), str(file), trusted_factory)
 
 

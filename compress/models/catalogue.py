@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from vcompress.bench.apart import memory_limit
 from vcompress.bench.config import from_mapping
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
 from vcompress.bench.own_code import check_trusted, import_own, is_factory, raised
@@ -44,6 +45,8 @@ ALIASES = {
 # The names under which factories take the image size and the number of channels.
 _SIZE_KEYS = ("image_size", "img_size", "input_size")
 _MOST_PIXELS = 4096
+_USUAL_CLASSES = 25_000
+"""ImageNet's largest set has 21,841. Beyond, a head may take all memory."""
 _SAFE_KWARGS = {
     *_SIZE_KEYS, *channels.KEYS, "aux_logits", "init_weights", "num_classes", "transform_input",
 }  # fmt: skip
@@ -197,6 +200,8 @@ def build(spec: ModelSpec, weights: str | None = None, key: str | None = None) -
 
 
 def _made(spec: ModelSpec) -> nn.Module:
+    if spec.classes > _USUAL_CLASSES:
+        _check_fits(spec)
     if spec.name.startswith(huggingface.PREFIX):
         family = spec.name.removeprefix(huggingface.PREFIX)
         return huggingface.build(family, spec.kwargs["config"], spec.classes)
@@ -230,6 +235,22 @@ def _made(spec: ModelSpec) -> nn.Module:
                 f"nn.{kind.removeprefix('Lazy')}(...)."
             )
     return model if fitted is None else channels.fit_first(model, fitted)
+
+
+def _check_fits(spec: ModelSpec) -> None:
+    """Raise a UserError where the network and its copy for another head need more memory than there
+    is. What a class adds is seen in small networks."""
+    small, larger = (
+        sum(p.nbytes for p in _made(replace(spec, classes=classes)).parameters())
+        for classes in (2, 3)
+    )
+    needed = 2 * (small + (larger - small) * (spec.classes - 2))
+    if needed > (most := memory_limit()):
+        raise UserError(
+            f"{spec.name} with {spec.classes:,} classes needs {needed / 1e9:.1f} GB of memory, and "
+            f"this process may have {most / 1e9:.1f} GB. Look whether the number of classes is "
+            f"right, or take a network with a smaller head."
+        )
 
 
 def _head_paths(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:

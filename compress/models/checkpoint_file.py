@@ -141,10 +141,18 @@ def _other_kind(path: Path) -> str | None:
     if start.startswith(_ZIP):
         try:
             with zipfile.ZipFile(path) as archive:
-                names = {name.rpartition("/")[2] for name in archive.namelist()}
+                entries = archive.infolist()
         except Exception:  # damaged: torch's reader says so
             return None
-        return next((said for name, said in _ARCHIVES.items() if name in names), None)
+        names = {entry.filename.rpartition("/")[2] for entry in entries}
+        said = next((said for name, said in _ARCHIVES.items() if name in names), None)
+        unpacked = sum(entry.file_size for entry in entries)
+        if said is None and unpacked > path.stat().st_size:  # a megabyte may hold a gigabyte
+            said = (
+                f"{path.stat().st_size:,} bytes that unpack to {unpacked:,}; torch.save compresses "
+                f"nothing. Where it was made, save it again: {_SAVE}"
+            )
+        return said
     if path.suffix == ".onnx" or (start[:1] == b"\x08" and start[2:3] == b"\x12"):
         return (
             "an ONNX file, which is measured as it is (vbench) and cannot be trained; give the "

@@ -85,6 +85,15 @@ function(vcompress_add_model target)
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${key}")
   endif()
 
+  # CMake's lists end an entry at a semicolon, and not within brackets.
+  foreach(path IN ITEMS "${bundle}" "${out}" "${arg_KEY}" "${arg_GATE}")
+    if("${path}" MATCHES "[][;]")
+      message(FATAL_ERROR
+        "vcompress_add_model(${target}): '${path}' has a semicolon or a square bracket, which "
+        "CMake's lists do not hold. Rename the folder.")
+    endif()
+  endforeach()
+
   # Looked at again whenever one of the bundle's files changes, and before it is verified: a bundle
   # that fails now is tried again by the next build.
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${bundle}/manifest.json")

@@ -220,6 +220,17 @@ def test_a_bundle_may_name_harmless_architectures_only(data: Any, message: str) 
     assert "architecture.json" in str(caught.value)
 
 
+def test_a_head_that_takes_all_memory_is_refused_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vcompress.compress.models.catalogue.memory_limit", lambda: 2 * 10**9)
+    # squeezenet1_1: 722,496 weights, and 512 with a bias for a class; twice, four bytes each.
+    with pytest.raises(UserError, match=r"1,000,000 classes needs 4\.1 GB .* may have 2\.0 GB"):
+        build(make_spec("sqz", 10**6, (64, 64)))
+    model = build(make_spec("sqz", 30_000, (64, 64)))
+    assert sum(p.numel() for p in model.parameters()) == 722_496 + 30_000 * 513
+
+
 @pytest.mark.parametrize("name", ["subprocess:run", "os:system"])
 def test_a_bundle_may_not_name_pythons_own_modules_though_they_are_trusted(name: str) -> None:
     data = {"name": name, "classes": 3, "kwargs": {}}

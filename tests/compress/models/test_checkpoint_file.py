@@ -218,6 +218,22 @@ def test_files_of_other_kinds_are_named_for_what_they_are(net: nn.Module, tmp_pa
         assert said in str(caught.value)
 
 
+def test_a_small_file_that_unpacks_to_much_is_refused(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(1000, 1000)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in plain.namelist():
+            bomb.writestr(entry, plain.read(entry))
+    assert (tmp_path / "bomb.pth").stat().st_size < 10_000
+    assert read(tmp_path / "plain.pth")["fc.weight"].shape == (1000, 1000)
+    with pytest.raises(
+        UserError, match=r"bytes that unpack to 4,00\d,\d{3}; torch.save compresses"
+    ):
+        read(tmp_path / "bomb.pth")
+
+
 def test_safetensors_of_another_name_are_read_and_a_folder_names_its_file(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "weights.bin")
     assert read(tmp_path / "weights.bin")["w"].tolist() == [1.0, 1.0]

@@ -242,6 +242,17 @@ def test_a_wrong_call_is_one_message_at_configure_time(
     assert says in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize("name", ["a;b", "a[b", "a]b"])
+def test_a_folder_that_no_list_of_cmake_holds_is_named(
+    write_bundle: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    project = application(tmp_path)
+    escaped = str(write_bundle(tmp_path / name)).replace(";", "\\;")
+    done = project.configure(f"-DBUNDLE={escaped}")
+    assert done.returncode != 0
+    assert "has a semicolon or a square bracket" in " ".join(done.stderr.split())
+
+
 def test_a_bundle_that_is_none_and_a_python_without_vcompress_are_said(tmp_path: Path) -> None:
     project = application(tmp_path)
     done = project.configure(f"-DBUNDLE={tmp_path}")

@@ -20,6 +20,7 @@ from vcompress.export.edge.header import number
 
 PROGRAM = """
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include "vcompress/preprocess.hpp"
 #include "vcompress/sha256.hpp"
@@ -28,6 +29,23 @@ static const Case kCases[] = {CASES};
 static const float kMean[] = {MEAN};
 static const float kStd[] = {STD};
 int main(int argc, char **argv) {
+  if (argc == 4) {  // the message for an image of argv[1] x argv[2] that is resized to argv[3]
+    vcompress_model model{};
+    model.channels = 1;
+    model.height = model.width = 64;
+    model.resize = std::atoi(argv[3]);
+    model.interpolation = VCOMPRESS_BILINEAR;
+    model.mean = kMean;
+    model.std = kStd;
+    vcompress::Image image{std::atoi(argv[1]), std::atoi(argv[2]), 1, {}};
+    image.pixels.resize(static_cast<std::size_t>(image.width) * image.height);
+    try {
+      std::printf("%zu values\\n", vcompress::preprocess(model, image).size());
+    } catch (const std::exception &error) {
+      std::puts(error.what());
+    }
+    return 0;
+  }
   if (argc > 1) {  // the message for a file that is no image, or its SHA-256
     try {
       const auto image = vcompress::read_pnm(argv[1]);
@@ -133,6 +151,26 @@ def test_what_is_no_image_is_one_message(
     ).stdout
     assert says in said
     assert str(tmp_path / "bad.ppm") in said
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "resize", "says"),
+    [
+        (65535, 1, 256, "the image is too long and thin"),
+        (1, 65535, 256, "the image is too long and thin"),
+        (80, 60, 32, "resize is smaller than the crop"),
+        (80, 60, 64, "4096 values"),
+        (4000, 1, 64, "4096 values"),
+    ],
+)
+def test_an_image_that_takes_all_memory_and_a_crop_beyond_the_edge_are_refused(
+    cases: tuple[Path, list[Any]], width: int, height: int, resize: int, says: str
+) -> None:
+    said = subprocess.run(
+        [cases[0], str(width), str(height), str(resize)],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert says in said.stdout
 
 
 @pytest.mark.parametrize("size", [1, 54, 55, 56, 63, 64, 65, 119, 120, 1000])

@@ -174,7 +174,8 @@ inline Image to_channels(const Image &image, int channels) {
   return out;
 }
 
-// `image` as the network's input: [channels, height, width] float32.
+// `image` as the network's input: [channels, height, width] float32. Throws std::invalid_argument
+// for what is no image, and for one so much longer than wide that resizing it takes all memory.
 inline std::vector<float> preprocess(const vcompress_model &model, const Image &image) {
   if (image.width < 1 || image.height < 1 || (image.channels != 1 && image.channels != 3) ||
       image.pixels.size() != static_cast<std::size_t>(image.width) * image.height * image.channels)
@@ -190,6 +191,12 @@ inline std::vector<float> preprocess(const vcompress_model &model, const Image &
       const double exact = static_cast<double>(model.resize) * side / shorter;
       return side == shorter ? model.resize : static_cast<int>(exact);
     };
+    if (model.resize < std::max(model.width, model.height))
+      throw std::invalid_argument("preprocess: resize is smaller than the crop");
+    constexpr double most_pixels = 1 << 28;  // those of the largest network input
+    if (static_cast<double>(model.resize) * model.resize / shorter *
+            std::max(small.width, small.height) > most_pixels)
+      throw std::invalid_argument("preprocess: the image is too long and thin to be resized");
     small = resize(small, scaled(small.width), scaled(small.height), model.interpolation);
     left = detail::half(small.width - model.width);
     top = detail::half(small.height - model.height);
