@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vcompress.bench.errors import UserError
 from vcompress.export.mixing import across_the_batch, mixed_layer
 from vcompress.export.parity import rounds_activation
 
@@ -62,12 +63,23 @@ def try_out(
         try:
             backward(network, images.contiguous(memory_format=layout))
             seconds = (time.perf_counter() - started) / len(images)
-        except Exception:  # the batch may be too small; else the training's first step says why
+        except Exception as error:  # the batch may be too small; else the first step says why
+            if "modified by an inplace operation" in str(error):
+                raise _overwritten(error) from error
             seconds = math.nan
         network.zero_grad()
         lay_out(network, torch.contiguous_format)
         mixes = _mixes(network, images, rounds=autocast is not None)
     return Trial(layout, seconds, mixes), network
+
+
+def _overwritten(error: Exception) -> UserError:
+    return UserError(
+        "the network cannot be trained: its forward pass changes a tensor in place (an inplace "
+        "operation: a name that ends in _, x += y, x[i] = y) whose earlier value the gradient "
+        "needs. Make a new tensor there, such as x = x * y. torch.autograd.set_detect_anomaly(True)"
+        f" shows the line. Torch said: {str(error)[:160]}"
+    )
 
 
 def _mixes(network: nn.Module, images: Tensor, rounds: bool) -> bool:
