@@ -33,7 +33,6 @@ def test_the_command_takes_several_teachers_and_a_table_of_losses(work: Path) ->
     (work / "mine.toml").write_text(
         f"""
 [options]
-trust = "{OWN}"
 data = "images"
 [[stages]]
 stage = "distill"
@@ -47,7 +46,7 @@ losses.kd = 1.0
 losses.at = 5
 """
     )
-    assert main(["run", "mine.toml", "--out", "runs/mine"]) == 0
+    assert main(["run", "mine.toml", "--out", "runs/mine", "--trust", OWN]) == 0
     bundle = Bundle.open(work / "runs/mine/1-distill")
     entry = bundle.history[-1]
     assert entry.config["losses"] == ["kd=1.0", "at=5"]
