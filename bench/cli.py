@@ -14,6 +14,7 @@ from pathlib import Path
 from .errors import UserError, reader_gone
 from .run.options import Options
 from .tasks import TABLE
+from .text import shown
 
 EXAMPLES = """\
 examples:
@@ -205,11 +206,13 @@ def _main(argv: list[str]) -> int:
     except BrokenPipeError:
         return reader_gone()
     except UserError as error:
-        print(f"vbench: {error}", file=sys.stderr)
+        print(shown(f"vbench: {error}"), file=sys.stderr)
         return error.status
     except OSError as error:  # whichever file the user named: it is gone, unreadable, no file
         where = f"{error.filename}: " if error.filename else ""
-        print(f"vbench: {where}{error.strerror or error}. Look at the path.", file=sys.stderr)
+        print(
+            shown(f"vbench: {where}{error.strerror or error}. Look at the path."), file=sys.stderr
+        )
         return UserError.status
     except MemoryError:
         print("vbench: there is not enough memory for this. Give a smaller --batch or --shape, or "
@@ -221,8 +224,6 @@ def _main(argv: list[str]) -> int:
 
 
 def _run(asked: Options) -> int:
-    from rich.console import Console
-
     if str(asked.models[0]) == "selftest" and not asked.models[0].exists():
         return _selftest(asked)
     _check(asked)
@@ -233,7 +234,7 @@ def _run(asked: Options) -> int:
     from .reports import restate, terminal
     from .run import job
 
-    errors, console = Console(stderr=True), Console()
+    errors, console = terminal.Shown(stderr=True), terminal.Shown()
     with errors.status("") as status:
         result = job.run(asked, status.update)
     if asked.json:
@@ -269,14 +270,12 @@ def _check(asked: Options) -> None:
 
 
 def _selftest(asked: Options) -> int:
-    from rich.console import Console
-
     from .reports import terminal
     from .timing import selftest
 
     if len(asked.models) > 2:
         raise UserError("vbench selftest takes no model or one.")
-    errors, console = Console(stderr=True), Console()
+    errors, console = terminal.Shown(stderr=True), terminal.Shown()
     with errors.status("") as status:
         found = selftest.run(
             asked.models[1] if len(asked.models) == 2 else None, asked.threads or 1,

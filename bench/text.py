@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import unicodedata
 from typing import Any
 
@@ -14,6 +15,23 @@ def is_name(value: Any) -> bool:
 def printable(text: str) -> str:
     """Without control characters: what others have written must not steer the terminal."""
     return "".join(c if _harmless(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def shown(text: str) -> str:
+    """As `printable`, of a message that may have several lines."""
+    return "".join(c if c in "\n\t" else printable(c) for c in text)
+
+
+def escape(text: str) -> str:
+    """As HTML shows it, without control characters."""
+    return html.escape(shown(text))
+
+
+PAGE_POLICY = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
+)
+"""Stands in the head of every page: nothing runs in it, nothing is fetched, whatever it holds."""
 
 
 def _harmless(character: str) -> bool:

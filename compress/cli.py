@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from vcompress.bench.errors import UserError, nearest, reader_gone
+from vcompress.bench.text import shown
 
 from . import commands as around
 from . import stages
@@ -140,12 +141,19 @@ def _overview(known: dict[str, type[Any]]) -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"{PROG}: {message}", file=sys.stderr)
+    print(shown(f"{PROG}: {message}"), file=sys.stderr)
     return status
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 def _configure_logging() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Of several processes (torchrun, accelerate launch) only the first one speaks.
     main_process = os.environ.get("RANK", "0") == "0"
     logging.getLogger("vcompress").setLevel(logging.INFO if main_process else logging.WARNING)

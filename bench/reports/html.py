@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from html import escape
 
 import numpy as np
 
 from ..tasks.metrics import Metric
 from ..tasks.task import Part
+from ..text import PAGE_POLICY, escape
 from ..timing.compare import Comparison
 from . import svg, terminal
 from .result import ModelResult, Result
@@ -54,6 +54,7 @@ def page(result: Result) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
+        f"{PAGE_POLICY}"
         f"<title>vbench: {escape(title)}</title><style>{STYLE}</style></head><body>"
         f"{''.join(body)}</body></html>\n"
     )

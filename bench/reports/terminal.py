@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from ..stats import Interval, Verdict
 from ..tasks.metrics import metric
 from ..tasks.task import ScoreChange
+from ..text import shown
 from ..timing import noise
 from ..timing.selftest import SelfTest
 from .result import ModelResult, Result
+
+
+class Shown(Console):
+    """A console that shows no control characters of the texts that it is given."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(shown(segment.text), segment.style)
+
 
 COLOURS = {"FASTER": "green", "SLOWER": "red", "EQUIVALENT": "cyan", "INCONCLUSIVE": "yellow"}
 OUTCOMES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -217,7 +231,7 @@ def _sweep(sweep: tuple[ModelResult, ...]) -> Table:
 
 def _profile(m: ModelResult) -> Table:
     table = Table(
-        title=f"{m.artefact.name}: the costliest nodes", title_justify="left",
+        title=f"{escape(m.artefact.name)}: the costliest nodes", title_justify="left",
         show_edge=False, pad_edge=False, header_style="bold",
     )  # fmt: skip
     for name in ("node", "operator", "time"):
@@ -225,7 +239,7 @@ def _profile(m: ModelResult) -> Table:
     table.add_column("share", justify="right")
     for node in m.profile[:10]:
         table.add_row(
-            escape(node.name), node.operator, f"{node.time_us:,.1f} us", f"{node.share:.1%}"
+            escape(node.name), escape(node.operator), f"{node.time_us:,.1f} us", f"{node.share:.1%}"
         )
     return table
 

@@ -19,7 +19,7 @@ from ..bundle import manifest as manifests
 from ..bundle.identity import ANY, Expected, Identity, identify
 from ..bundle.manifest import MANIFEST, SEAL, SIGNATURE
 from ..errors import UserError, reader_gone
-from ..text import printable
+from ..text import printable, shown
 from .golden import Found, check, limit_db, precision_of
 
 REFERENCE = "onnxruntime"
@@ -332,6 +332,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return reader_gone()
     except UserError as error:
-        print(f"verify: {error}", file=sys.stderr)
+        print(shown(f"verify: {error}"), file=sys.stderr)
         return error.status
     return 0

@@ -9,6 +9,8 @@ from typing import Any
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.errors import UserError
 
+from ..reporting.engines import engine_section
+
 FOLDER = "engines"
 
 
@@ -34,7 +36,8 @@ def _read(file: Path) -> dict[str, Any]:
         good = record["format"] == FORMAT and record["schema_version"] == SCHEMA_VERSION
         texts = (record["engine"], record["onnx"], record["build"]["onnx_sha256"])
         good = good and all(isinstance(text, str) for text in texts)
-    except (ValueError, KeyError, TypeError, RecursionError):
+        engine_section([record] if good else [])  # whether it holds what is shown of it
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"{file}: not a record of an engine that vcompress wrote.")

@@ -1,7 +1,8 @@
 """A bundle written again, whole, with other files or another history.
 
 The part of a report that belongs to the last stage alone, such as where a student and its teacher
-disagree, is HTML in a file of its own: it stays when the report is drawn again with new numbers.
+disagree, is HTML in a file of its own: what it holds stays when the report is drawn again with new
+numbers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from vcompress.bench.bundle import Bundle, bundle, sha256
 from vcompress.bench.bundle.history import Entry
 from vcompress.bench.errors import UserError
+
+from ..reporting.section import read_section
 
 REPORT, SECTION = "report.html", "section.html"
 
@@ -53,9 +56,10 @@ def rewritten(
 def report_section(found: Bundle) -> str:
     """HTML of the last stage alone; empty where it has none."""
     if SECTION in found.files:
-        return found.file(SECTION).read_text(encoding="utf-8")
+        return read_section(found.file(SECTION).read_text(encoding="utf-8", errors="replace"))
     if REPORT not in found.files:
         return ""
     # Older bundles hold it in their report only, between two comments.
-    page = found.file(REPORT).read_text(encoding="utf-8")
-    return page.partition("<!-- of the last stage alone -->")[2].partition("<!-- up to here -->")[0]
+    page = found.file(REPORT).read_text(encoding="utf-8", errors="replace")
+    part = page.partition("<!-- of the last stage alone -->")[2].partition("<!-- up to here -->")[0]
+    return read_section(part)

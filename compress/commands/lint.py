@@ -48,6 +48,7 @@ class Command:
         from vcompress.bench.bundle.output import check_outputs, write_text
         from vcompress.bench.engine import Settings
         from vcompress.bench.onnx_file import files_of
+        from vcompress.bench.text import shown
         from vcompress.export.lint import lint
 
         from ._lint import describe
@@ -67,7 +68,7 @@ class Command:
         as_json = dumps(report.to_json(), indent=1)
         if self.json is not None and not alone:
             write_text(self.json, as_json + "\n", files_of(path))
-        print(as_json if alone else describe(report))
+        print(as_json if alone else shown(describe(report)))
         if status := int(report.fails(self.fail_on)):
             sys.exit(status)
 

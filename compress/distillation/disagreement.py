@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, replace
-from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data.preprocess import crop, to_mode
+from vcompress.bench.text import escape
 
 from ..data.loader import Data, spread
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
+
+from vcompress.bench.text import escape
 
 HEADS = (
     "engine", "library", "precision", "size", "build", "int8 layers", "expanded",

@@ -9,13 +9,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from vcompress.bench.bundle.history import Entry, Latency, Metrics, TestScore, measured, to_json
 from vcompress.bench.reports import svg
 from vcompress.bench.tasks.metrics import Metric, metric
+from vcompress.bench.text import PAGE_POLICY, escape
 
 from .budget import asked_and_reached
 from .engines import engine_section
@@ -77,14 +77,15 @@ def render(
     """The page as text."""
     entries = measured(history)
     title = _title(entries)
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="lead">{escape(summary(history, comparison))}</p>',
-        _figures(entries),
-        "<h2>Stages</h2>",
-        _table(entries),
-        _conditions(entries, data),
-    ]
+    body = [f"<h1>{escape(title)}</h1>"]
+    if entries:
+        body += [
+            f'<p class="lead">{escape(summary(history, comparison))}</p>',
+            _figures(entries),
+            "<h2>Stages</h2>",
+            _table(entries),
+            _conditions(entries, data),
+        ]
     if comparison is not None:
         body.append(_comparison(comparison))
     body += verdict_section(history)
@@ -96,6 +97,7 @@ def render(
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{PAGE_POLICY}\n"
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style></head>\n<body>\n"
         + "\n".join(body)
         + "\n</body></html>\n"
@@ -104,6 +106,8 @@ def render(
 
 def _title(entries: Sequence[_Measured]) -> str:
     """Each stage, with the network where it changes."""
+    if not entries:
+        return "No stage was measured"
     parts, before = [], None
     for entry, _ in entries:
         parts.append(entry.stage if entry.model == before else f"{entry.stage} {entry.model}")
@@ -299,7 +303,7 @@ def _score_cell(test: TestScore | None) -> str:
     kind = metric(test.metric)
     images = f"{test.n} images" if test.correct is None else f"{test.correct}/{test.n}"
     span = f"{kind.span(*test.interval)} " if test.interval else ""
-    return f"<td>{kind.text(test.value)}<small>{span}({images})</small></td>"
+    return f"<td>{escape(kind.text(test.value))}<small>{escape(f'{span}({images})')}</small></td>"
 
 
 def _conditions(entries: Sequence[_Measured], data: Mapping[str, Any] | None) -> str:

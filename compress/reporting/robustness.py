@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from vcompress.bench.bundle.history import Entry, Robustness, measured
 from vcompress.bench.tasks.metrics import Metric, metric
+from vcompress.bench.text import escape
 
 from .latency import title
 
@@ -22,7 +22,7 @@ def robustness_section(history: Sequence[Entry]) -> list[str]:
         return []
     kinds = tuple(found[-1][2].corruptions)
     heads = "".join(
-        f'<th class="left">{h}</th>' if h in ("", "stage") else f"<th>{h}</th>"
+        f'<th class="left">{h}</th>' if h in ("", "stage") else f"<th>{escape(h)}</th>"
         for h in ("", "stage", "clean", "PGD", *kinds, "mean")
     )
     rows = "".join(

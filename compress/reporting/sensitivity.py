@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vcompress.bench.bundle.output import write_text
 from vcompress.bench.errors import UserError
 from vcompress.bench.reports import svg
+from vcompress.bench.text import PAGE_POLICY, escape
 
 if TYPE_CHECKING:
     from ..quantization.sensitivity import LayerSensitivity
@@ -93,6 +93,7 @@ def _page(layers: Sequence[LayerSensitivity], title: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{PAGE_POLICY}\n"
         f"<title>{escape(title)}</title>\n<style>body{{font:15px/1.5 system-ui,sans-serif;"
         "margin:2rem auto;max-width:1100px;padding:0 1rem}svg{max-width:100%;height:auto}"
         "@media (prefers-color-scheme: dark){body{color:#e6e9ee;background:#12161c}}"

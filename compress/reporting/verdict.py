@@ -3,44 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from vcompress.bench.bundle.history import Entry, measured
+from vcompress.bench.config import from_mapping
+from vcompress.bench.errors import UserError
 from vcompress.bench.tasks.metrics import metric
+from vcompress.bench.text import escape
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    precision: str
+    metric: str
+    value: float
+    images: int
+    median_ms: float
+    size_bytes: float
+    extra: Mapping[str, Any] = field(default_factory=dict, metadata={"rest": True})
+
+    @staticmethod
+    def from_older(data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Older records knew classification alone."""
+        return data if "metric" in data else {**data, "metric": "top1", "value": data.get("top1")}
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A verdict as a bundle's history keeps it."""
+
+    word: Literal["quantise", "do not quantise", "cannot tell"]
+    reason: str
+    target: str
+    cpu: str
+    faster: float
+    faster_low: float
+    faster_high: float
+    candidates: tuple[_Candidate, ...]
+    not_tried: Mapping[str, str]
+    extra: Mapping[str, Any] = field(default_factory=dict, metadata={"rest": True})
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            raise UserError("verdict: no candidates, expected some.")
 
 
 def sentences(verdict: Mapping[str, Any]) -> list[str]:
-    """A verdict, as a bundle's history keeps it, in words."""
+    """A verdict, as a bundle's history keeps it, in words.
+
+    Raises:
+        UserError: it is no such record.
+    """
+    return _sentences(from_mapping(_Record, verdict, "verdict"))
+
+
+def _sentences(verdict: _Record) -> list[str]:
     lines = [
-        f"{c['precision']}: {_score(c)}, {c['median_ms']:.3g} ms, {c['size_bytes'] / 1e6:.2f} MB"
-        for c in verdict["candidates"]
+        f"{c.precision}: {metric(c.metric).title} {metric(c.metric).text(c.value)} on {c.images} "
+        f"images, {c.median_ms:.3g} ms, {c.size_bytes / 1e6:.2f} MB"
+        for c in verdict.candidates
     ]
-    lines += [f"{name}: not tried: {why}" for name, why in verdict["not_tried"].items()]
+    lines += [f"{name}: not tried: {why}" for name, why in verdict.not_tried.items()]
     subject = {
         "quantise": "quantise this model for this target",
         "do not quantise": "do not quantise this model for this target",
         "cannot tell": "cannot tell whether to quantise this model for this target",
-    }[verdict["word"]]
+    }[verdict.word]
     lines.append(
-        f"verdict for {verdict['target']} on {verdict['cpu']}: {subject}: {verdict['reason']} "
-        f"(int8 is {verdict['faster']:.2f} times faster, {verdict['faster_low']:.2f} to "
-        f"{verdict['faster_high']:.2f} at 99 %)."
+        f"verdict for {verdict.target} on {verdict.cpu}: {subject}: {verdict.reason} "
+        f"(int8 is {verdict.faster:.2f} times faster, {verdict.faster_low:.2f} to "
+        f"{verdict.faster_high:.2f} at 99 %)."
     )
     return lines
-
-
-def _score(candidate: Mapping[str, Any]) -> str:
-    """Such as `top-1 98.61 % on 359 images`."""
-    name, value = _metric_of(candidate)
-    return f"{metric(name).title} {metric(name).text(value)} on {candidate['images']} images"
-
-
-def _metric_of(candidate: Mapping[str, Any]) -> tuple[str, float]:
-    """Older records knew classification alone."""
-    if "metric" in candidate:
-        return str(candidate["metric"]), float(candidate["value"])
-    return "top1", float(candidate["top1"])
 
 
 def verdict_section(history: Sequence[Entry]) -> list[str]:
@@ -50,23 +85,27 @@ def verdict_section(history: Sequence[Entry]) -> list[str]:
     ]
     if not found:
         return []
-    verdict = found[-1]
+    try:
+        verdict = from_mapping(_Record, found[-1], "verdict")
+    except UserError:  # of another version, or somebody's own
+        return []
     rows = "".join(
-        f'<tr><td class="left">{escape(c["precision"])}</td>'
-        f"<td>{escape(metric(name).text(value))}<small>{c['images']} images</small></td>"
-        f"<td>{c['median_ms']:.3g} ms</td><td>{c['size_bytes'] / 1e6:.2f} MB</td></tr>"
-        for c in verdict["candidates"]
-        for name, value in (_metric_of(c),)
+        f'<tr><td class="left">{escape(c.precision)}</td>'
+        f"<td>{escape(metric(c.metric).text(c.value))}<small>{c.images} images</small></td>"
+        f"<td>{c.median_ms:.3g} ms</td><td>{c.size_bytes / 1e6:.2f} MB</td></tr>"
+        for c in verdict.candidates
     )
     rows += "".join(
         f'<tr><td class="left">{escape(name)}</td><td class="left" colspan="3">not tried: '
         f"{escape(why)}</td></tr>"
-        for name, why in verdict["not_tried"].items()
+        for name, why in verdict.not_tried.items()
     )
-    judged = metric(_metric_of(verdict["candidates"][0])[0])
-    heads = f'<th class="left"></th><th>{judged.title}</th><th>median latency</th><th>size</th>'
+    judged = metric(verdict.candidates[0].metric)
+    heads = (
+        f'<th class="left"></th><th>{escape(judged.title)}</th><th>median latency</th><th>size</th>'
+    )
     return [
         "<h2>Verdict</h2>",
-        f"<p>{escape(sentences(verdict)[-1])}</p>",
+        f"<p>{escape(_sentences(verdict)[-1])}</p>",
         f'<div class="wide"><table><tr>{heads}</tr>{rows}</table></div>',
     ]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from vcompress.bench.errors import UserError
+from vcompress.bench.text import shown
 
 from . import cmake_dir
 
@@ -30,7 +31,7 @@ def main() -> int:
     try:
         sources = prepare(asked.bundle, asked.name, asked.out, embed=asked.embed, key=asked.key)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(shown(str(error)), file=sys.stderr)
         return error.status
     for source in sources:
         print(source.as_posix())

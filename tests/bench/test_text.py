@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vcompress.bench.text import is_name, printable
+from vcompress.bench.text import escape, is_name, printable, shown
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,8 @@ def test_what_would_steer_a_terminal_or_end_a_line_is_no_name(character: str) ->
 @pytest.mark.parametrize("value", ["", " ", "\u00a0", None, 3, ["cat"]])
 def test_nothing_is_no_name(value: object) -> None:
     assert not is_name(value)
+
+
+def test_a_message_keeps_its_lines_and_a_page_its_elements() -> None:
+    assert shown("a\n\tb\x1b[2J\u202e") == "a\n\tb\ufffd[2J\ufffd"
+    assert escape("<a\x1b>\n'") == "&lt;a\ufffd&gt;\n&#x27;"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from dataclasses import replace
@@ -24,7 +25,7 @@ from vcompress.bench.reports import html as report_html
 from vcompress.bench.reports import json as report_json
 from vcompress.bench.reports import restate as other
 from vcompress.bench.reports import terminal
-from vcompress.bench.reports.result import ModelResult, Result, artefact
+from vcompress.bench.reports.result import Check, ModelResult, Result, artefact
 from vcompress.bench.runtimes.session import Facts, Node
 from vcompress.bench.stats import Interval, verdict
 from vcompress.bench.tasks.classification import TASK
@@ -354,6 +355,42 @@ def test_the_page_needs_no_network_and_shows_the_plots(result: Result) -> None:
     assert "<b>warning" not in page
     assert "class 3" in page
     ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
+
+
+HOSTILE = "\x1b]0;PWN\x07\x1b[2J\u202e<img src=x onerror=y>[red]m[/red][link=http://e]c[/link]`|"
+
+
+@pytest.fixture
+def hostile(result: Result) -> Result:
+    """The result with a name, a warning, a node and a check that would steer what shows them."""
+    node = Node(HOSTILE, HOSTILE, "CPUExecutionProvider", 1.0, 1.0)
+    models = tuple(
+        replace(m, artefact=replace(m.artefact, name=HOSTILE), warnings=(HOSTILE,), profile=(node,))
+        for m in result.models
+    )
+    checks = (Check(HOSTILE, 1.0, 2.0, 2.0, "fail", HOSTILE),)
+    return replace(result, models=models, notes=(HOSTILE,), checks=checks)
+
+
+def test_a_terminal_is_not_steered_by_names(hostile: Result) -> None:
+    stream = io.StringIO()
+    terminal.show(hostile, terminal.Shown(file=stream, width=400, force_terminal=True))
+    said = stream.getvalue()
+    assert "[red]m[/red][link=http://e]c[/link]" in said
+    assert "\x1b]" not in said and "\x1b[2J" not in said and "\u202e" not in said
+    assert "\x1b[1m" in said  # its own colours are there
+
+
+def test_no_page_and_no_summary_takes_a_name_for_more_than_text(hostile: Result) -> None:
+    for text in (report_html.page(hostile), report_ci.markdown(hostile), report_ci.junit(hostile)):
+        assert not set("\x1b\x07\u202e") & set(text)
+        assert "<img" not in text
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert f'content="{policy}"' in report_html.page(hostile)
+    markdown = report_ci.markdown(hostile)
+    assert markdown.count("\\[link=http://e\\]c\\[/link\\]\\`\\|") >= 6
+    assert "[link" not in markdown.replace("\\[link", "")
+    assert ElementTree.fromstring(report_ci.junit(hostile)).find(".//failure") is not None
 
 
 def test_the_terminal_says_it_in_a_few_lines(result: Result) -> None:

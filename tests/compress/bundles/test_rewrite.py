@@ -51,6 +51,16 @@ def test_an_older_bundle_holds_the_part_in_its_report_and_gets_the_file(tmp_path
     assert made.file(SECTION).read_text(encoding="utf-8") == report_section(made) == PART
 
 
+def test_a_script_in_the_part_of_a_bundle_is_not_carried_over(
+    tmp_path: Path,
+) -> None:
+    hostile = PART + "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    made = again(write(tmp_path / "b", **{REPORT: "old", SECTION: hostile}))
+    for name in (SECTION, REPORT):
+        text = made.file(name).read_text(encoding="utf-8")
+        assert PART in text and "<script" not in text and "onerror" not in text
+
+
 def test_a_report_without_the_part_and_no_report_have_none(tmp_path: Path) -> None:
     assert report_section(write(tmp_path / "b", **{REPORT: "<p>page"})) == ""
     assert report_section(write(tmp_path / "c")) == ""

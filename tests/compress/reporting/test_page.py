@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from vcompress.bench.bundle.history import read as entries
+from vcompress.bench.errors import UserError
 from vcompress.compress.reporting.page import render, scatter_figures, summary, write_report
 
 DATA = {
@@ -126,6 +128,66 @@ def test_hostile_names_and_labels_are_shown_and_not_run() -> None:
     assert not {"script", "img"} & set(reader.tags)
     assert "<script" not in page and "<img" not in page
     assert page.count("&lt;script&gt;") >= 8
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Ways to all values and tables inside `value`."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in inside:
+        yield (*path, key)
+        if isinstance(inner, (dict, list)):
+            yield from leaves(inner, (*path, key))
+
+
+def test_no_value_of_a_history_reaches_the_page_as_html() -> None:
+    """Each value and each key in turn is replaced by a script: it is refused, or shown escaped."""
+    whole = entry("quantize", 0.9, 1.0, 1000)
+    whole["metrics"]["robustness"] = {
+        "n": 10, "clean": 0.9, "pgd": 0.1, "epsilon": 0.03, "steps": 3, "mean_corrupted": 0.5,
+        "corruptions": {"jpeg": [0.1] * 5},
+    }  # fmt: skip
+    whole["metrics"]["export"] = {
+        "integers": {"meant": 2, "integer": 1, "float_layers": {"a": "b"}}
+    }
+    whole["details"] = {
+        "asked": {"macs": 0.5}, "achieved": {"macs": 0.5},
+        "verdict": {
+            "word": "quantise", "reason": "r", "target": "t", "cpu": "c", "faster": 1.0,
+            "faster_low": 1.0, "faster_high": 1.1, "not_tried": {"bf16": "why"},
+            "candidates": [
+                {"precision": "fp32", "metric": "top1", "value": 0.9, "images": 4,
+                 "median_ms": 1.0, "size_bytes": 1_000_000},
+                {"precision": "int8", "top1": 0.9, "correct": 3, "images": 4,
+                 "median_ms": 1.0, "size_bytes": 1_000_000},
+            ],
+        },
+    }  # fmt: skip
+    script, drawn, refused = "<script>x</script>", 0, 0
+    assert "<h2>Verdict</h2>" in page_of([whole]) and "<h2>Robustness</h2>" in page_of([whole])
+    for way in list(leaves(whole)):
+        for key in (False, True):
+            changed = deepcopy(whole)
+            place: Any = changed
+            for step in way[:-1]:
+                place = place[step]
+            if key and isinstance(place, dict):
+                place[script] = place.pop(way[-1])
+            else:
+                place[way[-1]] = script
+            try:
+                page = page_of([changed])
+            except UserError:
+                refused += 1
+                continue
+            drawn += 1
+            assert "<script" not in page, way
+    assert drawn > 40 and refused > 40
+
+
+def test_a_browser_runs_and_fetches_nothing_in_the_page() -> None:
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    head = page_of(FOUR).partition("<title>")[0]
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in head
 
 
 def test_one_stage_stands_alone() -> None:
