@@ -81,7 +81,8 @@ def parser() -> argparse.ArgumentParser:
                    "classification")  # fmt: skip
     g.add_argument("--classes", type=Path, metavar="FILE",
                    help="names of the model's outputs, a line each, where the data have only "
-                   "some of its classes, or in another order")  # fmt: skip
+                   "some of its classes, or in another order; the word imagenet means the 1,000 "
+                   "classes of ImageNet")  # fmt: skip
     g.add_argument("--split", metavar="NAME",
                    help="split that is measured on: train, val, test or all; default: test, and "
                    "all of a folder without splits that no bundle was trained on")  # fmt: skip

@@ -25,6 +25,10 @@ class Options:
     made with, else digits."""
     data_root: str | None = None
     """Folder where the files of torchvision:NAME are, or shall go; own code is told it too."""
+    classes: str | None = None
+    """Text file with a name for each output of the network, a line each and in order, where the
+    folders of --data are some of its classes or in another order: by the name, its first word (a
+    wnid) or the number of the output. The word imagenet means the 1,000 classes of ImageNet."""
     image_size: int | None = None
     """Side of the network's square input, pixels. Default: the bundle's, else by the data."""
     preprocess: str | None = None

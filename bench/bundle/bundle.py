@@ -186,6 +186,7 @@ class _DataRecord:
     splits: dict[str, int]
     root: str | None = None
     on_bad_image: Literal["fail", "skip"] = "fail"
+    numbered: bool = False
 
 
 @dataclass(frozen=True)

@@ -52,19 +52,27 @@ class Dataset:
     """What lies beside the images and is none, counted by kind; empty where there is nothing."""
     task: str = "classification"
     """What the targets are for, see `bench/tasks/`."""
+    labelled: bool = True
+    """Whether the targets are known: without them nothing is scored, and no bundle records it."""
+    numbered: bool = False
+    """Whether the folders of the classes are called by the numbers of outputs."""
     bad_images: dict[int, str] = field(default_factory=dict, compare=False)
     """Number to message of the images that were skipped so far."""
 
     def record(self) -> dict[str, Any] | None:
         """What a bundle's manifest keeps of it; None where nothing could open it again."""
-        skips = {} if self.on_bad_image == "fail" else {"on_bad_image": self.on_bad_image}
+        if not self.labelled:
+            return None
+        more: dict[str, Any] = {"numbered": True} if self.numbered else {}
+        if self.on_bad_image != "fail":
+            more["on_bad_image"] = self.on_bad_image
         return {
             "source": self.source,
             "root": self.root,
             "seed": self.seed,
             "fingerprint": self.fingerprint,
             "splits": {name: len(indices) for name, indices in self.splits.items()},
-            **skips,
+            **more,
         }
 
     def values(self, i: int, preprocess: Preprocess) -> npt.NDArray[np.float32] | None:

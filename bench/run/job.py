@@ -21,7 +21,7 @@ from ..reports.result import Artefact, ModelResult, Result, artefact
 from ..runtimes import device_of, open_session, suits
 from ..runtimes.session import Session
 from ..runtimes.tensorrt import SUFFIXES as ENGINES
-from ..tasks import CLASSIFICATION, load, scoring
+from ..tasks import load, scoring
 from ..tasks.task import Score
 from ..timing import fresh, noise, saturation, traffic
 from ..timing.compare import CompareEffort, compare
@@ -34,8 +34,8 @@ from .subject import (
     Images,
     Subject,
     feed_for,
+    for_outputs,
     images_for,
-    model_classes,
     preprocessing,
     runtime_for,
     stamps,
@@ -326,38 +326,21 @@ def _score(
 ) -> Score | None:  # fmt: skip
     if images is None or prepared is None or not options.accuracy:
         return None
-    classes: tuple[str, ...] = tuple(images.dataset.classes)
-    if subject.bundle and subject.bundle.task != images.dataset.task:
-        raise UserError(
-            f"{subject.path}: its task is {subject.bundle.task}, and {images.dataset.source} was "
-            f"opened for {images.dataset.task}. Leave --task out to take the bundle's."
-        )
-    renumbered: np.ndarray | None = None
-    if options.classes is not None:
-        if images.dataset.task != CLASSIFICATION:
-            raise UserError(f"--classes is for a classification, not for a {images.dataset.task}.")
-        classes, renumbered = model_classes(options.classes, images.dataset)
-    if subject.bundle and tuple(subject.bundle.labels) != classes:
-        raise UserError(
-            f"{subject.path}: its classes are {_some(subject.bundle.labels)} and those of "
-            f"{images.dataset.source} {_some(classes)}. Give the data that it was trained for."
-        )
+    aligned = for_outputs(images, subject, options.classes)
     tell(f"scoring {subject.name}")
     batch = options.batches[0]
     at_once = scoring.images_at_once(session, batch)
-    dataset, images_sha256 = watched(images.dataset)
-    batches: scoring.Batches = batches_of(dataset, images.indices, prepared, at_once)
-    if renumbered is not None:
-        outputs_of = renumbered
-        batches = ((values, outputs_of[targets]) for values, targets in batches)
+    dataset, images_sha256 = watched(aligned)
+    batches = batches_of(dataset, images.indices, prepared, at_once)
     found = scoring.score(
-        load(dataset.task), session, batches, names=classes, source=images.source, batch=batch
+        load(dataset.task),
+        session,
+        batches,
+        names=dataset.classes,
+        source=images.source,
+        batch=batch,
     )
     return replace(found, images_sha256=images_sha256())
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:4]) + (f"... ({len(names)})" if len(names) > 4 else "")
 
 
 def harness_ns(session: Session, options: Options) -> float | None:

@@ -13,6 +13,7 @@ import numpy as np
 from ..bundle import IMAGENET, MODEL, Bundle, Preprocess, find_bundle, is_bundle
 from ..bundle.history import threads_of
 from ..config import from_mapping
+from ..data.classes import named_outputs, some, with_outputs
 from ..data.dataset import Dataset
 from ..data.sources import is_there
 from ..errors import UserError
@@ -177,7 +178,7 @@ def images_for(options: Options, found: Sequence[Subject]) -> tuple[Images | Non
     if bundle is None or not bundle.data or not bundle.data.get("source") or not options.accuracy:
         return None, []
     try:
-        dataset = open_recorded(bundle.data, task, options.trust, str(bundle.path))
+        dataset = open_recorded(bundle.data, task, options.trust, str(bundle.path), bundle.labels)
     except UserError as error:
         if is_own_data(bundle.data["source"]):
             return None, [f"no accuracy: {error}"]
@@ -190,33 +191,35 @@ def images_for(options: Options, found: Sequence[Subject]) -> tuple[Images | Non
     return _images(dataset, options, options.split or "test", explicit=False), []
 
 
-def model_classes(path: Path, dataset: Dataset) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of a model's outputs from a file, and the output of each class of the data `[K] int64`.
-
-    A line is the name of an output, in order. A class of the data is found by the whole line or by
-    its first word, such as n01440764 of "n01440764 tench".
+def for_outputs(images: Images, subject: Subject, classes: Path | None) -> Dataset:
+    """The data with the classes that the subject's outputs stand for: those of the file `classes`,
+    else its bundle's labels, else its own.
 
     Raises:
-        UserError: a file that cannot be read, or data with a class that is not in it.
+        UserError: another task, or classes that are none of the outputs.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--classes {path}: cannot be read ({error}).") from None
-    names = tuple(line.strip() for line in lines if line.strip())
-    if len(set(names)) < len(names):
-        raise UserError(f"--classes {path}: a name stands there twice. Give each output its own.")
-    firsts = [name.split()[0].rstrip(",") for name in names]
-    number = {first: i for i, first in enumerate(firsts) if firsts.count(first) == 1}
-    number |= {name: i for i, name in enumerate(names)}
-    missing = [name for name in dataset.classes if name not in number]
-    if missing:
+    dataset, bundle = images.dataset, subject.bundle
+    if bundle and bundle.task != dataset.task:
         raise UserError(
-            f"--classes {path}: it has no line for {', '.join(missing[:3])} of "
-            f"{dataset.source}. Expected a line for each output, with the names of the data's "
-            "classes among them."
+            f"{subject.path}: its task is {bundle.task}, and {dataset.source} was "
+            f"opened for {dataset.task}. Leave --task out to take the bundle's."
         )
-    return names, np.array([number[name] for name in dataset.classes], dtype=np.int64)
+    if classes is not None:
+        found = named_outputs(dataset, classes)
+        if bundle and len(bundle.labels) != len(found.classes):
+            raise UserError(
+                f"--classes {classes}: {len(found.classes):,} names, and {subject.path} has "
+                f"{len(bundle.labels):,} outputs. Give a line for each output, in order."
+            )
+        return found
+    if bundle is None or bundle.labels == dataset.classes:
+        return dataset
+    if dataset.task == CLASSIFICATION:
+        return with_outputs(dataset, bundle.labels, str(subject.path))
+    raise UserError(
+        f"{subject.path}: its outputs are {some(bundle.labels)} and those of "
+        f"{dataset.source} {some(dataset.classes)}. Give the data that it was trained for."
+    )
 
 
 def _is_new(dataset: Dataset, found: Sequence[Subject]) -> bool:

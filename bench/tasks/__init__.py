@@ -6,7 +6,7 @@ Nothing heavy is imported before a task is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,10 @@ def open_dataset(
     return replace(found, on_bad_image=on_bad_image, task=task)
 
 
-def open_recorded(record: Mapping[str, Any], task: str, trust: str | None, where: str) -> Dataset:
+def open_recorded(
+    record: Mapping[str, Any], task: str, trust: str | None, where: str,
+    labels: Sequence[str] | None = None,
+) -> Dataset:  # fmt: skip
     """The images and targets that a bundle records, which may have changed since.
 
     Nothing is downloaded: the bundle, and not the user, names the files and their folder.
@@ -73,6 +76,7 @@ def open_recorded(record: Mapping[str, Any], task: str, trust: str | None, where
     Args:
         trust: the names of own code that the user allows to be run.
         where: names the bundle in messages.
+        labels: the bundle's. Its data may have some of its classes alone, or in another order.
 
     Raises:
         UserError: as `open_dataset`, or the record names code that is not trusted.
@@ -82,7 +86,13 @@ def open_recorded(record: Mapping[str, Any], task: str, trust: str | None, where
     source = record["source"]
     if is_own_data(source):
         check_trusted(source, trust, f"{where}: its data are made by your own code")
-    return open_dataset(
+    found = open_dataset(
         source, record.get("root"), int(record.get("seed", 0)),
         record.get("on_bad_image", "fail"), task, download=False,
     )  # fmt: skip
+    if labels is None or task != CLASSIFICATION or found.classes == tuple(labels):
+        return found
+    from ..data.classes import fits, with_outputs
+
+    numbers = bool(record.get("numbered"))
+    return with_outputs(found, labels, where, numbers) if fits(found, labels, numbers) else found

@@ -41,7 +41,7 @@ def open_recorded(bundle: Bundle, trust: str | None) -> Dataset | None:
     record = bundle.data
     if record is None:
         return None
-    dataset = tasks.open_recorded(record, bundle.task, trust, str(bundle.path))
+    dataset = tasks.open_recorded(record, bundle.task, trust, str(bundle.path), bundle.labels)
     if dataset.fingerprint != record["fingerprint"]:
         raise UserError(
             f"{record['source']}: the images have changed since {bundle.path} was written, so its "

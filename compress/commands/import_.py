@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import tyro
+
 from ..options import Options
 from ._flags import only
 from ._show import show
@@ -20,8 +22,10 @@ class Command:
     weights: str
     """File of the checkpoint: a state_dict, one of torchvision, timm, Lightning or DataParallel, or
     .safetensors; the word default means the weights in the folder of hf:FOLDER."""
-    labels: Path | None = None
-    """Text file with a class in each line, in the order of the outputs."""
+    labels: Annotated[Path | None, tyro.conf.arg(aliases=("--classes",))] = None
+    """Text file with a class in each line, in the order of the outputs. The folders of --data may
+    be some of them: by the name, its first word (a wnid) or the number of the output. Default:
+    those of ImageNet where the data are of it, else the data's."""
     out: Path | None = None
     """Folder of the bundle. Default: under runs/."""
     common: Annotated[

@@ -23,6 +23,9 @@ class Command:
     """Rule by which calibration chooses a range."""
     weight_bits: int = 8
     """Bits of a weight, 2 to 8."""
+    calibration: str = ""
+    """Folder of images without labels, flat or nested, that set the ranges. Default: the training
+    images of the bundle's data."""
     out: Path | None = None
     """File for the ranking: a page (.html), a plot (.svg) or the numbers (.json)."""
     trust: str | None = None
@@ -40,7 +43,7 @@ class Command:
             sensitivity.check_suffix(self.out)
             check_output(self.out, [self.bundle])
         scheme = Scheme(self.target, self.observer, self.weight_bits)
-        layers = rank_layers(self.bundle, scheme, self.trust)
+        layers = rank_layers(self.bundle, scheme, self.trust, self.calibration)
         if self.out is not None:
             title = (
                 f"What int{self.weight_bits} for {self.target} costs each layer of {self.bundle}"

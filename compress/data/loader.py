@@ -54,8 +54,10 @@ class Data:
 
     @property
     def example(self) -> Tensor:
-        """One input, `[1, C, H, W] float32`, a real image of the training split."""
-        for index in self.dataset.splits["train"]:
+        """One input, `[1, C, H, W] float32`: a real image of the training split, or of the data
+        that have none."""
+        splits = self.dataset.splits
+        for index in splits["train"] if len(splits["train"]) else splits["test"]:
             values = self.dataset.values(int(index), self.preprocess)
             if values is not None:
                 return torch.from_numpy(values)[None]

@@ -16,6 +16,7 @@ from vcompress.bench.bundle import Bundle, Preprocess, is_bundle
 from vcompress.bench.bundle import bundle as bundles
 from vcompress.bench.bundle.atomic import claimed
 from vcompress.bench.config import plain
+from vcompress.bench.data.classes import fits, read_names, some, with_outputs
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
 from vcompress.bench.tasks import CLASSIFICATION, open_dataset
@@ -26,15 +27,15 @@ from ..bundles.recorded import noise
 from ..bundles.store import Network
 from ..data.loader import Data
 from ..models import huggingface
-from ..models.catalogue import build, make_spec
+from ..models.catalogue import ModelSpec, build, make_spec
 from ..models.checkpoints import infer_classes, load_into
 from ..models.head import heads
 from ..models.outputs import check_forward, run
+from ..models.pretrained import classes as classes_of
 from ..models.pretrained import settle_transform
 from ..options import Options
 from ..pipeline.finish import finish
 from ..pipeline.resolve import (
-    check_trains,
     choose_preprocess,
     default_preprocess,
     free_name,
@@ -67,7 +68,8 @@ def import_checkpoint(
     dataset = None
     if options.data:
         dataset = open_dataset(options.data, options.data_root, options.seed, task=task)
-        check_trains(dataset)
+        if dataset.left_out:
+            log.warning("%s", dataset.left_out)
     usual = default_preprocess([name], weights, dataset)
     preprocess = choose_preprocess(options, usual)
     if options.preprocess is None:
@@ -79,7 +81,7 @@ def import_checkpoint(
         data = None if dataset is None else Data(dataset, preprocess)
         found = _from_file(name, Path(weights), preprocess, options, data)
     network = found.network
-    labels = _labels(labels_file, network.spec.classes, found.labels, dataset)
+    labels = _labels(labels_file, network.spec, found.labels, dataset)
     network.model.eval()
     check_forward(network.model, noise(1, preprocess), network.spec.classes, network.spec.name)
     entry = replace(
@@ -90,7 +92,7 @@ def import_checkpoint(
         details=found.details,
     )
     if dataset is not None:
-        _reorder_check(labels, dataset)
+        dataset = _as_outputs(dataset, labels, name, numbers=labels_file is not None)
     with claimed(target):
         _check_target(target, options)  # another run may have finished since
         return finish(
@@ -199,7 +201,8 @@ def _settled(network: Network, data: Data | None) -> Network:
     if data is None:
         said = "as torchvision's pretrained weights need it; --data checks it against the weights"
     else:
-        chosen = settle_transform(network.model, data.images("train", _IMAGES_SEEN))
+        split = "train" if len(data.dataset.splits["train"]) else "test"
+        chosen = settle_transform(network.model, data.images(split, _IMAGES_SEEN))
         said = "by the statistics in its first batch norm"
     log.warning("%s: transform_input is %s, %s", spec.name, "on" if chosen else "off", said)
     return replace(network, spec=replace(spec, kwargs={**spec.kwargs, "transform_input": chosen}))
@@ -228,39 +231,38 @@ def _from_folder(name: str, preprocess: Preprocess, options: Options) -> _Found:
 
 
 def _labels(
-    file: Path | None, classes: int, own: tuple[str, ...] | None, dataset: Dataset | None
+    file: Path | None, spec: ModelSpec, own: tuple[str, ...] | None, dataset: Dataset | None
 ) -> tuple[str, ...]:
+    """Names of the outputs: the user's, the source's own, those of ImageNet where the data are of
+    it, else those of the data."""
+    classes = spec.classes
     if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--labels {file}: cannot be read ({error}).") from None
-        labels = tuple(line.strip() for line in lines if line.strip())
-        source = f"--labels {file}"
+        labels, source = read_names(file, "--labels"), f"--labels {file}"
     elif own is not None:
         return own
     elif dataset is not None:
+        usual = classes_of(spec.name, classes) if dataset.task == CLASSIFICATION else None
+        if usual is not None and fits(dataset, usual):
+            return usual
         labels, source = dataset.classes, f"the data {dataset.source}"
     else:
         return tuple(str(n) for n in range(classes))
     if len(labels) != classes:
         raise UserError(
             f"{source} has {len(labels)} classes, the checkpoint's head has {classes}. "
-            f"Give the labels and data that it was trained with."
+            f"Give the labels and data that it was trained with; of data with some of its classes "
+            f"say with --labels FILE what its outputs are."
         )
     return labels
 
 
-def _reorder_check(labels: tuple[str, ...], dataset: Dataset) -> None:
-    if len(labels) != len(dataset.classes):
+def _as_outputs(dataset: Dataset, labels: tuple[str, ...], name: str, numbers: bool) -> Dataset:
+    """The data with the network's outputs for classes."""
+    if dataset.task == CLASSIFICATION:
+        return with_outputs(dataset, labels, name, numbers)
+    if dataset.classes != labels:
         raise UserError(
-            f"the checkpoint's head has {len(labels)} classes, the data {dataset.source} has "
-            f"{len(dataset.classes)}. Give the data that it was trained with, or omit --data."
+            f"the labels are {some(labels)}, and the data {dataset.source} have "
+            f"{some(dataset.classes)}. Give the data that it was trained with, or omit --data."
         )
-    if labels != dataset.classes:
-        wrong = next((a, b) for a, b in zip(labels, dataset.classes, strict=True) if a != b)
-        raise UserError(
-            f"the labels and the data's classes differ in order or name: {wrong[0]!r} against "
-            f"{wrong[1]!r}. The data's folders are taken in alphabetical order; rename them to the "
-            f"labels, or omit --labels where the order is the same."
-        )
+    return dataset

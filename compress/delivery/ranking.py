@@ -12,6 +12,7 @@ from vcompress.bench.errors import UserError
 from .. import quantization
 from ..bundles.recorded import open_recorded
 from ..bundles.store import load_network
+from ..data.calibration import calibration_images, judging_split
 from ..data.loader import Data
 from ..quantization.ptq import Scheme, quantised
 from ..quantization.sensitivity import LayerSensitivity, sensitivity
@@ -20,9 +21,13 @@ CALIBRATION_IMAGES = 256
 
 
 def rank_layers(
-    path: Path, scheme: Scheme, trusted_factory: str | None = None
+    path: Path, scheme: Scheme, trusted_factory: str | None = None, calibration: str = ""
 ) -> list[LayerSensitivity]:
-    """Calibrate the bundle's network and rank its layers on the validation split.
+    """Calibrate the bundle's network and rank its layers on the validation split, or on the test
+    split where there is no training part.
+
+    Args:
+        calibration: folder of images without labels that set the ranges.
 
     Raises:
         UserError: a bundle that is quantised already or records no data.
@@ -35,6 +40,6 @@ def rank_layers(
     if quantization.is_quantized(model):
         raise UserError(f"{path} is quantised already; give the float bundle it was made from.")
     data = Data(dataset, bundle.preprocess)
-    calibration = torch.split(data.images("train", CALIBRATION_IMAGES), 64)
-    made = quantised(model, data.example, calibration, scheme)
-    return sensitivity(made, list(data.loader("val", 64)), dataset.task)
+    images, _ = calibration_images(data, calibration, CALIBRATION_IMAGES)
+    made = quantised(model, data.example, torch.split(images, 64), scheme)
+    return sensitivity(made, list(data.loader(judging_split(data), 64)), dataset.task)

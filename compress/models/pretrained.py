@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vcompress.bench.bundle import Preprocess
+from vcompress.bench.data.classes import imagenet_classes
 from vcompress.bench.errors import EnvironmentLacks, UserError
 
 from . import huggingface
@@ -21,6 +22,7 @@ from .modes import evaluating
 log = logging.getLogger(__name__)
 
 TIMM = "timm:"
+IMAGENET_CLASSES = 1000
 _CHANGES_SCALE = ("googlenet", "inception_v3")
 """torchvision's networks whose weights came from another framework, with another normalisation."""
 _FILTERS: dict[str, Literal["nearest", "bilinear", "bicubic"]] = {
@@ -61,6 +63,19 @@ def tensors(name: str, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
             f"--weights default: {where} could not be had ({type(error).__name__}: {error}). "
             f"Give a file instead: --weights FILE.safetensors or FILE.pth."
         ) from error
+
+
+def classes(name: str, count: int) -> tuple[str, ...] | None:
+    """What the outputs of a torchvision's or timm's network with `count` of them usually are: the
+    classes of ImageNet, with their wnids where timm is installed. None where nothing is known."""
+    if count != IMAGENET_CLASSES or (":" in name and not name.startswith(TIMM)):
+        return None
+    try:
+        return imagenet_classes()
+    except EnvironmentLacks:  # without timm it is a name of torchvision's
+        import torchvision
+
+        return tuple(torchvision.models.get_model_weights(name).DEFAULT.meta["categories"])
 
 
 def preprocess(name: str, weights: str | None, usual: Preprocess) -> Preprocess:

@@ -67,6 +67,7 @@ def finish(
     data = None if dataset is None else Data(dataset, preprocess)
     images = parity_images(dataset, preprocess)
     record = dataset.record() if dataset is not None else None
+    scored = data if dataset is not None and dataset.labelled else None
     everything = [*history, entry]
     threads = threads or threads_of(everything) or 1
     with bundle.create(
@@ -98,7 +99,7 @@ def finish(
                 precision_of(network.model),
             )
         metrics = Metrics(
-            test=score(file, data, runtime, own) if data and runs else None,
+            test=score(file, scored, runtime, own) if scored and runs else None,
             parameters=count_parameters(model),
             macs=count_macs(model, images[:1]),
             onnx_bytes=file.stat().st_size,
@@ -110,9 +111,9 @@ def finish(
         )
         if entry.metrics is not None:  # the same network, exported again
             metrics = replace(metrics, robustness=entry.metrics.robustness)
-        if robustness and data and runs:
+        if robustness and scored and runs:
             log.info("measuring robustness on up to %d test images", robustness)
-            measured = measure_robustness(model, file, data, robustness, runtime=runtime.name)
+            measured = measure_robustness(model, file, scored, robustness, runtime=runtime.name)
             metrics = replace(metrics, robustness=measured)
         held_out = data.images("test", GOLDEN_COUNT) if data else images[:GOLDEN_COUNT]
         _write_golden(folder, held_out.numpy(), runs)

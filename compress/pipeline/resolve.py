@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.bundle import IMAGENET, Bundle, Preprocess, is_bundle
 from vcompress.bench.config import from_mapping
+from vcompress.bench.data.classes import fits, named_outputs, with_outputs
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
 from vcompress.bench.own_code import is_factory, is_own_data
@@ -23,7 +24,9 @@ from .. import quantization
 from ..bundles import heritage
 from ..bundles.recorded import open_recorded
 from ..bundles.store import Network, check_buildable, load_network, read_architecture
+from ..data.calibration import FLAG
 from ..data.loader import Data
+from ..data.unlabelled import without_labels
 from ..distillation.teaching import Teacher, order_of
 from ..models import huggingface, pretrained
 from ..models.catalogue import ALIASES, ModelSpec, build, make_spec
@@ -39,24 +42,41 @@ log = logging.getLogger(__name__)
 RUNS = Path("runs")
 
 
-def open_data(options: Options, opened: list[Bundle], names: Iterable[str] = ()) -> Data:
+def open_data(
+    options: Options, opened: list[Bundle], names: Iterable[str] = (), *, trains: bool = True,
+    unlabelled: str = "", fixed: Bundle | None = None,
+) -> Data:  # fmt: skip
     """The data and preprocessing that the options name, else those of the changed bundle.
 
     Args:
         names: models that are not bundles: a folder of transformers says how it takes images.
+        trains: whether the data must have a training and a validation part.
+        unlabelled: folder of images that will do where there are no labelled ones.
+        fixed: the bundle whose outputs stay what they are; the data may have some of its classes.
     """
     task = task_of(options, opened)
     recorded = next((b for b in reversed(opened) if b.data is not None), None)
+    if options.data is None and options.classes is not None:
+        raise UserError("--classes says what the folders of --data are; give --data as well.")
     if options.data is None and recorded is not None:
         dataset = open_recorded(recorded, options.trust)
         assert dataset is not None
         if options.on_bad_image == "skip":
             dataset = replace(dataset, on_bad_image="skip")
+    elif options.data is None and unlabelled and fixed is not None:
+        dataset = without_labels(
+            Path(unlabelled), FLAG, fixed.labels, task, options.on_bad_image
+        )  # fmt: skip
+        log.info("%s records no data and none are named: no accuracy is measured", fixed.path)
     else:
         dataset = open_dataset(
             options.data or "digits", options.data_root, options.seed, options.on_bad_image, task
         )
-    check_trains(dataset)
+        dataset = _named(dataset, options, fixed, trains)
+    if trains:
+        check_trains(dataset)
+    elif dataset.left_out:
+        log.warning("%s", dataset.left_out)
     given = next((b.preprocess for b in reversed(opened)), None) or default_preprocess(
         names, options.weights, dataset
     )
@@ -67,6 +87,27 @@ def open_data(options: Options, opened: list[Bundle], names: Iterable[str] = ())
         options.seed,
         erase=options.erase,
     )
+
+
+def _named(dataset: Dataset, options: Options, fixed: Bundle | None, trains: bool) -> Dataset:
+    """The data with the classes that `--classes` names, and those of `fixed` where they stand for
+    its outputs: to measure, some of its classes are enough, in any order."""
+    if options.classes is not None:
+        dataset = named_outputs(dataset, Path(options.classes))
+        if fixed is not None and len(fixed.labels) == len(dataset.classes):
+            dataset = replace(dataset, classes=fixed.labels)
+        return dataset
+    if fixed is None or trains or dataset.task != CLASSIFICATION:
+        return dataset
+    if fits(dataset, fixed.labels):
+        return with_outputs(dataset, fixed.labels, str(fixed.path))
+    count = len(fixed.labels)
+    unnamed = fixed.labels == tuple(map(str, range(count)))
+    usual = pretrained.classes(fixed.history[-1].model, count) if unnamed else None
+    if usual is not None and fits(dataset, usual):
+        found = with_outputs(dataset, usual, str(fixed.path))
+        return replace(found, classes=fixed.labels)
+    return dataset
 
 
 def default_preprocess(
@@ -122,7 +163,8 @@ def check_fits(bundle: Bundle, data: Data, role: str) -> None:
             f"the {role} {bundle.path} knows {len(bundle.labels)} classes "
             f"({', '.join(bundle.labels[:3])}, ...), the data {data.dataset.source} has "
             f"{len(data.classes)} ({', '.join(data.classes[:3])}, ...). Fine-tune it on these "
-            f"data first, or give the data that it was made with."
+            f"data first, or give the data that it was made with, or with --classes FILE the names "
+            f"of its outputs."
         )
     if bundle.preprocess != data.preprocess:
         raise UserError(

@@ -79,7 +79,11 @@ def run_stage(
 
     deciding = _deciding(roles)
     named = [given[name] for name in reversed(deciding) if name in given and name not in opened]
-    data = open_data(options, [opened[name] for name in deciding if name in opened], named)
+    data = open_data(
+        options, [opened[name] for name in deciding if name in opened], named,
+        trains=stage.trains(config), unlabelled=stage.unlabelled(config),
+        fixed=opened.get(stage.changed.name) if stage.changed.kind is Kind.TRAINED else None,
+    )  # fmt: skip
     for name, role in roles.items():
         nobody = role.kind is Kind.OPTIONAL and given[name] == heritage.NONE
         if role.kind is not Kind.FRESH and name not in opened and not nobody:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..training.config import Context
-from .contract import Outcome, Stage
+from .contract import Outcome, Stage, never
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,4 +37,4 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     return Outcome(model, {"dtype": config.dtype, "quantised": is_quantized(model)})
 
 
-STAGE = Stage(Config, apply)
+STAGE = Stage(Config, apply, trains=never)

@@ -71,8 +71,18 @@ class Outcome:
 
 
 def never(_: Any) -> bool:
-    """A stage that wants no teacher from the history."""
+    """For a stage that does this with none of its options."""
     return False
+
+
+def always(_: Any) -> bool:
+    """For a stage that does this with all of its options."""
+    return True
+
+
+def nothing(_: Any) -> str:
+    """A stage that takes labelled images alone."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,11 @@ class Stage(Generic[C]):
     """The roles that these options have a use for; None: always all of them."""
     inherits_teacher: Callable[[C], bool] = never
     """Whether the teacher of the bundle's history is wanted where none is named."""
+    trains: Callable[[C], bool] = always
+    """Whether these options need a training and a validation part of the data."""
+    unlabelled: Callable[[C], str] = nothing
+    """The folder of images without labels that will do where a bundle records no data and none are
+    named; empty where none will."""
 
     def __post_init__(self) -> None:
         if sum(role.changed for role in self.roles) != 1:

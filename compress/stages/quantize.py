@@ -35,7 +35,10 @@ class Config(TaughtConfig):
     observer: Literal["mse", "minmax", "percentile", "entropy"] = "mse"
     """Rule by which calibration chooses a range."""
     calibration_images: Annotated[int, at_least(1)] = 256
-    """Number of training images that set the ranges, 1 or more."""
+    """Number of images that set the ranges, 1 or more."""
+    calibration: str = ""
+    """Folder of images without labels, flat or nested, that set the ranges. Default: the training
+    images of --data."""
     keep_float: tuple[str, ...] = ()
     """Layers that stay in floating point: modules (all inside is meant), or patterns such as
     layer4.*; auto keeps the fewest of the most sensitive layers with which calibration alone loses
@@ -92,9 +95,19 @@ def _check_measurable(name: TargetName) -> None:
         )
 
 
+def trains(config: Config) -> bool:
+    """Whether the quantised network is trained."""
+    return config.method == "qat" and config.epochs > 0
+
+
 def inherits_teacher(config: Config) -> bool:
     """Whether the teacher of the bundle's history is wanted where none is named."""
-    return config.method == "qat" and config.epochs > 0 and config.alpha > 0
+    return trains(config) and config.alpha > 0
+
+
+def unlabelled(config: Config) -> str:
+    """Images that will do where nothing is labelled: those of calibration, without training."""
+    return "" if trains(config) else config.calibration
 
 
 def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
@@ -108,6 +121,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     import torch
 
+    from ..data.calibration import calibration_images, judging_split
     from ..quantization import count_quantised, freeze_norms, placement
     from ..quantization.ptq import Scheme
     from ..quantization.repairs import Choice, Repairs, repaired
@@ -118,15 +132,21 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     from ..training.loop import fit
     from ..training.recovery import from_teacher
 
-    images = context.data.images("train", config.calibration_images)
+    data = context.data
+    images, held_out = calibration_images(
+        data, config.calibration, config.calibration_images, HELD_OUT
+    )
     calibration = torch.split(images, 64)
     keep_float = tuple(name for name in config.keep_float if name != "auto")
     scheme = Scheme(config.target, config.observer, config.weight_bits, keep_float)
     chosen: dict[str, Any] = {}
+    if not data.dataset.labelled and ("auto" in config.keep_float or config.verdict):
+        what = "verdict" if config.verdict else "keep_float = auto"
+        raise UserError(f"{what} measures the accuracy; give labelled images: --data DIR.")
     if "auto" in config.keep_float:
         found = choose_keep_float(
-            model, context.data.example, calibration, list(context.data.loader("val", 64)), scheme,
-            max_drop=config.max_drop, task=context.data.dataset.task,
+            model, data.example, calibration, list(data.loader(judging_split(data), 64)), scheme,
+            max_drop=config.max_drop, task=data.dataset.task,
         )  # fmt: skip
         scheme = replace(scheme, keep_float=(*keep_float, *found.layers))
         chosen = {"keep_float_auto": asdict(found)}
@@ -137,10 +157,9 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         correct_bias=later if config.correct_bias == "auto" else config.correct_bias,
         adaround=later if config.adaround == "auto" else config.adaround,
     )
-    held_out = context.data.images("val", HELD_OUT)
     quantised, repairing = repaired(
         model,
-        context.data.example,
+        data.example,
         calibration,
         held_out,
         scheme,
@@ -173,7 +192,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             )  # fmt: skip
         return Outcome(quantised, {**details, **more})
 
-    if config.method == "ptq" or config.epochs == 0:
+    if not trains(config):
         return outcome({})
 
     teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
@@ -194,4 +213,6 @@ STAGE = Stage(
     apply,
     roles=(Role("teacher", Kind.OPTIONAL), Role("model", Kind.TRAINED, changed=True)),
     inherits_teacher=inherits_teacher,
+    trains=trains,
+    unlabelled=unlabelled,
 )

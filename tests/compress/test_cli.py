@@ -183,7 +183,7 @@ def test_a_checkpoint_from_elsewhere_becomes_a_measured_bundle(
 
     for labels, message in (
         ("blue\ngreen\n", "labels.txt has 2 classes, the checkpoint's head has 3"),
-        ("red\ngreen\nblue\n", "'red' against 'blue'"),
+        ("red\ngreen\npink\n", "its classes are red, green, pink, and 1 of those of images"),
     ):
         (work / "labels.txt").write_text(labels)
         assert status(*argv, "--out", "runs/odd") == 2
@@ -192,7 +192,7 @@ def test_a_checkpoint_from_elsewhere_becomes_a_measured_bundle(
     shutil.copytree("images/red", "images/yellow")
     (work / "labels.txt").write_text("blue\ngreen\nred\n")
     assert status(*argv, "--out", "runs/odd") == 2
-    assert "head has 3 classes, the data images has 4" in capsys.readouterr().err
+    assert "are none of them: yellow. Give the data" in capsys.readouterr().err
 
 
 def test_a_bundle_is_exported_again_or_beside(

@@ -24,7 +24,6 @@ from vcompress.bench.run.subject import (
     Images,
     Subject,
     images_for,
-    model_classes,
     runtime_for,
     subjects,
     threads_for,
@@ -128,23 +127,6 @@ def test_vbench_measures_the_bundle_in_openvino(
     assert found["models"][0]["runtime"]["runtime"] == "openvino"
     assert len(found["notes"]) == 1
     assert "which the network was quantised for" in capsys.readouterr().out
-
-
-def test_the_classes_of_the_data_are_found_among_those_of_the_model(tmp_path: Path) -> None:
-    data: Any = SimpleNamespace(classes=("n02", "red fox"), source="photos")
-    file = tmp_path / "labels.txt"
-    file.write_text("n01 tench\nred fox\nred panda\nn02 goldfish\n")
-    names, number = model_classes(file, data)
-    assert names == ("n01 tench", "red fox", "red panda", "n02 goldfish")
-    assert number.tolist() == [3, 1]
-    for text, message in (
-        ("n02\nred panda\n", "no line for red fox of photos"), ("a\na\n", "stands there twice"),
-    ):  # fmt: skip
-        file.write_text(text)
-        with pytest.raises(UserError, match=message):
-            model_classes(file, data)
-    with pytest.raises(UserError, match="cannot be read"):
-        model_classes(tmp_path, data)
 
 
 def test_a_model_of_many_classes_is_scored_on_some_of_them(
