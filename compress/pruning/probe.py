@@ -20,6 +20,7 @@ from .channel_statistics import Ones
 from .remove import kept_channels, remove
 from .shadow import shadow
 from .structure import Group, Structure, is_depthwise, named_tensor, slices
+from .training_only import set_fullest
 from .widths import ladder
 
 _TOLERANCE = 1e-7
@@ -41,10 +42,10 @@ def difference(
     the channels that stay, count as one.
     """
     double = shadow(model, _unhidden)
-    double.eval()
     images = example.double()
     if images.numel() == 1 or float(images.std()) == 0.0:
         images = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    set_fullest(double, images)
     _calibrate(double, images)
     cut = shadow(double, lambda tensor: tensor)
     remove(cut, groups, removed)

@@ -26,6 +26,7 @@ from .adapters import customized_pruners, prepare, remap
 from .attention import head_count, layout, unsupported
 from .shadow import run, shadow
 from .structure import Cut, Group, Side, Structure, is_depthwise, multiplier
+from .training_only import set_fullest
 
 _ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -69,6 +70,10 @@ def _dependency_graph(mirror: nn.Module, example: Tensor) -> tuple[Any, set[Any]
         finals.extend(tensor.grad_fn for tensor in tensors)
         return tensors
 
+    def fully(network: nn.Module, images: Tensor) -> Any:
+        set_fullest(network, images)  # the library has put it into evaluation
+        return network(images)
+
     _check_followed(mirror, example)
     prepare(mirror)
     graph = tp.DependencyGraph()
@@ -82,7 +87,7 @@ def _dependency_graph(mirror: nn.Module, example: Tensor) -> tuple[Any, set[Any]
                 customized_pruners=customized_pruners(mirror),
                 ignored_layers=[],
                 ignored_params=[],
-                forward_fn=lambda network, images: network(images),
+                forward_fn=fully,
                 output_transform=remember,
                 verbose=False,
             )

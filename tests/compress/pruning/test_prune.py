@@ -13,6 +13,7 @@ from vcompress.bench.errors import UserError
 from vcompress.compress.models.cost import count_macs, count_parameters
 from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.probe import difference
+from vcompress.export.folding import folded
 
 FAST = ("resnet18", "squeezenet1_1")
 SLOW = (
@@ -345,14 +346,19 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
         prune(make("resnet18"), torch.randn(1, 3, 32, 32), **options)
 
 
-def test_weight_norm_is_refused_and_named() -> None:
+def test_weight_norm_is_folded_and_its_channels_go() -> None:
     from torch.nn.utils import weight_norm as old_weight_norm
     from torch.nn.utils.parametrizations import weight_norm
 
     for wrap in (weight_norm, old_weight_norm):
+        torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 16, 1), wrap(nn.Conv2d(16, 16, 1)), nn.Conv2d(16, 2, 1))
-        with pytest.raises(UserError, match=r"^1 has a weight that is computed"):
-            prune(model, torch.randn(1, 3, 4, 4), macs=0.5)
+        original = folded(model)
+        images = torch.randn(2, 3, 4, 4)
+        report = prune(model, images[:1], channels=0.5)
+        assert model[1].weight.shape == (8, 8, 1, 1)
+        assert set(dict(model[1].named_parameters())) == {"weight", "bias"}
+        assert difference(original, report.groups, report.removed, images) < 1e-12
 
 
 class Functional(nn.Module):
