@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from vcompress.bench.bundle import MODEL, Bundle, InputSpec, Preprocess, bundle
-from vcompress.bench.bundle.history import Entry, Metrics, threads_of
+from vcompress.bench.bundle.history import Entry, Metrics, TestScore, threads_of
 from vcompress.bench.config import plain
 from vcompress.bench.data.dataset import Dataset
 from vcompress.export import integers, parity
@@ -27,7 +27,17 @@ from ..pruning.sparsity import sparsity_of
 from ..quantization import target_of
 from ..reporting.page import write_report
 from ..robustness.measure import measure as measure_robustness
-from .measure import ONNX_RUNTIME, OwnMetric, _write_golden, latency, runtime_of, score
+from .float_first import Before, against
+from .measure import (
+    ONNX_RUNTIME,
+    OwnMetric,
+    Runtime,
+    _write_golden,
+    latency,
+    own_score,
+    runtime_of,
+    scored,
+)
 from .openvino_proof import openvino_parity
 from .proof import export_checked
 
@@ -52,13 +62,14 @@ def finish(
     section: str = "",
     own: OwnMetric | None = None,
     threads: int | None = None,
+    before: Before | None = None,
 ) -> Bundle:
     """Write `network` as a bundle to `out`; `entry`, with its metrics, ends the history.
 
     Without a `dataset` the exported file is proved on noise and its accuracy is not measured.
     Robustness is measured on that many test images; `section` is HTML for this report alone. `own`
     is a metric in place of the task's. Latency is measured with `threads`, by default those of the
-    last latency in the history, else one.
+    last latency in the history, else one. The score is held against `before`, the float network's.
 
     Raises:
         UserError: the exported file does not compute what the network does; nothing is written.
@@ -67,7 +78,7 @@ def finish(
     data = None if dataset is None else Data(dataset, preprocess)
     images = parity_images(dataset, preprocess)
     record = dataset.record() if dataset is not None else None
-    scored = data if dataset is not None and dataset.labelled else None
+    labelled = data if dataset is not None and dataset.labelled else None
     everything = [*history, entry]
     threads = threads or threads_of(everything) or 1
     with bundle.create(
@@ -98,8 +109,9 @@ def finish(
                 "ONNX Runtime has no %s on this CPU: accuracy and latency are not measured",
                 precision_of(network.model),
             )
+        test, change = _tested(file, labelled if runs else None, runtime, own, before)
         metrics = Metrics(
-            test=score(file, scored, runtime, own) if scored and runs else None,
+            test=test,
             parameters=count_parameters(model),
             macs=count_macs(model, images[:1]),
             onnx_bytes=file.stat().st_size,
@@ -111,19 +123,33 @@ def finish(
         )
         if entry.metrics is not None:  # the same network, exported again
             metrics = replace(metrics, robustness=entry.metrics.robustness)
-        if robustness and scored and runs:
+        if robustness and labelled and runs:
             log.info("measuring robustness on up to %d test images", robustness)
-            measured = measure_robustness(model, file, scored, robustness, runtime=runtime.name)
+            measured = measure_robustness(model, file, labelled, robustness, runtime=runtime.name)
             metrics = replace(metrics, robustness=measured)
         held_out = data.images("test", GOLDEN_COUNT) if data else images[:GOLDEN_COUNT]
         _write_golden(folder, held_out.numpy(), runs)
         if dataset is not None and dataset.bad_images:
             entry = replace(entry, bad_images=_bad_images(dataset))
-        everything[-1] = replace(entry, metrics=metrics, task=task)
+        details = {**entry.details, **change}
+        everything[-1] = replace(entry, metrics=metrics, task=task, details=details)
         if section:
             (folder / SECTION).write_text(section, encoding="utf-8")
         write_report(folder / REPORT, everything, record, section=section)
     return Bundle.open(out)
+
+
+def _tested(
+    file: Path, data: Data | None, runtime: Runtime, own: OwnMetric | None, before: Before | None
+) -> tuple[TestScore | None, dict[str, Any]]:
+    """The score of the file, and details of what it changed against `before`."""
+    if data is None:
+        return None, {}
+    if own is not None:
+        return own_score(file, data, own, runtime), {}
+    found = scored(file, data, runtime)
+    change = against(before, found, runtime.name) if before is not None else {}
+    return found.record(runtime.name), change
 
 
 def _in_integers(model: nn.Module, file: Path) -> dict[str, Any]:

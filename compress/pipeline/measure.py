@@ -23,6 +23,7 @@ from vcompress.bench.runtimes.session import Session
 from vcompress.bench.stats import percentile_interval
 from vcompress.bench.tasks.scoring import images_at_once, score_split
 from vcompress.bench.tasks.scoring import outputs as run_batch
+from vcompress.bench.tasks.task import Score
 from vcompress.bench.timing import measure
 from vcompress.bench.timing.environment import preflight
 from vcompress.bench.timing.inputs import from_images
@@ -30,6 +31,7 @@ from vcompress.export import parity
 
 from .. import quantization
 from ..data.loader import Data
+from ..quantization.targets import Target
 
 log = logging.getLogger(__name__)
 
@@ -58,20 +60,27 @@ def runtime_of(model: nn.Module, file: Path) -> Runtime:
     Where the target's runtime or device is not here, the log says so and why.
     """
     target = quantization.target_of(model)
+    runtime, why = runtime_for(target, file)
+    if target is not None and why:
+        log.warning(
+            "measured in ONNX Runtime on the CPU and not in %s, which the network is quantised "
+            "for: %s", target.runtime, why,
+        )  # fmt: skip
+    return runtime
+
+
+def runtime_for(target: Target | None, file: Path) -> tuple[Runtime, str]:
+    """Where a file for `target` is measured; and why not in the target's runtime, else nothing."""
     if target is None:
-        return ONNX_RUNTIME
+        return ONNX_RUNTIME, ""
     why = target.unmeasured
     if not why:
         try:
             open_session(file, runtime=target.runtime, device=target.device).close()
-            return Runtime(target.runtime, target.device, target.runtime)
+            return Runtime(target.runtime, target.device, target.runtime), ""
         except EnvironmentLacks as error:
             why = str(error)
-    log.warning(
-        "measured in ONNX Runtime on the CPU and not in %s, which the network is quantised for: %s",
-        target.runtime, why,
-    )  # fmt: skip
-    return Runtime(ONNX_RUNTIME.name, ONNX_RUNTIME.device, target.runtime)
+    return Runtime(ONNX_RUNTIME.name, ONNX_RUNTIME.device, target.runtime), why
 
 
 OwnMetric = Callable[[Tensor, Tensor], float]
@@ -79,15 +88,21 @@ OwnMetric = Callable[[Tensor, Tensor], float]
 better."""
 
 
-def score(
-    file: Path, data: Data, runtime: Runtime = ONNX_RUNTIME, own: OwnMetric | None = None
-) -> TestScore:
-    """Accuracy of the file on the held-out split, by the task's metric or by the user's `own`."""
+def score(file: Path, data: Data, runtime: Runtime = ONNX_RUNTIME) -> TestScore:
+    """What the history keeps of `scored`."""
+    return scored(file, data, runtime).record(runtime.name)
+
+
+def scored(file: Path, data: Data, runtime: Runtime = ONNX_RUNTIME) -> Score:
+    """Accuracy of the file on the held-out split, by the task's metrics."""
     with open_session(file, runtime=runtime.name, device=runtime.device) as session:
-        if own is not None:
-            return _own_score(session, data, own, runtime.name)
-        found = score_split(session, data.dataset, "test", data.preprocess)
-    return found.record(runtime.name)
+        return score_split(session, data.dataset, "test", data.preprocess)
+
+
+def own_score(file: Path, data: Data, own: OwnMetric, runtime: Runtime = ONNX_RUNTIME) -> TestScore:
+    """The user's `own` metric of the file on the held-out split."""
+    with open_session(file, runtime=runtime.name, device=runtime.device) as session:
+        return _own_score(session, data, own, runtime.name)
 
 
 def _own_score(session: Session, data: Data, own: OwnMetric, runtime: str) -> TestScore:

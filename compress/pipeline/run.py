@@ -32,6 +32,7 @@ from ..stages.contract import C, Kind, Outcome, Role, Stage
 from ..training.config import Context
 from ..training.processes import process_state
 from .finish import finish
+from .float_first import Before, measure_first
 from .rehearsal import Rehearsal, as_written
 from .resolve import (
     RUNS,
@@ -118,11 +119,12 @@ def run_stage(
     clock = time.monotonic()
     torch.manual_seed(options.seed)
     with _claimed(target, context.workdir, options):
+        before = _measured_first(stage.float_first(config), opened.get(changed), data)
         outcome = stage.apply(source.model, config, context)
         entry = replace(
             entry, seconds=round(time.monotonic() - clock, 1), details=plain(outcome.details)
         )
-        _write(source, outcome, target, entry, history, context, options)
+        _write(source, outcome, target, entry, history, context, options, before)
     return Bundle.open(target)
 
 
@@ -141,6 +143,13 @@ def _claimed(target: Path, workdir: Path, options: Options) -> Iterator[None]:
         finally:
             if not any(path.is_file() for path in workdir.rglob("*") if path.name != MARK):
                 drop_folder(workdir)
+
+
+def _measured_first(target: str, bundle: Bundle | None, data: Data) -> Before | None:
+    """The score of the float network, in the first process; None where none is asked for."""
+    if not target or bundle is None or not process_state().is_main_process:
+        return None
+    return measure_first(bundle, data, target)
 
 
 def _default_target(stage: Stage[Any], given: Mapping[str, str], options: Options) -> Path:
@@ -183,7 +192,7 @@ def _trained_first(value: str, role: str, options: Options, data: Data) -> Bundl
 
 def _write(
     source: Network, outcome: Outcome, target: Path, entry: Entry,
-    history: tuple[Entry, ...], context: Context, options: Options,
+    history: tuple[Entry, ...], context: Context, options: Options, before: Before | None,
 ) -> None:  # fmt: skip
     """The first process writes the bundle; the others wait for it."""
     data, state = context.data, process_state()
@@ -193,7 +202,7 @@ def _write(
                 as_written(source, outcome.model), target, entry, history,
                 labels=data.classes, preprocess=data.preprocess, dataset=data.dataset,
                 task=data.dataset.task, robustness=options.robustness, section=outcome.section,
-                threads=context.threads,
+                threads=context.threads, before=before,
             )  # fmt: skip
         drop_folder(context.workdir)
     state.wait_for_everyone()

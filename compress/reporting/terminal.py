@@ -17,6 +17,7 @@ from vcompress.bench.bundle.history import (
 from vcompress.bench.tasks.metrics import metric
 from vcompress.bench.text import printable
 
+from .against_float import float_lines
 from .budget import budget_lines
 from .integers import integer_lines
 from .latency import latency_text
@@ -42,7 +43,8 @@ def print_history(bundle: Bundle) -> None:
         table.add_column(column, justify="right")
     for row in rows(bundle.history):
         table.add_row(*(Text(printable(cell)) for cell in row))
-    notes = [*budget_lines(bundle.history), *integer_lines(bundle.history)]
+    history = bundle.history
+    notes = [*budget_lines(history), *integer_lines(history), *float_lines(history)]
     if notes:
         table.caption, table.caption_justify = Text("\n".join(map(printable, notes))), "left"
     # A pipe or a log has no width of its own; a narrow default would cut the numbers.

@@ -215,4 +215,5 @@ STAGE = Stage(
     inherits_teacher=inherits_teacher,
     trains=trains,
     unlabelled=unlabelled,
+    float_first=lambda config: config.target,
 )

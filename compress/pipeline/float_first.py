@@ -1,0 +1,56 @@
+"""How a network does in float, before it is quantised, and what that cost afterwards."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vcompress.bench.bundle import MODEL, Bundle
+from vcompress.bench.config import plain
+from vcompress.bench.tasks import load
+from vcompress.bench.tasks.task import Score
+from vcompress.export import parity
+
+from ..data.loader import Data
+from ..quantization.targets import load_target
+from ..reporting.against_float import AGAINST_FLOAT, text_of
+from .measure import runtime_for, scored
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Before:
+    """The float network on the held-out images."""
+
+    score: Score
+    runtime: str
+    """Name of the runtime that ran it."""
+
+
+def measure_first(bundle: Bundle, data: Data, target: str) -> Before | None:
+    """Score the bundle's `model.onnx` in the runtime of `target`, or in ONNX Runtime where that is
+    not here, and say what came out. None where there are no labels or the file cannot run here."""
+    file = bundle.file(MODEL) if MODEL in bundle.files else None
+    if file is None or not data.dataset.labelled or not parity.runs_on_cpu(file):
+        return None
+    runtime, _ = runtime_for(load_target(target), file)
+    found = scored(file, data, runtime)
+    judged = found.metric
+    log.info(
+        "in float: %s %s (%s) on %d images of %s, in %s",
+        judged.title, judged.text(found.value), judged.span(*found.interval), found.n,
+        data.dataset.source, runtime.name,
+    )  # fmt: skip
+    return Before(found, runtime.name)
+
+
+def against(before: Before, score: Score, runtime: str) -> dict[str, Any]:
+    """What the entry of the history says of the change, paired on the same images; empty where
+    another runtime ran them. The log says it in a sentence."""
+    if runtime != before.runtime:
+        return {}
+    change = load(score.task).compare(before.score, score)
+    log.info("against float: %s", text_of(change))
+    return {AGAINST_FLOAT: plain(asdict(change))}
