@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -21,6 +22,15 @@ class EnvironmentLacks(UserError):
     """The machine cannot do what was asked: a missing package, device or driver."""
 
     status = 4
+
+
+def to_install(extra: str) -> str:
+    """The command that installs an extra of this package, which is in no registry: it is installed
+    from its source."""
+    source = Path(__file__).resolve().parents[1]
+    if (source / "pyproject.toml").is_file():
+        return f"pip install -e '{source}[{extra}]'"
+    return f"pip install 'SOURCE[{extra}]', where SOURCE is the folder of vcompress's source"
 
 
 def reader_gone() -> int:

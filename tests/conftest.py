@@ -44,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timing)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_places_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests name as data is remembered in a folder of their own."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture
 def tiny_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module `tiny_nets` of a user, in the working directory; `tiny_nets:group` names a net."""

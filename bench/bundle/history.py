@@ -167,7 +167,10 @@ class Entry:
     started: str | None = None
     """ISO 8601, UTC."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions of Python and of packages."""
+    """Versions of Python and of the packages that decide what is computed."""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    """Version of every installed package of which something was loaded when the bundle was
+    written."""
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By role: the name, or the path and the hash of the weights."""
     licences: Licences | None = None

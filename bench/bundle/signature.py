@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import EnvironmentLacks, UserError
+from ..errors import EnvironmentLacks, UserError, to_install
 from .manifest import SIGNATURE
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _library() -> None:
     except ImportError as error:
         raise EnvironmentLacks(
             f"signatures need the package cryptography, which cannot be imported ({error}). "
-            f"Install it: pip install 'vision-compress[release]'."
+            f"Install it: {to_install('release')}."
         ) from None
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..bundle import IMAGENET, Preprocess
-from ..errors import EnvironmentLacks, UserError, nearest
+from ..errors import EnvironmentLacks, UserError, nearest, to_install
 from .dataset import Dataset
 from .folders import open_folder
 from .splits import fingerprint, split_by_seed, val_from_train
@@ -79,7 +79,7 @@ def _torchvision(source: str, root: str | None, seed: int, download: bool) -> Da
         from torchvision import datasets
     except ImportError:
         raise EnvironmentLacks(
-            f"--data {source} needs torchvision: pip install 'vision-compress[train]'."
+            f"--data {source} needs torchvision: {to_install('train')}."
         ) from None
     name = source.partition(":")[2]
     if name not in datasets.__all__:
@@ -89,6 +89,8 @@ def _torchvision(source: str, root: str | None, seed: int, download: bool) -> Da
         )
     if root is None:
         raise UserError(f"--data {source}: say with --data-root where the files are or shall go.")
+    if not (download or Path(root).is_dir()):  # some sets make it as they are opened
+        raise EnvironmentLacks(_not_here(name, root))
     train, test = (
         _open_torchvision(datasets, name, root, held, download) for held in (False, True)
     )
@@ -131,6 +133,14 @@ def usual_preprocess(image: Image.Image) -> Preprocess:
     return Preprocess(size=(max(height, 32), max(width, 32))) if small else IMAGENET
 
 
+def _not_here(name: str, root: str) -> str:
+    return (
+        f"torchvision:{name}: its files are missing or incomplete in {root}, the folder that the "
+        f"bundle records, and a record starts no download. Give --data torchvision:{name} and "
+        f"--data-root."
+    )
+
+
 def _open_torchvision(datasets: Any, name: str, root: str, held_out: bool, download: bool) -> Any:
     """torchvision's classes say `train=` or `split=`; the files are used when they are there, and
     where they are not downloaded if that is allowed."""
@@ -153,11 +163,7 @@ def _open_torchvision(datasets: Any, name: str, root: str, held_out: bool, downl
             f"vcompress knows. Export it to class folders and give the folder."
         )
     if not download:
-        raise EnvironmentLacks(
-            f"torchvision:{name}: its files are missing or incomplete in {root}, the folder that "
-            f"the bundle records, and a record starts no download. Give --data torchvision:{name} "
-            f"and --data-root."
-        )
+        raise EnvironmentLacks(_not_here(name, root))
     raise EnvironmentLacks(
         f"--data torchvision:{name}: its files are missing or incomplete in {root} and could not "
         f"be downloaded ({type(last).__name__}: {last}). Put the files there whole, after removing "

@@ -15,6 +15,7 @@ from ..bundle.history import threads_of
 from ..config import from_mapping
 from ..data.classes import named_outputs, some, with_outputs
 from ..data.dataset import Dataset
+from ..data.named import NotNamed
 from ..data.sources import is_there
 from ..errors import UserError
 from ..onnx_file import files_of, is_onnx
@@ -180,7 +181,7 @@ def images_for(options: Options, found: Sequence[Subject]) -> tuple[Images | Non
     try:
         dataset = open_recorded(bundle.data, task, options.trust, str(bundle.path), bundle.labels)
     except UserError as error:
-        if is_own_data(bundle.data["source"]):
+        if is_own_data(bundle.data["source"]) or isinstance(error, NotNamed):
             return None, [f"no accuracy: {error}"]
         return None, [f"no accuracy: the data that the bundle records is not here ({error})"]
     if bundle.data.get("fingerprint") not in (None, dataset.fingerprint):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import onnx_file
-from ..errors import EnvironmentLacks, UserError
+from ..errors import EnvironmentLacks, UserError, to_install
 from .session import Facts, Node, Session, TensorSpec
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ def library() -> Any:
         import openvino
     except ImportError as error:
         raise EnvironmentLacks(
-            f"openvino cannot be imported ({error}). Install it: pip install "
-            "'vision-compress[openvino]'."
+            f"openvino cannot be imported ({error}). Install it: {to_install('openvino')}."
         ) from None
     return openvino
 

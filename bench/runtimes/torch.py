@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bundle import Bundle
-from ..errors import EnvironmentLacks, UserError
+from ..errors import EnvironmentLacks, UserError, to_install
 from .session import Facts, Node, Session, TensorSpec
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def library() -> Any:
         import torch
     except ImportError as error:
         raise EnvironmentLacks(
-            f"torch cannot be imported ({error}). Install it: pip install "
-            "'vision-compress[train]', or measure the bundle's model.onnx."
+            f"torch cannot be imported ({error}). Install it: {to_install('train')}; or measure "
+            "the bundle's model.onnx."
         ) from None
     return torch
 
@@ -44,7 +44,7 @@ def open_session(
     except ImportError as error:
         raise EnvironmentLacks(
             f"The module is rebuilt by vcompress.compress, which cannot be imported ({error}). "
-            "Install it: pip install 'vision-compress[train]'."
+            f"Install it: {to_install('train')}."
         ) from None
     if device == "cuda" and not torch.cuda.is_available():
         raise EnvironmentLacks(

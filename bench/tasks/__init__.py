@@ -46,22 +46,23 @@ def open_dataset(
     seed: int = 0,
     on_bad_image: OnBadImage = "fail",
     task: str = CLASSIFICATION,
-    download: bool = True,
 ) -> Dataset:
-    """The images and targets of `source`, as `task` takes them.
+    """The images and targets of `source`, which the user names, as `task` takes them.
 
     Args:
         source: `digits`, a folder, what else the task knows, or the user's own `module:factory`,
             which is run.
         root: where the files of a library's data set are, or shall go.
         seed: fixes the splits.
-        download: whether a library may fetch what is missing of its data set.
 
     Raises:
         UserError: the source is unknown or its images cannot be used.
         EnvironmentLacks: a package or a download is missing.
     """
-    found = load(task).open(source, root, seed, download)
+    from ..data import named
+
+    found = load(task).open(source, root, seed, True)
+    named.note(source, root)
     return replace(found, on_bad_image=on_bad_image, task=task)
 
 
@@ -71,25 +72,28 @@ def open_recorded(
 ) -> Dataset:  # fmt: skip
     """The images and targets that a bundle records, which may have changed since.
 
-    Nothing is downloaded: the bundle, and not the user, names the files and their folder.
+    Nothing is downloaded or made: the bundle, and not the user, names the files and their folder,
+    which must be in the working folder or the bundle, or one that the user has named before.
 
     Args:
         trust: the names of own code that the user allows to be run.
-        where: names the bundle in messages.
+        where: the bundle's path.
         labels: the bundle's. Its data may have some of its classes alone, or in another order.
 
     Raises:
-        UserError: as `open_dataset`, or the record names code that is not trusted.
+        UserError: as `open_dataset`, or the record names code that is not trusted, or a place that
+            the user has not named.
     """
-    from ..own_code import check_trusted, is_own_data  # not needed for help
+    from ..data import named  # not needed for help
+    from ..own_code import check_trusted, is_own_data
 
-    source = record["source"]
+    source, root = record["source"], record.get("root")
     if is_own_data(source):
         check_trusted(source, trust, f"{where}: its data are made by your own code")
-    found = open_dataset(
-        source, record.get("root"), int(record.get("seed", 0)),
-        record.get("on_bad_image", "fail"), task, download=False,
-    )  # fmt: skip
+    else:
+        named.check(source, root, where)
+    found = load(task).open(source, root, int(record.get("seed", 0)), False)
+    found = replace(found, on_bad_image=record.get("on_bad_image", "fail"), task=task)
     if labels is None or task != CLASSIFICATION or found.classes == tuple(labels):
         return found
     from ..data.classes import fits, with_outputs

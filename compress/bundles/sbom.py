@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vcompress.bench.bundle import MODEL, Bundle, sha256
 from vcompress.bench.bundle.manifest import MANIFEST
-from vcompress.bench.errors import EnvironmentLacks, UserError
+from vcompress.bench.errors import EnvironmentLacks, UserError, to_install
 from vcompress.bench.text import printable
 
 from . import licences
@@ -39,7 +39,7 @@ def bill_of_materials(bundle: Bundle) -> str:
     except ImportError as error:
         raise EnvironmentLacks(
             f"a bill of materials needs cyclonedx-python-lib, which cannot be imported ({error}). "
-            f"Install it: pip install 'vision-compress[release]'."
+            f"Install it: {to_install('release')}."
         ) from None
     bundle.verify()
     if not bundle.history:
@@ -133,7 +133,7 @@ def _packages(bundle: Bundle) -> Iterator[Component]:
 
     found: set[tuple[str, str]] = set()
     for entry in bundle.history:
-        for name, version in entry.versions.items():
+        for name, version in (*entry.versions.items(), *entry.packages.items()):
             if not (_PLAIN.fullmatch(name) and _PLAIN.fullmatch(version)):
                 raise ValueError(f"{name!r:.80} {version!r:.80} is no package and version")
             found.add((name, version))

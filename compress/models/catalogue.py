@@ -19,7 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from vcompress.bench.apart import memory_limit
 from vcompress.bench.config import from_mapping
-from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
+from vcompress.bench.errors import EnvironmentLacks, UserError, nearest, to_install
 from vcompress.bench.own_code import check_trusted, import_own, is_factory, raised
 from vcompress.export.folding import modernise
 
@@ -316,9 +316,7 @@ def _timm_factory(name: str) -> Any:
     try:
         import timm
     except ImportError:
-        raise EnvironmentLacks(
-            f"timm:{name} needs timm: pip install 'vision-compress[timm]'."
-        ) from None
+        raise EnvironmentLacks(f"timm:{name} needs timm: {to_install('timm')}.") from None
     if not timm.is_model(name):
         raise UserError(
             f"unknown model 'timm:{name}'."

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vcompress.bench.bundle import Preprocess
-from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
+from vcompress.bench.errors import EnvironmentLacks, UserError, nearest, to_install
 
 log = logging.getLogger(__name__)
 
@@ -256,9 +256,7 @@ def _transformers(name: str) -> Any:
     try:
         import transformers
     except ImportError:
-        raise EnvironmentLacks(
-            f"{PREFIX}{name} needs transformers: pip install 'vision-compress[hf]'."
-        ) from None
+        raise EnvironmentLacks(f"{PREFIX}{name} needs transformers: {to_install('hf')}.") from None
     return transformers
 
 

@@ -17,6 +17,7 @@ from vcompress.bench.data.dataset import Dataset
 from vcompress.export import integers, parity
 from vcompress.export.mixing import across_the_batch
 
+from ..bundles.entry import loaded_packages
 from ..bundles.recorded import parity_images
 from ..bundles.rewrite import REPORT, SECTION
 from ..bundles.store import Network, check_reloads, save_network
@@ -132,7 +133,9 @@ def finish(
         if dataset is not None and dataset.bad_images:
             entry = replace(entry, bad_images=_bad_images(dataset))
         details = {**entry.details, **change}
-        everything[-1] = replace(entry, metrics=metrics, task=task, details=details)
+        everything[-1] = replace(
+            entry, metrics=metrics, task=task, details=details, packages=loaded_packages()
+        )
         if section:
             (folder / SECTION).write_text(section, encoding="utf-8")
         write_report(folder / REPORT, everything, record, section=section)

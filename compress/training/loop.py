@@ -24,7 +24,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vcompress.bench.errors import EnvironmentLacks, UserError
+from vcompress.bench.errors import EnvironmentLacks, UserError, to_install
 from vcompress.bench.tasks import load
 from vcompress.bench.tasks.metrics import Metric
 
@@ -430,7 +430,7 @@ def _trackers(names: tuple[str, ...]) -> list[str] | None:
             raise EnvironmentLacks(
                 f"--track {name}: its package is not installed, or accelerate does not know it. "
                 f"Installed: {', '.join(available) or 'none'}; tensorboard comes with "
-                f"pip install 'vision-compress[track]'."
+                f"{to_install('track')}."
             )
     return list(names) or None
 

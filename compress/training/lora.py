@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vcompress.bench.errors import EnvironmentLacks, UserError
+from vcompress.bench.errors import EnvironmentLacks, UserError, to_install
 
 from .. import quantization
 from ..models.head import heads
@@ -71,7 +71,7 @@ def adapt(model: nn.Module, rank: int, example: Tensor, classes: int) -> Adapted
     try:
         import peft
     except ImportError:
-        raise EnvironmentLacks("--lora needs peft: pip install 'vision-compress[lora]'.") from None
+        raise EnvironmentLacks(f"--lora needs peft: {to_install('lora')}.") from None
     if quantization.is_quantized(model):
         raise UserError("--lora is for float networks; this one is quantised.")
     last = heads(model, classes, example)

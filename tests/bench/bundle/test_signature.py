@@ -133,7 +133,7 @@ def test_without_cryptography_it_says_what_to_install(
         lambda: s.sign(MANIFEST, keys[0]),
         lambda: s.check(signed, MANIFEST, keys[1], "here"),
     ):
-        with pytest.raises(EnvironmentLacks, match=r"vision-compress\[release\]"):
+        with pytest.raises(EnvironmentLacks, match=r"pip install -e '/.*\[release\]'"):
             call()
 
 

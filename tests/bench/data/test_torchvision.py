@@ -180,6 +180,7 @@ def test_the_record_of_a_bundle_starts_no_download_and_makes_no_folder(
 
     asked: list[Any] = []
     monkeypatch.setattr(urllib.request, "urlopen", lambda *given, **_: asked.append(given))
+    monkeypatch.chdir(tmp_path)
     root = tmp_path / "chosen" / "by the bundle"
     record = {"source": f"torchvision:{name}", "root": str(root), "seed": 0}
     with pytest.raises(EnvironmentLacks, match=r"a record starts no download\. Give --data"):
@@ -188,8 +189,11 @@ def test_the_record_of_a_bundle_starts_no_download_and_makes_no_folder(
     assert not list(tmp_path.iterdir())
 
 
-def test_files_that_are_there_are_opened_from_a_record(tmp_path: Path) -> None:
+def test_files_that_are_there_are_opened_from_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_mnist(tmp_path)
+    monkeypatch.chdir(tmp_path)
     record = {"source": "torchvision:MNIST", "root": str(tmp_path), "seed": 3}
     found = open_recorded(record, "classification", None, "runs/net")
     assert (len(found.targets), len(found.splits["test"])) == (80, 20)

@@ -6,6 +6,7 @@ import json
 import shutil
 import stat
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ def test_a_bundle_holds_all_that_the_page_of_its_nouns_says(made: Path) -> None:
     assert entry.config["lr"] == 0.02
     assert entry.details["epochs"] == len(entry.details["loss"]) == 3
     assert {"python", "torch", "onnx", "onnxruntime"} <= entry.versions.keys()
+    ran = {"numpy", "pillow", "scipy", "torch", "torchvision", "onnx", "onnxruntime", "protobuf",
+           "safetensors", "accelerate", "typing-extensions"}  # fmt: skip
+    assert ran <= entry.packages.keys()
+    assert all(metadata.version(name) == found for name, found in entry.packages.items())
+    assert "ruff" not in entry.packages
     metrics = entry.metrics
     assert metrics.parameters == 3 * 8 * 9 + 8 * 8 * 9 + 4 * 8 + 32 * 3 + 3
     assert metrics.macs == 16 * 16 * (3 * 8 * 9 + 8 * 8 * 9) + 32 * 3

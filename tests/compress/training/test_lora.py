@@ -127,7 +127,7 @@ def test_a_network_without_linear_layers_and_a_missing_peft_are_named(
     with pytest.raises(UserError, match="this network has none beside its head"):
         adapt(tiny_nets.batch(), 4, data.example, 3)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(EnvironmentLacks, match=r"pip install 'vision-compress\[lora\]'"):
+    with pytest.raises(EnvironmentLacks, match=r"pip install -e '/.*\[lora\]'"):
         adapt(torchvision_vit(), 4, data.example, 3)
 
 
