@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,10 @@ class NotTheSame(UserError):
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """All tensors in what a network returned."""
+    """All tensors in what a network returned: one, or several in mappings and sequences."""
     if isinstance(output, Tensor):
         return [output]
-    if isinstance(output, dict):
+    if isinstance(output, Mapping):
         output = list(output.values())
     if isinstance(output, (list, tuple)):
         return [tensor for item in output for tensor in tensors_of(item)]

@@ -6,7 +6,7 @@ network is asked for it on a copy first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vcompress.export.parity import rounds_activation
 
 from .culprit import culprit
+from .faithful import tensors_of
 from .modes import evaluating
 
 LEAST_DIFFERENCE = 1e-3
@@ -98,15 +99,6 @@ def same_outputs(one: nn.Module, other: nn.Module, images: Tensor) -> bool:
     with evaluating(one), evaluating(other):
         wanted, found = (_answer(model, images, False)[0] for model in (one, other))
     return _difference(wanted, found) <= _least(_rounds(one))
-
-
-def tensors_of(out: Any) -> Iterator[Tensor]:
-    """The tensors of what a network returns: a tensor, or several in mappings and sequences."""
-    if isinstance(out, Tensor):
-        yield out
-    elif isinstance(out, (Mapping, tuple, list)):
-        for value in out.values() if isinstance(out, Mapping) else out:
-            yield from tensors_of(value)
 
 
 def backward(model: nn.Module, images: Tensor) -> list[Tensor]:
