@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
 import onnxruntime
 from onnx import NodeProto, TensorProto
+
+from vcompress.bench.bundle.atomic import temporary_folder
 
 from .graph import COMPUTE, Graph, attribute
 
@@ -47,9 +48,9 @@ class Integers:
 def read_back(file: Path) -> Integers:
     """Let ONNX Runtime optimise a file for this machine's CPU, and look at the result."""
     meant = _layers(Graph(onnx.load(str(file))))
-    with TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         options = onnxruntime.SessionOptions()
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.optimized_model_filepath = str(folder / "optimised.onnx")
         options.log_severity_level = 3  # it warns that the written file is for this machine
         onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
         graph = Graph(onnx.load(options.optimized_model_filepath))

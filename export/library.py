@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vcompress.bench.bundle.atomic import temporary_folder
 from vcompress.bench.bundle.output import check_output, written
 from vcompress.bench.errors import UserError
 from vcompress.bench.onnx_file import is_onnx
@@ -75,8 +75,8 @@ def to_onnx(
     check_output(out)
     try:
         ready = lowered(model.eval())
-        with tempfile.TemporaryDirectory(prefix="vcompress-export-") as folder:
-            file = Path(folder) / out.name
+        with temporary_folder() as folder:
+            file = folder / out.name
             report = export(
                 ready, file, ("input", tuple(example.shape[1:])), metadata=metadata, opset=opset,
                 dynamic_batch=dynamic_batch, output=output,

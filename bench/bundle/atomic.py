@@ -195,6 +195,21 @@ def is_ours(folder: Path) -> bool:
         return False
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """An empty folder among the system's temporary files, which is gone at the end.
+
+    What this user's processes have left there when they were killed is removed first.
+    """
+    place = _absolute(Path(tempfile.gettempdir())) / "vcompress"
+    for work in _work_folders(place):
+        if _is_dead(work):  # only this user may open the mark of one
+            shutil.rmtree(work, ignore_errors=True)
+    with _work_folder(place) as work:
+        (work / "new").mkdir()
+        yield work / "new"
+
+
 def sync(path: Path) -> None:
     """Have the file or directory on the disk."""
     with suppress(OSError):  # some file systems cannot sync a directory
@@ -263,7 +278,8 @@ def _is_dead(work: Path) -> bool:
     except OSError:  # it has just gone, or is another user's
         return False
     try:
-        locked = _lock(handle)
+        # Its maker has made the file and does not hold the lock yet.
+        locked = _lock(handle) if os.fstat(handle).st_size else None
         if locked is None:
             return time.time() - work.stat().st_mtime > _STALE_SECONDS
         return locked

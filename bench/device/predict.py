@@ -17,11 +17,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from ..bundle import MODEL, Bundle
+from ..bundle.atomic import temporary_folder
 from ..bundle.bundle import content_of
 from ..errors import UserError
 from ..tasks import TABLE
@@ -163,13 +163,13 @@ def _whole(bundle: Bundle, content: bytes) -> Iterator[tuple[Path, dict[str, Any
     if not facts.external:
         yield bundle.path / MODEL, {"content": content}
         return
-    with TemporaryDirectory(prefix="vcompress-load-") as folder:
-        (Path(folder) / MODEL).write_bytes(content)
+    with temporary_folder() as folder:
+        (folder / MODEL).write_bytes(content)
         for name in {PurePosixPath(item.location).as_posix() for item in facts.external}:
             held = content_of(bundle, name)
-            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-            (Path(folder) / name).write_bytes(held)
-        yield Path(folder) / MODEL, {}
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(held)
+        yield folder / MODEL, {}
 
 
 def _read_beside_imports(bundle: Bundle, runtime: str) -> bytes:

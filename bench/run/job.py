@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,6 +13,7 @@ import numpy as np
 
 from .. import onnx_file
 from ..bundle import MODEL, Preprocess
+from ..bundle.atomic import temporary_folder
 from ..data.dataset import batches_of, watched
 from ..errors import UserError
 from ..gates import baseline, gate
@@ -347,8 +347,8 @@ def harness_ns(session: Session, options: Options) -> float | None:
     """Median of an identity model in the same loop: the clock, the loop, an empty call."""
     if session.facts.runtime != "onnxruntime":
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "identity.onnx"
+    with temporary_folder() as folder:
+        path = folder / "identity.onnx"
         path.write_bytes(onnx_file.identity_model())
         with _open(options, path) as empty:
             feed = synthetic(empty.inputs, resolve_shapes(empty.inputs))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import onnx_file
+from ..bundle.atomic import temporary_folder
 from ..errors import EnvironmentLacks, UserError
 from .session import Facts, Node, Session, TensorSpec
 
@@ -220,13 +220,13 @@ class OnnxRuntimeSession(Session):
 
     def profile(self, inputs: Mapping[str, NDArray[Any]], runs: int = 20) -> tuple[Node, ...]:
         """Nodes after graph optimisation, by ONNX Runtime's own profiler, in a second session."""
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             options = self._ort.SessionOptions()
             options.intra_op_num_threads = self._options.intra_op_num_threads
             options.graph_optimization_level = self._options.graph_optimization_level
             options.log_severity_level = 4
             options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / "profile")
+            options.profile_file_prefix = str(folder / "profile")
             session = self._ort.InferenceSession(
                 str(self.path), options, providers=self._providers, enable_fallback=0
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import onnx_file
+from ..bundle.atomic import temporary_folder
 from ..runtimes import open_session
 from ..runtimes.session import Session
 from .compare import CompareEffort, Comparison, compare
@@ -84,10 +84,10 @@ def run(
 
     `model` is an ONNX file of the user's own; by default a chain of matrix products of about 1 ms.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        empty = Path(folder) / "identity.onnx"
+    with temporary_folder() as folder:
+        empty = folder / "identity.onnx"
         empty.write_bytes(onnx_file.identity_model())
-        path = model or Path(folder) / "chain.onnx"
+        path = model or folder / "chain.onnx"
         if model is None:
             path.write_bytes(onnx_file.chain_model())
         tell("the harness on an empty model")

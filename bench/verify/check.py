@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from ..bundle import GOLDEN, MODEL, Bundle, from_manifest, read_manifest, sha256, strangers
 from ..bundle import manifest as manifests
+from ..bundle.atomic import temporary_folder
 from ..bundle.identity import ANY, Expected, Identity, identify
 from ..bundle.manifest import MANIFEST, SEAL, SIGNATURE
 from ..errors import UserError, reader_gone
@@ -108,12 +108,12 @@ def _as_folder(path: Path, key: Path | None) -> Iterator[Path]:
         return
     from ..bundle.archive import unpack
 
-    with tempfile.TemporaryDirectory(prefix="vcompress-verify-") as folder:
+    with temporary_folder() as folder:
         try:
-            unpack(path, Path(folder) / path.stem, key)
+            unpack(path, folder / path.stem, key)
         except UserError as error:
             raise DoesNotVerify(str(error)) from None
-        yield Path(folder) / path.stem
+        yield folder / path.stem
 
 
 def _open(folder: Path) -> tuple[Bundle, bytes, bool]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from PIL import Image
 
 from vcompress.bench.bundle import Bundle
-from vcompress.bench.bundle.atomic import claimed
+from vcompress.bench.bundle.atomic import claimed, temporary_folder
 from vcompress.bench.bundle.output import check_output, written
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
@@ -61,8 +60,8 @@ def export_file(
     dataset = open_recorded(bundle, trusted_factory)
     images = parity_images(dataset, bundle.preprocess)
     notes: tuple[str, ...] = ()
-    with TemporaryDirectory(prefix="vcompress-export-") as folder:
-        file = Path(folder) / out.name
+    with temporary_folder() as folder:
+        file = folder / out.name
         _, proof = export_checked(
             network, file, images, labels=bundle.labels, preprocess=bundle.preprocess,
             task=bundle.task, opset=opset, history=bundle.history,

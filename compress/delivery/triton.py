@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from vcompress.bench.bundle import MODEL, Bundle, sha256
+from vcompress.bench.bundle.atomic import temporary_folder
 from vcompress.bench.bundle.output import check_output
 from vcompress.bench.errors import UserError, nearest
 from vcompress.export import triton
@@ -42,13 +42,13 @@ def export_triton(
     again = opset is not None or (options is not None and options.any)
     if engine is not None and again:
         raise UserError("--engine serves an engine as it is; omit --opset and the ONNX options.")
-    with TemporaryDirectory(prefix="vcompress-serve-") as folder:
+    with temporary_folder() as folder:
         plain = bundle.file(MODEL)
         model, notes = plain, ""
         if engine is not None:
             model = _engine(bundle, engine, serving.max_batch)
         elif again:
-            model = Path(folder) / MODEL
+            model = folder / MODEL
             notes = export_file(path, model, opset, trusted_factory, options).partition("\n")[2]
         # An engine has the inputs and outputs of the file that it was built from.
         inputs, outputs = triton.onnx_tensors(plain if engine is not None else model)

@@ -6,14 +6,13 @@ A network that cannot be written is refused in seconds, not after its training.
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
 from vcompress.bench.bundle import InputSpec
+from vcompress.bench.bundle.atomic import temporary_folder
 from vcompress.bench.errors import UserError
 from vcompress.export import onnx_export
 
@@ -62,8 +61,7 @@ class Rehearsal:
     def _try(self, network: nn.Module, seconds: float) -> None:
         images = next(iter(self.data.loader("train", IMAGES)))[0]
         written = as_written(self.source, network)
-        with tempfile.TemporaryDirectory(prefix="vcompress-") as name:
-            folder = Path(name)
+        with temporary_folder() as folder:
             save_network(written, folder)
             check_reloads(written, folder, images)
             if self.exported:  # of a pruning in several steps the first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from vcompress.bench.bundle.atomic import temporary_folder
 from vcompress.bench.errors import UserError
 from vcompress.bench.gates.limits import Budget
 
@@ -143,8 +143,8 @@ def meter_for(
 
 def file_bytes(model: nn.Module, export: Export) -> float:
     """Size of the ONNX file that `export` writes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         export(model, path)
         return float(path.stat().st_size)
 

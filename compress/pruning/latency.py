@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vcompress.bench.bundle.atomic import temporary_folder
 from vcompress.bench.errors import UserError
 from vcompress.bench.gates.limits import Budget, none_given, to_cut
 from vcompress.export.folding import fold
@@ -307,8 +306,8 @@ def _measured(model: nn.Module, table: LatencyTable, export: Export) -> float:
     """Latency in ms of the whole network; kept in the table: a resumed run chooses alike."""
     key = f"network {_shapes(model)}"
     if key not in table.entries:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
+        with temporary_folder() as folder:
+            path = folder / "model.onnx"
             export(model, path)
             table.entries[key] = table.measure(path)
     return table.entries[key]
@@ -320,8 +319,8 @@ def _ratio(model: nn.Module, trial: nn.Module, table: LatencyTable, export: Expo
         return _measured(trial, table, export) / _measured(model, table, export)
     key = f"ratio {_shapes(trial)} to {_shapes(model)}"
     if key not in table.entries:
-        with tempfile.TemporaryDirectory() as folder:
-            first, second = Path(folder) / "first.onnx", Path(folder) / "second.onnx"
+        with temporary_folder() as folder:
+            first, second = folder / "first.onnx", folder / "second.onnx"
             export(model, first)
             export(trial, second)
             table.entries[key] = table.ratio(first, second)

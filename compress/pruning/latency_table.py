@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vcompress.bench.bundle.atomic import temporary_folder
 from vcompress.bench.bundle.output import write_text
 from vcompress.bench.errors import UserError
 
@@ -185,8 +185,8 @@ class LatencyTable:
         key = call.key(inputs, outputs)
         if key not in self.entries:
             self._tell(call, inputs, outputs)
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "layer.onnx"
+            with temporary_folder() as folder:
+                path = folder / "layer.onnx"
                 write_layer(call, inputs, outputs, path)
                 self.entries[key] = self.measure(path)
         return self.entries[key]

@@ -157,13 +157,13 @@ def _open_axes(view: View, settings: Settings, say: Say) -> bool:
 
 
 def _build(path: Path, settings: Settings, say: Say) -> str:
-    from tempfile import TemporaryDirectory
 
+    from vcompress.bench.bundle.atomic import temporary_folder
     from vcompress.bench.engine import build_engine
 
-    with TemporaryDirectory(prefix="vcompress-lint-") as folder:
+    with temporary_folder() as folder:
         try:
-            report = build_engine(path, Path(folder) / "model.engine", settings)
+            report = build_engine(path, folder / "model.engine", settings)
         except EnvironmentLacks:
             raise
         except UserError as error:

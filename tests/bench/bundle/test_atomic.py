@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from vcompress.bench.bundle import atomic
-from vcompress.bench.bundle.atomic import claimed, staged_file, staged_folder
+from vcompress.bench.bundle.atomic import (
+    MARK,
+    claimed,
+    staged_file,
+    staged_folder,
+    temporary_folder,
+)
 from vcompress.bench.errors import UserError
 
 
@@ -207,3 +214,45 @@ def test_a_new_file_takes_the_umask_and_a_replaced_one_keeps_its_permissions(
             (tmp_path / "f").chmod(0o604)
     finally:
         os.umask(before)
+
+
+HOLDER = """
+import sys, time
+from vcompress.bench.bundle.atomic import temporary_folder
+with temporary_folder() as folder:
+    (folder / "large").write_bytes(bytes(1000))
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_temporary_folder_of_a_killed_process_is_swept_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    strangers = tmp_path / ".vcompress.theirs.writing"
+    strangers.mkdir()
+    (strangers / "notes.txt").write_text("kept")
+    begun = tmp_path / ".vcompress.begun.writing"  # its maker has not locked it yet
+    begun.mkdir()
+    (begun / MARK).touch()
+    running = [
+        subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        killed, alive = (Path((p.stdout.readline() if p.stdout else "").strip()) for p in running)
+        running[0].kill()
+        running[0].wait()
+        assert (killed / "large").is_file()
+        with temporary_folder() as own, temporary_folder() as other:
+            assert own != other and own.is_dir() and other.is_dir()
+            assert not killed.parent.exists()
+            assert (alive / "large").is_file()
+        assert not own.parent.exists() and not other.parent.exists()
+        assert (strangers / "notes.txt").is_file() and begun.is_dir()
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
