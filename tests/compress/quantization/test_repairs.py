@@ -164,6 +164,79 @@ def test_a_batch_norm_over_tokens_is_neither_folded_nor_mended() -> None:
     assert sqnr_db(logits(made, x), logits(q.to_export(made), x)) > 40
 
 
+class Stream(nn.Module):
+    """A residual stream with three writers and three readers, as in MobileNetV2, or with a ReLU
+    behind each sum, as in ResNet."""
+
+    def __init__(self, relu: bool) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 12, 3, stride=2), nn.BatchNorm2d(12)
+        self.up = nn.ModuleList(nn.Conv2d(12, 24, 1) for _ in range(2))
+        self.down = nn.ModuleList(nn.Conv2d(24, 12, 1) for _ in range(2))
+        self.last, self.head = nn.Conv2d(12, 32, 1), nn.Linear(32, 10)
+        self.act = nn.ReLU() if relu else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x))
+        for up, down in zip(self.up, self.down, strict=True):
+            x = self.act(x + down(torch.relu(up(x))))
+        return self.head(torch.relu(self.last(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_residual_stream_is_evened_out_in_all_layers_that_add_to_it(relu: bool) -> None:
+    torch.manual_seed(0)
+    model = settled(Stream(relu))
+    share = torch.logspace(0, -2.5, 12)
+    writers, readers = (model.norm, *model.down), (*model.up, model.last)
+    with torch.no_grad():  # the same function with channels that differ by up to 300
+        for layer in writers:
+            layer.weight.mul_(share.view(-1, *[1] * (layer.weight.dim() - 1)))
+            layer.bias.mul_(share)
+        for layer in readers:
+            layer.weight.div_(share.view(1, -1, 1, 1))
+    equal, moved = equalize(model, [images()])
+    assert {"stem", "down.0", "down.1"} <= set(moved)
+    x = images(64, seed=2)
+    expected = logits(model, x)
+    assert (logits(equal, x) - expected).abs().max() < 1e-5 * expected.abs().max()
+    # One factor for each channel: what every writer is divided by, every reader is multiplied by.
+    factor = model.norm.weight / equal.norm.weight
+    for old, new in zip(model.down, equal.down, strict=True):
+        assert torch.allclose(old.bias / new.bias, factor, rtol=1e-4)
+    for old, new in zip(readers, (*equal.up, equal.last), strict=True):
+        rows = (new.weight / old.weight).flatten(1)  # [O, 12], each row by a factor of its own
+        assert torch.allclose(rows / rows[:, :1], (factor / factor[0]).expand_as(rows), rtol=1e-3)
+    assert factor.max() / factor.min() > 30
+    before, after = (sqnr_db(expected, logits(quantised(m), x)) for m in (model, equal))
+    assert after > before + 6
+
+
+def test_a_sum_with_a_tensor_of_another_shape_or_a_part_that_is_no_layer_is_left_alone() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+            self.third, self.wide = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+            self.head = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gated = torch.sigmoid(self.second(x)) + self.first(x)
+            widened = self.third(gated) + self.wide(gated).mean((2, 3), keepdim=True)
+            return self.head(widened).mean((2, 3))
+
+    torch.manual_seed(0)
+    model = Net().eval()
+    with torch.no_grad():
+        for layer in (model.first, model.third):
+            layer.weight[2] *= 100
+    equal, moved = equalize(model, [images()])
+    assert moved == []
+    assert all(
+        torch.equal(a, b) for a, b in zip(equal.parameters(), model.parameters(), strict=True)
+    )
+
+
 def test_bias_correction_takes_the_shift_of_the_mean_away() -> None:
     model = mobilenet()
     x = images(128, seed=4)
