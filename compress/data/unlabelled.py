@@ -22,14 +22,14 @@ from vcompress.bench.tasks import CLASSIFICATION
 NO_LABEL = -1
 
 
-def with_unlabelled(dataset: Dataset, folder: Path) -> Dataset:
+def with_unlabelled(dataset: Dataset, folder: Path, flag: str = "--unlabelled") -> Dataset:
     """`dataset` with the images of `folder` (at any depth) in its training split, without a target:
     -1, or NaN among numbers.
 
     Raises:
         UserError: no such folder, or no images in it.
     """
-    files = _files(folder, "--unlabelled")
+    files = _files(folder, flag)
     digest = hashlib.sha256(dataset.fingerprint.encode())
     _add(digest, folder, files)
     own, count, extra = dataset.image, len(dataset.targets), len(files)

@@ -59,7 +59,8 @@ class Rehearsal:
             raise UserError(f"{error} Nothing has been trained yet.") from error
 
     def _try(self, network: nn.Module, seconds: float) -> None:
-        images = next(iter(self.data.loader("train", IMAGES)))[0]
+        split = "train" if len(self.data.dataset.splits["train"]) else "test"
+        images = next(iter(self.data.loader(split, IMAGES)))[0]
         written = as_written(self.source, network)
         with temporary_folder() as folder:
             save_network(written, folder)

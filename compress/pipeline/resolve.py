@@ -24,7 +24,6 @@ from .. import quantization
 from ..bundles import heritage
 from ..bundles.recorded import open_recorded
 from ..bundles.store import Network, check_buildable, load_network, read_architecture
-from ..data.calibration import FLAG
 from ..data.loader import Data
 from ..data.unlabelled import without_labels
 from ..distillation.teaching import Teacher, order_of
@@ -65,7 +64,7 @@ def open_data(
             dataset = replace(dataset, on_bad_image="skip")
     elif options.data is None and unlabelled and fixed is not None:
         dataset = without_labels(
-            Path(unlabelled), FLAG, fixed.labels, task, options.on_bad_image
+            Path(unlabelled), "The folder of images", fixed.labels, task, options.on_bad_image
         )  # fmt: skip
         log.info("%s records no data and none are named: no accuracy is measured", fixed.path)
     else:

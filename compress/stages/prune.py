@@ -56,6 +56,9 @@ class Config(TaughtConfig):
     scope: Literal["local", "kind", "global"] = "local"
     """Layers among which channels are ranked. local: the same share goes in every layer; kind:
     among layers of one kind; global: among all."""
+    images: str = ""
+    """Folder of images without labels, flat or nested, that are trained on in place of those of
+    --data: what the float network decides about them stands for their labels."""
     round_to: Annotated[int, at_least(1)] = 8
     """Number whose multiples the widths are, 1 or more."""
     max_channel_ratio: Annotated[float, share(zero=False, one=False)] = 0.95
@@ -89,6 +92,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """Prune `model` in place in `config.steps` steps and train it after each."""
     import copy
 
+    from ..distillation.judged import judged_by
     from ..models.folding import fold_told
     from ..pruning.batch_norm import BATCHES, LEAST_BATCH, recalibrate
     from ..pruning.refusals import refuse_quantised, refuse_sparse
@@ -99,6 +103,8 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     refuse_sparse(model)
     fold_told(model, "prune")
     teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
+    if config.images:
+        context = replace(context, data=judged_by(teacher, context.data, config.images))
     recovery = from_teacher(teacher, config, training_task(context.data.dataset))
 
     budget = config.asked()
@@ -318,4 +324,6 @@ STAGE = Stage(
     Config,
     apply,
     roles=(Role("teacher", Kind.OPTIONAL), Role("model", Kind.TRAINED, changed=True)),
+    trains=lambda config: not config.images,
+    unlabelled=lambda config: config.images,
 )

@@ -37,8 +37,11 @@ class Config(TaughtConfig):
     calibration_images: Annotated[int, at_least(1)] = 256
     """Number of images that set the ranges, 1 or more."""
     calibration: str = ""
-    """Folder of images without labels, flat or nested, that set the ranges. Default: the training
-    images of --data."""
+    """Folder of images without labels, flat or nested, that set the ranges. Default: those of
+    --images, else the training images of --data."""
+    images: str = ""
+    """Folder of images without labels, flat or nested, that are trained on in place of those of
+    --data: what the float network decides about them stands for their labels."""
     keep_float: tuple[str, ...] = ()
     """Layers that stay in floating point: modules (all inside is meant), or patterns such as
     layer4.*; auto keeps the fewest of the most sensitive layers with which calibration alone loses
@@ -78,6 +81,8 @@ class Config(TaughtConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.images and self.method == "ptq":
+            raise UserError("images are for qat; for ptq give calibration = DIR.")
         if self.verdict:
             _check_measurable(self.target)
 
@@ -95,19 +100,24 @@ def _check_measurable(name: TargetName) -> None:
         )
 
 
-def trains(config: Config) -> bool:
+def is_trained(config: Config) -> bool:
     """Whether the quantised network is trained."""
     return config.method == "qat" and config.epochs > 0
 
 
+def trains(config: Config) -> bool:
+    """Whether it is trained on the labelled images."""
+    return is_trained(config) and not config.images
+
+
 def inherits_teacher(config: Config) -> bool:
     """Whether the teacher of the bundle's history is wanted where none is named."""
-    return trains(config) and config.alpha > 0
+    return is_trained(config) and config.alpha > 0
 
 
 def unlabelled(config: Config) -> str:
-    """Images that will do where nothing is labelled: those of calibration, without training."""
-    return "" if trains(config) else config.calibration
+    """Images that will do where nothing is labelled."""
+    return config.images or ("" if trains(config) else config.calibration)
 
 
 def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
@@ -122,6 +132,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     import torch
 
     from ..data.calibration import calibration_images, judging_split
+    from ..distillation.judged import judged_by
     from ..quantization import count_quantised, freeze_norms, placement
     from ..quantization.ptq import Scheme
     from ..quantization.repairs import Choice, Repairs, repaired
@@ -134,7 +145,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     data = context.data
     images, held_out = calibration_images(
-        data, config.calibration, config.calibration_images, HELD_OUT
+        data, config.calibration or config.images, config.calibration_images, HELD_OUT
     )
     calibration = torch.split(images, 64)
     keep_float = tuple(name for name in config.keep_float if name != "auto")
@@ -185,19 +196,22 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         if config.verdict:
             more["verdict"] = asdict(
                 judge(
-                    model, quantised, context.data, context.workdir / "verdict",
+                    model, quantised, data, context.workdir / "verdict",
                     target=load_target(config.target), max_drop=config.max_drop,
                     threads=context.threads,
                 )
             )  # fmt: skip
         return Outcome(quantised, {**details, **more})
 
-    if not trains(config):
+    if not is_trained(config):
         return outcome({})
 
     teacher = context.teacher if context.teacher is not None else copy.deepcopy(model)
     details["teacher"] = context.teacher_name or "the float network"
     log.info("quantize: learning from %s", details["teacher"])
+    if config.images:
+        context = replace(context, data=judged_by(teacher, data, config.images))
+        details["images"] = len(context.data.dataset.splits["train"])
     loss = from_teacher(teacher, config, training_task(context.data.dataset))
 
     def on_epoch(epoch: int, trained: nn.Module) -> None:
