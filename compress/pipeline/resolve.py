@@ -43,14 +43,14 @@ RUNS = Path("runs")
 
 def open_data(
     options: Options, opened: list[Bundle], names: Iterable[str] = (), *, trains: bool = True,
-    unlabelled: str = "", fixed: Bundle | None = None,
+    unlabelled: tuple[str, str] = ("", ""), fixed: Bundle | None = None,
 ) -> Data:  # fmt: skip
     """The data and preprocessing that the options name, else those of the changed bundle.
 
     Args:
         names: models that are not bundles: a folder of transformers says how it takes images.
         trains: whether the data must have a training and a validation part.
-        unlabelled: folder of images that will do where there are no labelled ones.
+        unlabelled: an option and its folder of images that will do where none are labelled.
         fixed: the bundle whose outputs stay what they are; the data may have some of its classes.
     """
     task = task_of(options, opened)
@@ -62,9 +62,9 @@ def open_data(
         assert dataset is not None
         if options.on_bad_image == "skip":
             dataset = replace(dataset, on_bad_image="skip")
-    elif options.data is None and unlabelled and fixed is not None:
+    elif options.data is None and unlabelled[1] and fixed is not None:
         dataset = without_labels(
-            Path(unlabelled), "The folder of images", fixed.labels, task, options.on_bad_image
+            Path(unlabelled[1]), f"--{unlabelled[0]}", fixed.labels, task, options.on_bad_image
         )  # fmt: skip
         log.info("%s records no data and none are named: no accuracy is measured", fixed.path)
     else:

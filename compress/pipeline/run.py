@@ -80,9 +80,10 @@ def run_stage(
 
     deciding = _deciding(roles)
     named = [given[name] for name in reversed(deciding) if name in given and name not in opened]
+    option = stage.unlabelled(config)
     data = open_data(
         options, [opened[name] for name in deciding if name in opened], named,
-        trains=stage.trains(config), unlabelled=stage.unlabelled(config),
+        trains=stage.trains(config), unlabelled=(option, getattr(config, option, "")),
         fixed=opened.get(stage.changed.name) if stage.changed.kind is Kind.TRAINED else None,
     )  # fmt: skip
     for name, role in roles.items():

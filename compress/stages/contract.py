@@ -101,8 +101,8 @@ class Stage(Generic[C]):
     trains: Callable[[C], bool] = always
     """Whether these options need a training and a validation part of the data."""
     unlabelled: Callable[[C], str] = nothing
-    """The folder of images without labels that will do where a bundle records no data and none are
-    named; empty where none will."""
+    """The option with a folder of images without labels that will do where a bundle records no data
+    and none are named; empty where none will."""
     float_first: Callable[[C], str] = nothing
     """The target of quantisation in whose runtime the unchanged network is measured first, so that
     the changed one is held against it; empty where that is not asked for."""

@@ -325,5 +325,5 @@ STAGE = Stage(
     apply,
     roles=(Role("teacher", Kind.OPTIONAL), Role("model", Kind.TRAINED, changed=True)),
     trains=lambda config: not config.images,
-    unlabelled=lambda config: config.images,
+    unlabelled=lambda config: "images" if config.images else "",
 )

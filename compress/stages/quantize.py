@@ -116,8 +116,10 @@ def inherits_teacher(config: Config) -> bool:
 
 
 def unlabelled(config: Config) -> str:
-    """Images that will do where nothing is labelled."""
-    return config.images or ("" if trains(config) else config.calibration)
+    """The option whose images will do where nothing is labelled."""
+    if config.images:
+        return "images"
+    return "calibration" if config.calibration and not trains(config) else ""
 
 
 def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
