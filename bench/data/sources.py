@@ -75,13 +75,16 @@ def _digits(seed: int) -> Dataset:
 
 
 def _torchvision(source: str, root: str | None, seed: int, download: bool) -> Dataset:
+    name = source.partition(":")[2]
+    # Some sets make the folder as they are opened.
+    if root is not None and not (download or is_there(Path(root))):
+        raise EnvironmentLacks(_not_here(name, root))
     try:
         from torchvision import datasets
     except ImportError:
         raise EnvironmentLacks(
             f"--data {source} needs torchvision: {to_install('train')}."
         ) from None
-    name = source.partition(":")[2]
     if name not in datasets.__all__:
         raise UserError(
             f"--data {source}: torchvision has no data set {name!r}."
@@ -89,8 +92,6 @@ def _torchvision(source: str, root: str | None, seed: int, download: bool) -> Da
         )
     if root is None:
         raise UserError(f"--data {source}: say with --data-root where the files are or shall go.")
-    if not (download or Path(root).is_dir()):  # some sets make it as they are opened
-        raise EnvironmentLacks(_not_here(name, root))
     train, test = (
         _open_torchvision(datasets, name, root, held, download) for held in (False, True)
     )
