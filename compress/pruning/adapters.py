@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from .attention import layout
-from .channel_statistics import over_channels
 
 # Modules that keep the channels in place while they reshape what is around them.
 _OPAQUE = {
@@ -212,8 +211,6 @@ def remap(graph: Any) -> None:
                         dependency.index_mapping[0] = None
         elif name == "_ShuffleBackward":
             _set_mappings(node, _lost, _lost)
-        elif over_channels(node.grad_fn):
-            _set_mappings(node, _nothing, _nothing)
 
 
 def _set_mappings(node: Any, forward: Any, backward: Any) -> None:
@@ -234,11 +231,6 @@ def _tile(width: int) -> Callable[[list[Any]], list[Any]]:
 
 def _untile(width: int) -> Callable[[list[Any]], list[Any]]:
     return lambda items: [item._replace(idx=item.idx % width) for item in items]
-
-
-def _nothing(items: list[Any]) -> list[Any]:
-    """Channels end here: what comes after has none of them."""
-    return []
 
 
 def _lost(items: list[Any]) -> list[Any]:

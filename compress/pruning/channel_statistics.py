@@ -17,29 +17,13 @@ _NAMES = ("mean", "amax", "amin", "max", "min", "std", "var", "var_mean", "std_m
 _FUNCTIONS = {
     getattr(owner, name) for owner in (torch, Tensor) for name in _NAMES if hasattr(owner, name)
 }
-_NODES = ("Mean", "Amax", "Amin", "Max", "Min", "Std", "Var", "VarMean", "StdMean")
 _MAP = 4
 """Dimensions of a map [B, C, H, W]."""
 
 
-def over_channels(operation: Any) -> bool:
-    """Whether an operation of autograd's graph is such a statistic."""
-    name = operation.name() if hasattr(operation, "name") else ""
-    if name.rstrip("0123456789").removesuffix("Backward") not in _NODES:
-        return False
-    sizes = getattr(operation, "_saved_self_sym_sizes", None)
-    if sizes is None:
-        saved = getattr(operation, "_saved_self", None)
-        sizes = () if saved is None else saved.shape
-    dims = getattr(operation, "_saved_dim", None)
-    dims = (dims,) if isinstance(dims, int) else tuple(dims or ())
-    # autograd saves a negative dimension as an unsigned number
-    return _is_channel(len(sizes), (dim - 2**64 if dim >= 2**63 else dim for dim in dims))
-
-
 class Ones(TorchFunctionMode):
-    """Gives ones for such statistics: what else depends on a channel can then be compared between
-    a network that has it and one that lacks it."""
+    """Gives ones for such statistics: a trace then ends at them, and what else depends on a channel
+    can be compared between a network that has it and one that lacks it."""
 
     def __torch_function__(
         self,

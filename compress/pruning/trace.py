@@ -24,6 +24,7 @@ from ..models.faithful import tensors_of
 from ..models.patterns import matches
 from .adapters import customized_pruners, prepare, remap
 from .attention import head_count, layout, unsupported
+from .channel_statistics import Ones
 from .shadow import run, shadow
 from .structure import Cut, Group, Side, Structure, is_depthwise, multiplier
 from .training_only import set_fullest
@@ -72,7 +73,8 @@ def _dependency_graph(mirror: nn.Module, example: Tensor) -> tuple[Any, set[Any]
 
     def fully(network: nn.Module, images: Tensor) -> Any:
         set_fullest(network, images)  # the library has put it into evaluation
-        return network(images)
+        with Ones():
+            return network(images)
 
     _check_followed(mirror, example)
     prepare(mirror)
