@@ -361,17 +361,19 @@ def _versions(versions: Any) -> dict[str, int]:
 
 
 def _resize(base: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
-    tied: dict[int, nn.Parameter] = {}
+    # The old ones are kept too: the address of one that is gone may be that of the next.
+    tied: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     for name, shape in shapes.items():
         path, _, leaf = name.rpartition(".")
         owner = base.get_submodule(path)
         old = getattr(owner, leaf)
         if isinstance(old, nn.Parameter):
-            fresh = tied.get(id(old))
+            _, fresh = tied.get(id(old), (old, None))
             if fresh is None:
                 zeros = torch.zeros(shape, dtype=old.dtype, device=old.device)
                 fresh = nn.Parameter(zeros, requires_grad=old.requires_grad)
-                tied[id(old)] = fresh
+                tied[id(old)] = old, fresh
+                tied[id(fresh)] = fresh, fresh  # of a module under two names
             elif tuple(fresh.shape) != shape:
                 raise UserError(f"{name!r} is tied to another tensor and described otherwise.")
             setattr(owner, leaf, fresh)

@@ -176,3 +176,26 @@ def test_a_dropped_block_comes_back_as_an_identity() -> None:
     again = rebuild(tv.resnet18(weights=None, num_classes=4), description, model.state_dict())
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(copy.deepcopy(model).eval()(images), again.eval()(images))
+
+
+def test_a_module_under_two_names_is_cut_and_comes_back() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(16, 16, 1) for _ in range(6))
+            self.one = self.two = nn.BatchNorm2d(16)
+            self.head = nn.Conv2d(16, 4, 1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            for conv in self.convs:
+                images = self.two(conv(self.one(images)))
+            return self.head(images)  # type: ignore[no-any-return]
+
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), Twice()).eval()
+    base = copy.deepcopy(model)
+    prune(model, torch.randn(1, 3, 4, 4), channels=0.5)
+    again = reshape(copy.deepcopy(base), describe(model, base))
+    again.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 4, 4)
+    assert again[1].one is again[1].two and again[1].one.num_features == 8
+    assert torch.equal(again.eval()(images), model(images))
