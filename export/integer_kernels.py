@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
-Array = npt.NDArray[Any]
+from .runtime import Array, run_onnx, run_tensors
+
 MOST_NODES = 8
 """Operators between two roundings, beyond which no kernel takes the place of them all."""
 MOST_OFF = 1
@@ -44,8 +43,6 @@ def wrong_kernel(path: Path, images: Array, batch_size: int) -> str | None:
     Returns:
         operators, tensor and how far off, as part of a sentence; None where all are right.
     """
-    from .parity import run_onnx
-
     proto = onnx.load(str(path))
     types = _types(proto)
     parts = list(_parts(proto, types))
@@ -63,7 +60,8 @@ def wrong_kernel(path: Path, images: Array, batch_size: int) -> str | None:
     for part in parts:
         assert not entries & set(part.inputs)
         file = _alone(proto, part, types)
-        plain, fused = (_run(file, part, values, optimised=on) for on in (False, True))
+        given = {name: values[name] for name in part.inputs}
+        plain, fused = (run_tensors(file, given, optimised=on) for on in (False, True))
         off = np.abs(plain.astype(np.int64) - fused.astype(np.int64))
         if off.max(initial=0) > MOST_OFF:
             what = " and ".join(
@@ -131,16 +129,3 @@ def _alone(proto: onnx.ModelProto, part: _Part, types: Mapping[str, int]) -> byt
         functions=proto.functions,
     )  # fmt: skip
     return bytes(model.SerializeToString())
-
-
-def _run(file: bytes, part: _Part, values: Mapping[str, Array], *, optimised: bool) -> Array:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    found: Array = session.run(None, {name: values[name] for name in part.inputs})[0]
-    return found

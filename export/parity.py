@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from torch import Tensor, fx, nn
@@ -17,8 +16,8 @@ from vcompress.bench.tasks import CLASSIFICATION, load
 from . import mixing
 from .integer_kernels import wrong_kernel
 from .onnx_export import logits_of
+from .runtime import Array, run_onnx
 
-Array = npt.NDArray[Any]
 MIN_PARTS = 25.0
 """Least SQNR with optimisations on, for partly quantised networks, dB."""
 ONE_CLASS = " Warning: the network gives every image the same class; agreement says little."
@@ -77,31 +76,6 @@ def compare(reference: Array, other: Array, task: str = CLASSIFICATION) -> Agree
         sqnr_db=sqnr,
         max_abs=float(np.abs(difference).max(initial=0.0)),
     )
-
-
-def run_onnx(
-    model: Path | bytes, images: Array, *, optimised: bool, batch_size: int = 32
-) -> list[Array]:
-    """All outputs of a file in ONNX Runtime on the CPU, over the images [N, C, H, W]."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # nothing is timed
-    session = onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else str(model),
-        options,
-        providers=["CPUExecutionProvider"],
-    )
-    entry = session.get_inputs()[0]
-    size = entry.shape[0] if isinstance(entry.shape[0], int) else batch_size
-    parts = [
-        session.run(None, {entry.name: images[start : start + size]})
-        for start in range(0, len(images), size)
-    ]
-    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
 def run_torch(

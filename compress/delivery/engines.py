@@ -20,6 +20,7 @@ from vcompress.bench.engine.settings import Flavour
 from vcompress.bench.errors import UserError
 from vcompress.export import engine_proof, float8, parity
 from vcompress.export import precision as precision_of_file
+from vcompress.export.runtime import run_onnx
 
 from ..bundles.engine_records import FOLDER, FORMAT, SCHEMA_VERSION, _read, read_engines
 from ..bundles.precisions import check_available, held_by
@@ -151,9 +152,7 @@ def _float8(bundle: Bundle, work: Path, trusted_factory: str | None) -> Source:
     cast = precision_of_file.convert_file(file, "fp16")
     dataset = open_recorded(bundle, trusted_factory)
     images = parity_images(dataset, bundle.preprocess).numpy()
-    int8, fp8 = (
-        parity.run_onnx(path, images, optimised=False)[0] for path in (bundle.file(MODEL), file)
-    )
+    int8, fp8 = (run_onnx(path, images, optimised=False)[0] for path in (bundle.file(MODEL), file))
     found = parity.compare(int8, fp8, bundle.task)
     if not found.sqnr_db >= LEAST_FP8_SQNR_DB:
         raise UserError(

@@ -33,6 +33,7 @@ from vcompress.compress.options import Options
 from vcompress.compress.pipeline import measure
 from vcompress.compress.pipeline.run import run_stage
 from vcompress.export import parity
+from vcompress.export.runtime import run_onnx
 
 
 def paint(folder: Path, size: int, per_class: int) -> None:
@@ -71,7 +72,7 @@ def one(family: str, size: int, count: int) -> dict[str, Any]:
     placement = quantization.placement(network)
     deployed = quantization.to_export(network.eval())
     file = int8.file("model.onnx")
-    shipped = parity.run_onnx(file, images.numpy(), optimised=True)[0]
+    shipped = run_onnx(file, images.numpy(), optimised=True)[0]
     found = parity.compare(parity.run_torch(deployed, images), shipped)
     return {
         "macs": after / before,

@@ -27,7 +27,7 @@ import _odd_networks
 import numpy as np
 
 from vcompress.compress.cli import main as vcompress
-from vcompress.export.parity import run_onnx
+from vcompress.export.runtime import run_onnx
 
 TRAINING = ("--batch-size", "32", "--lr", "0.005")
 MOST_POINTS = 3.0

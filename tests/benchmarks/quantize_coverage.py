@@ -106,6 +106,7 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
 
     from vcompress.compress import quantization as q
     from vcompress.export import integers, onnx_export, parity
+    from vcompress.export.runtime import run_onnx
 
     size = max(size, LEAST_PX.get(name, 0))
     size = _timm.size(name) if name.startswith("timm:") else size
@@ -143,7 +144,7 @@ def one(name: str, target: str, size: int, count: int) -> dict[str, Any]:
         report = onnx_export.export(deployed, file, ("input", (3, size, size)))
         few = parity.check(deployed, file, images[:FEW])
         reference = parity.run_torch(deployed, images)
-        shipped = parity.run_onnx(file, images.numpy(), optimised=True)[0]
+        shipped = run_onnx(file, images.numpy(), optimised=True)[0]
         found = parity.compare(reference, shipped)
         back = integers.read_back(file)
     return {

@@ -38,7 +38,7 @@ from vcompress.bench.errors import UserError
 from vcompress.compress.models.changes import describe, load, load_tensors, reshape, save_tensors
 from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.probe import difference
-from vcompress.export.parity import run_onnx
+from vcompress.export.runtime import run_onnx
 
 CLOSE = 5e-4
 LEAST_DB = 10.0

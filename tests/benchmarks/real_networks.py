@@ -33,6 +33,7 @@ from vcompress.bench.data.preprocess import apply, read_image
 from vcompress.compress.models.catalogue import build, make_spec
 from vcompress.compress.quantization import to_export
 from vcompress.export import onnx_export, parity
+from vcompress.export.runtime import run_onnx
 
 JUDGES = 128
 Logits = npt.NDArray[Any]
@@ -159,7 +160,7 @@ def main() -> None:
             path = folder / f"{len(rows)}.onnx"
             rows.append(ours(way, net, images, count, judged, path, how))
         rows += peers(source, images[:count], folder) if options.peers else ()
-        made = {r.name: parity.run_onnx(r.path, images.numpy(), optimised=True)[0] for r in rows}
+        made = {r.name: run_onnx(r.path, images.numpy(), optimised=True)[0] for r in rows}
         times = latencies({r.name: r.path for r in rows}, images[:1], options.rounds)
     print(f"\n{options.model}, {len(images)} images, {count} calibrate, "
           f"onnxruntime {onnxruntime.__version__}\n")  # fmt: skip

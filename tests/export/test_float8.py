@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vcompress.bench.errors import UserError
 from vcompress.export.float8 import LARGEST, convert
-from vcompress.export.parity import compare, run_onnx
+from vcompress.export.parity import compare
+from vcompress.export.runtime import run_onnx
 
 
 def graph(zero: np.ndarray, opset: int = 20) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ from torch import nn
 
 from vcompress import compress, export
 from vcompress.export.integer_kernels import wrong_kernel
-from vcompress.export.parity import run_onnx
+from vcompress.export.runtime import run_onnx
 
 
 def pooled(path: Path, **attributes: int | list[int]) -> None:

@@ -18,7 +18,8 @@ from vcompress.compress import quantization as q
 from vcompress.compress.quantization.attention import WindowAttention
 from vcompress.compress.quantization.trace import trace
 from vcompress.export.onnx_export import export
-from vcompress.export.parity import run_onnx, run_torch
+from vcompress.export.parity import run_torch
+from vcompress.export.runtime import run_onnx
 
 Versions = type[swin.ShiftedWindowAttention]
 BOTH = [swin.ShiftedWindowAttention, swin.ShiftedWindowAttentionV2]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vcompress.compress import quantization as q
 from vcompress.export import onnx_export, parity
+from vcompress.export.runtime import run_onnx
 
 
 class Standardised(nn.Conv2d):
@@ -85,7 +86,7 @@ def test_computed_weights_are_rounded_and_their_layers_run_in_integers(tmp_path:
     onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
     nodes = [node.op_type for node in onnx.load(tmp_path / "o.onnx").graph.node]
     assert (nodes.count("QLinearConv"), nodes.count("QGemm")) == (2, 1)
-    got = parity.run_onnx(file, images().numpy(), optimised=True)[0]
+    got = run_onnx(file, images().numpy(), optimised=True)[0]
     assert parity.compare(parity.run_torch(model, images()), got).sqnr_db > 30
     assert parity.compare(parity.run_torch(deployed, images()), got).sqnr_db > 60
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from vcompress.compress.quantization import mlas
-from vcompress.export.parity import run_onnx
+from vcompress.export.runtime import run_onnx
 
 avx512 = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512", reason="sums in the order of AVX-512"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vcompress.compress import quantization as q
 from vcompress.compress import quantize
 from vcompress.export import onnx_export, parity
+from vcompress.export.runtime import run_onnx
 
 
 class Odd(nn.Module):
@@ -120,7 +121,7 @@ def test_a_padded_convolution_runs_in_integers(
     assert nodes.count("QLinearConv") == convolutions
     assert nodes.count("QuantizeLinear") == 1  # of the images
     assert not {"Conv", "FusedConv", "BatchNormalization", "Gather"} & set(nodes)
-    got = parity.run_onnx(file, images().numpy(), optimised=True)[0]
+    got = run_onnx(file, images().numpy(), optimised=True)[0]
     assert parity.compare(parity.run_torch(model, images()), got).sqnr_db > 30
     assert parity.compare(parity.run_torch(made, images()), got).sqnr_db > 60
 
@@ -166,5 +167,5 @@ def test_padding_that_depends_on_the_size_of_the_map_is_traced_and_restored(tmp_
     again.load_state_dict(quantised.state_dict())
     onnx_export.export(q.to_export(again.eval()), file, ("input", (3, 16, 16)))
     assert optimised(file).count("QLinearConv") == 2
-    got = parity.run_onnx(file, images().numpy(), optimised=True)[0]
+    got = run_onnx(file, images().numpy(), optimised=True)[0]
     assert parity.compare(parity.run_torch(model, images()), got).sqnr_db > 30

@@ -21,7 +21,7 @@ from vcompress.compress.quantization.rounding import (
     DeployedLayerNorm,
 )
 from vcompress.export.onnx_export import export
-from vcompress.export.parity import run_onnx
+from vcompress.export.runtime import run_onnx
 
 
 def norm() -> nn.BatchNorm2d:
