@@ -38,7 +38,6 @@ _MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] 
 )
 _FUNCTIONS: dict[Callable[..., Any], str] = {
     F.conv2d: "conv",
-    torch.conv2d: "conv",
     F.linear: "linear",
     torch.matmul: "matmul",
     torch.bmm: "matmul",

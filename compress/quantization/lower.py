@@ -24,11 +24,9 @@ from .placement import is_quantized, placement
 from .quantizers import SMALLEST_SCALE, ActivationQuantizer, WeightQuantizer, weight_of
 from .trace import inside
 
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CALLS: dict[Any, tuple[str, ...]] = {
     nn.functional.linear: ("input", "weight", "bias"),
-    nn.functional.conv2d: _CONV,
-    torch.conv2d: _CONV,
+    nn.functional.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
 }
 """Functions that are layers, and the names of their arguments."""
 

@@ -4,7 +4,7 @@ after it the outputs are near."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,13 +27,14 @@ class Lost(UserError):
 
 
 @contextmanager
-def in_float(model: nn.Module) -> Iterator[None]:
-    """Nothing is rounded; afterwards each quantiser does as before."""
+def rounding_only(model: nn.Module, members: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Only these quantisers round, none by default; afterwards each does as before."""
+    chosen = set(members)
     found = [m for m in model.modules() if isinstance(m, (ActivationQuantizer, WeightQuantizer))]
     before = [m.enabled for m in found]
     try:
         for module in found:
-            module.enabled = False
+            module.enabled = module in chosen
         yield
     finally:
         for module, enabled in zip(found, before, strict=True):
@@ -43,7 +44,7 @@ def in_float(model: nn.Module) -> Iterator[None]:
 def check_prepared(model: nn.Module, prepared: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Raise `NotTheSame` where a prepared network computes something else than the float one
     before anything is rounded, for inputs [B, C, H, W]."""
-    with in_float(prepared):
+    with rounding_only(prepared):
         check_same(model, prepared, inputs, "the traced network")
 
 
@@ -69,7 +70,7 @@ def check_level(made: nn.Module, level: float, images: Tensor, least_db: float) 
 
 def _first_below(made: nn.Module, images: Tensor, least_db: float) -> str:
     """A sentence about the first tensor that lost more than the outputs may."""
-    with in_float(made):
+    with rounding_only(made):
         wanted = _tensors(made, images)
     got = _tensors(made, images)
     levels = {name: sqnr_db(wanted[name], got[name]) for name in wanted if name in got}

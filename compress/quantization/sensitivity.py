@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from vcompress.export import parity
 from .. import quantization
 from .graph import leaf, qualified_name
 from .ptq import Scheme, quantised
+from .quality import rounding_only
 from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -62,12 +62,12 @@ def sensitivity(
         UserError: the model is not quantised or there are no images.
     """
     quantization.placement(model)
-    with _only(model, ()):
+    with rounding_only(model):
         reference = _logits(model, batches)
     lost = _lost_against(reference, batches, task)
     found = []
     for name, members in dict(_layers(model)).items():
-        with _only(model, members):
+        with rounding_only(model, members):
             logits = _logits(model, batches)
         sqnr_db = parity.compare(reference, logits).sqnr_db
         found.append(LayerSensitivity(name, sqnr_db, lost(logits)))
@@ -169,23 +169,6 @@ def _input_quantizer(node: fx.Node) -> ActivationQuantizer | None:
             return module
         before = before.all_input_nodes[0]
     return None
-
-
-@contextmanager
-def _only(model: nn.Module, members: Iterable[nn.Module]) -> Iterator[None]:
-    """Only these quantisers round; afterwards all do as before."""
-    chosen = {id(m) for m in members}
-    all_of_them = [
-        m for m in model.modules() if isinstance(m, (ActivationQuantizer, WeightQuantizer))
-    ]
-    before = [m.enabled for m in all_of_them]
-    try:
-        for module in all_of_them:
-            module.enabled = id(module) in chosen
-        yield
-    finally:
-        for module, enabled in zip(all_of_them, before, strict=True):
-            module.enabled = enabled
 
 
 def _logits(model: nn.Module, batches: Batches) -> Logits:

@@ -157,7 +157,6 @@ def _open_axes(view: View, settings: Settings, say: Say) -> bool:
 
 
 def _build(path: Path, settings: Settings, say: Say) -> str:
-
     from vcompress.bench.bundle.atomic import temporary_folder
     from vcompress.bench.engine import build_engine
 

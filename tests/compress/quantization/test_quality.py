@@ -10,7 +10,7 @@ from vcompress.bench.errors import UserError
 from vcompress.compress import quantization as q
 from vcompress.compress.models.faithful import NotTheSame
 from vcompress.compress.quantization.ptq import Scheme, quantised
-from vcompress.compress.quantization.quality import Lost, in_float
+from vcompress.compress.quantization.quality import Lost, rounding_only
 from vcompress.compress.quantization.repairs import Repairs, repaired
 
 
@@ -94,7 +94,7 @@ def test_nothing_is_rounded_for_a_while() -> None:
     made = quantised(net, images(1), [images()], Scheme("onnxruntime"))
     with torch.no_grad():
         rounded = made(images())
-        with in_float(made):
+        with rounding_only(made):
             assert torch.equal(made(images()), net(images()))
         assert torch.equal(made(images()), rounded)
         assert not torch.equal(rounded, net(images()))
