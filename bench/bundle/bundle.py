@@ -246,13 +246,13 @@ def content_of(bundle: Bundle, name: str) -> bytes:
         UserError: no such file, or a changed one.
     """
     target, entry = bundle.plain_file(name), bundle.files[name]
-    digest, parts = hashlib.sha256(), list[bytes]()
+    digest, parts, size = hashlib.sha256(), list[bytes](), 0
     with target.open("rb", buffering=0) as stream:
-        while part := stream.read(_CHUNK_BYTES):
+        # No further than one byte too many: it may grow.
+        while size <= entry.bytes and (part := stream.read(_CHUNK_BYTES)):
             digest.update(part)
             parts.append(part)
-            if len(parts) * _CHUNK_BYTES > entry.bytes + _CHUNK_BYTES:  # it grows
-                break
+            size += len(part)
     if digest.hexdigest() != entry.sha256:
         raise UserError(
             f"{target}: changed after it was written (its SHA-256 differs). Write the bundle again."

@@ -106,16 +106,15 @@ class Model:
     def _numbers(self, images: Sequence[Picture]) -> Iterator[npt.NDArray[np.float32]]:
         import numpy as np
 
-        from ..tasks.scoring import outputs
+        from ..tasks.scoring import call_size, outputs
 
-        entry = self.session.inputs[0]
-        size = entry.shape[0] if isinstance(entry.shape[0], int) else BATCH
+        size = call_size(self.session, BATCH)
         for start in range(0, len(images), size):
             chosen = [_decode(image) for image in images[start : start + size]]
             batch = np.stack(
                 [self.task.prepare(self.bundle.preprocess, image).values for image in chosen]
             )
-            found = outputs(self.session, batch)
+            found = outputs(self.session, batch, len(batch))
             yield self.task.numbers(found, self.bundle.labels, str(self.session.path))
 
 

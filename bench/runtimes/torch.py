@@ -34,10 +34,15 @@ def library() -> Any:
 
 def open_session(
     path: Path, *, device: str = "cpu", threads: int | None = None, compile: bool = False,
-    trust: str | None = None,
+    trust: str | None = None, content: bytes | None = None,
 ) -> TorchSession:  # fmt: skip
     """Rebuild a bundle as a module. `threads` is torch.set_num_threads, for the whole process;
-    `trust` names the user's own code that the bundle may run."""
+    `trust` names the user's own code that the bundle may run. `content` is refused."""
+    if content is not None:
+        raise UserError(
+            f"{path}: torch runs a bundle's folder and opens no model file. Choose onnxruntime or "
+            f"openvino."
+        )
     torch = library()
     try:
         store = import_module(STORE)

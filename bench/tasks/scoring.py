@@ -79,11 +79,11 @@ def evaluated(
 
 def images_at_once(session: Session, batch: int = 1) -> int:
     """How many images to read at once: about 64, in whole calls of the model."""
-    size = _call_size(session, batch)
+    size = call_size(session, batch)
     return size * max(READ // size, 1)
 
 
-def _call_size(session: Session, batch: int) -> int:
+def call_size(session: Session, batch: int) -> int:
     """Images in one call: what the model fixes, else `batch`."""
     first = session.inputs[0].shape[:1] if session.inputs else ()
     return max(first[0], 1) if first and isinstance(first[0], int) else batch
@@ -96,7 +96,7 @@ def outputs(session: Session, images: NDArray[np.float32], batch: int = 1) -> di
     image, and what comes of that is dropped. An output that is a list, such as one map an image,
     stays one.
     """
-    spec, size = session.inputs[0], _call_size(session, batch)
+    spec, size = session.inputs[0], call_size(session, batch)
     parts: list[dict[str, Any]] = []
     for start in range(0, len(images), size):
         part = images[start : start + size]

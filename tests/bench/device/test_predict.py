@@ -85,15 +85,29 @@ def test_labels_and_scores_are_those_of_the_network_behind_the_bundles_preproces
         assert np.isclose(sum(p.score for p in model.predict(image)), 1, atol=1e-6)
 
 
-def test_a_list_is_batched_and_a_fixed_batch_is_filled_up(colours: Callable[..., Path]) -> None:
+def test_a_list_is_batched_and_a_fixed_batch_is_filled_up(
+    colours: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vcompress.bench.runtimes.onnxruntime import OnnxRuntimeSession
+
     images = [picture(seed=n) for n in range(7)]
     want = np.stack([expected(image) for image in images])
-    for batch in ("batch", 1, 3):
+    calls: list[int] = []
+    run = OnnxRuntimeSession.run
+
+    def counted(session: OnnxRuntimeSession, fed: Any) -> Any:
+        calls.append(len(fed["input"]))
+        return run(session, fed)
+
+    monkeypatch.setattr(OnnxRuntimeSession, "run", counted)
+    for batch, sizes in (("batch", [7]), (1, [1] * 7), (3, [3] * 3)):
         with load(colours(f"b{batch}", colour_model(batch))) as model:
             found = model.predict(images, top=4)
             assert isinstance(found, list)
             assert len(found) == 7
+            calls.clear()
             assert np.allclose(model.scores(images), want, atol=1e-6)
+            assert calls == sizes
             assert [f[0].index for f in found] == want.argmax(1).tolist()
             assert model.predict([]) == []
             assert model.scores([]).shape == (0, 4)
@@ -255,6 +269,38 @@ def test_what_was_hashed_is_what_runs(
     file.write_bytes(onnx_file.identity_model())
     with pytest.raises(UserError, match="changed after it was written"):
         load(tmp_path / "b", threads=1)
+
+
+def test_a_file_that_is_read_in_small_pieces_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colours: Callable[..., Path]
+) -> None:
+    """As some file systems give it: fewer bytes than were asked for."""
+    bundle = Bundle.open(colours())
+    opened = Path.open
+
+    class Short:
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> Short:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.stream.close()
+
+        def read(self, size: int) -> bytes:
+            content: bytes = self.stream.read(min(size, 10))
+            return content
+
+    whole = (bundle.path / "model.onnx").read_bytes()
+    assert len(whole) > 100
+    monkeypatch.setattr(Path, "open", lambda path, *a, **k: Short(opened(path, *a, **k)))
+    assert bundles.content_of(bundle, "model.onnx") == whole
+
+
+def test_torch_opens_no_model_file(colours: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match=r"opens no model file. Choose onnxruntime or openvino"):
+        load(colours(), runtime="torch")
 
 
 def test_weights_in_a_second_file_are_hashed_too(tmp_path: Path) -> None:
