@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,11 +177,7 @@ def synthetic(
     """
     rng = np.random.default_rng(seed)
     size = sum(prod(shapes[s.name]) * _itemsize(s.dtype) for s in inputs)
-    if size > memory_limit() // 2:
-        raise UserError(
-            f"One set of inputs would take {size / 1e9:.3g} GB, more than half the memory here. "
-            "Give a smaller --batch or --shape."
-        )
+    _check_memory(size, "Give a smaller --batch or --shape.")
     least = 4 if 8 * size < memory_limit() else 1
     count = min(most, max(least, min(RING, MOST_BYTES // max(size, 1))))
     ring = tuple({s.name: _draw(rng, s, shapes[s.name]) for s in inputs} for _ in range(count))
@@ -200,6 +195,14 @@ def synthetic(
         ring, f"random {', '.join(said)}, seed {seed}" if said else "none",
         batch_of(inputs, shapes), tuple(s.name for s in inputs if s.dtype in ("int32", "int64")),
     )  # fmt: skip
+
+
+def _check_memory(size: int, instead: str) -> None:
+    if size > memory_limit() // 2:
+        raise UserError(
+            f"One set of inputs would take {size / 1e9:.3g} GB, more than half the memory here. "
+            f"{instead}"
+        )
 
 
 def _itemsize(dtype: str) -> int:
@@ -260,11 +263,20 @@ def from_images(spec: TensorSpec, images: NDArray[np.float32], batch: int, sourc
 
 def from_file(path: str | Path, inputs: Sequence[TensorSpec]) -> Feed:
     """Arrays of a .npz by input name. One set, so a ring of one; the source says so."""
+    wanted = [spec.name for spec in inputs]
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    # TypeError and AttributeError: a lone .npy is an array and no archive.
-    except (OSError, ValueError, EOFError, BadZipFile, TypeError, AttributeError) as error:
+            names = [name for name in archive.files if name in wanted]
+            sizes = {item.filename: item.file_size for item in archive.zip.infolist()}
+            _check_memory(
+                sum(sizes.get(f"{name}.npy", sizes.get(name, 0)) for name in names),
+                f"Give smaller arrays than those of {path}.",
+            )
+            arrays = {name: archive[name] for name in names}
+            found = ", ".join(archive.files)
+    except UserError:
+        raise
+    except Exception as error:  # NumPy, zipfile and zlib raise many kinds on a damaged file
         raise UserError(
             f"{path} is not a readable .npz of plain arrays ({error}). Write it with "
             "numpy.savez(FILE, NAME=array)."
@@ -273,7 +285,7 @@ def from_file(path: str | Path, inputs: Sequence[TensorSpec]) -> Feed:
         if spec.name not in arrays:
             raise UserError(
                 f"{path} has no array {spec.name!r}. Expected {', '.join(map(str, inputs))}; "
-                f"got {', '.join(arrays)}."
+                f"got {found}."
             )
         arrays[spec.name] = _as_held(path, spec, arrays[spec.name])
         _fitting(spec, arrays[spec.name].shape)

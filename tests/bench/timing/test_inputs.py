@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,41 @@ def test_arrays_of_the_users_own_are_checked(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             inputs.from_file(tmp_path / f"{name}.npz", [spec])
+
+
+def test_a_damaged_archive_is_one_message(tmp_path: Path) -> None:
+    spec = TensorSpec("x", ("batch", 2), "float32")
+    file = tmp_path / "a.npz"
+    sized = "{{'descr': '<f4', 'fortran_order': False, 'shape': ({},), }}"
+    for header in (
+        "{", "[[", "-" * 5000 + "1", "{'descr': '<f4', 'shape': (10**30,)}", "{[]: 1}",
+        sized.format(10**12), sized.format(10**30),
+    ):  # fmt: skip
+        with zipfile.ZipFile(file, "w") as archive:
+            length = len(header).to_bytes(2, "little")
+            archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + length + header.encode())
+        with pytest.raises(UserError, match="not a readable"):
+            inputs.from_file(file, [spec])
+    np.savez_compressed(file, x=np.random.default_rng(0).random((99, 2), np.float32))
+    whole = file.read_bytes()
+    entry = whole.rindex(b"PK\x01\x02")
+    for place in (entry + 8, entry + 10, 100):  # flags (one means encrypted), method, the bytes
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+        with pytest.raises(UserError, match="not a readable"):
+            inputs.from_file(file, [spec])
+
+
+def test_arrays_are_no_larger_than_half_the_memory_and_others_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = TensorSpec("x", ("batch", 2), "float32")
+    large = np.zeros((1000, 2), np.float32)
+    monkeypatch.setattr(inputs, "memory_limit", lambda: 10_000)
+    np.savez_compressed(tmp_path / "large.npz", x=large)
+    with pytest.raises(UserError, match=r"8.13e-06 GB, more than half .* Give smaller arrays"):
+        inputs.from_file(tmp_path / "large.npz", [spec])
+    np.savez_compressed(tmp_path / "other.npz", x=large[:3], other=large)
+    assert inputs.from_file(tmp_path / "other.npz", [spec]).shapes == {"x": (3, 2)}
 
 
 def test_a_batch_is_the_axis_that_is_called_so_and_not_the_length_before_it() -> None:

@@ -33,6 +33,23 @@ def test_golden_arrays_are_not_unpacked_to_more_than_they_are(tmp_path: Path) ->
         golden.load(tmp_path / "other.npz")
 
 
+def test_golden_arrays_that_are_damaged_are_one_message(tmp_path: Path) -> None:
+    file = tmp_path / "golden.npz"
+    huge = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**30},), }}"
+    for header in ("{", "{[]: 1}", "-" * 5000 + "1", huge):
+        with zipfile.ZipFile(file, "w") as archive:
+            length = len(header).to_bytes(2, "little")
+            archive.writestr("input.npy", b"\x93NUMPY\x01\x00" + length + header.encode())
+        with pytest.raises(UserError, match="not golden arrays"):
+            golden.load(file)
+    np.savez(file, input=np.zeros((2, 3)), **{"output.y": np.zeros((2, 1))})
+    whole = bytearray(file.read_bytes())
+    whole[whole.index(b"PK\x01\x02") + 8] |= 1  # says that the first array is encrypted
+    file.write_bytes(whole)
+    with pytest.raises(UserError, match="not golden arrays"):
+        golden.load(file)
+
+
 def test_golden_arrays_that_share_their_bytes_are_refused_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
