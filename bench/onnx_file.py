@@ -319,15 +319,24 @@ def check_external(path: str | Path, facts: OnnxFacts) -> tuple[Path, ...]:
     """
     path = Path(path)
     try:
-        found = dict.fromkeys(_located(path, item) for item in facts.external)
+        found: dict[str, tuple[Path, int]] = {}
+        for item in facts.external:  # thousands of tensors may lie in one file
+            if item.location not in found:
+                target = _located(path, item)
+                found[item.location] = target, target.stat().st_size
+            _check_span(path, item, found[item.location][1])
     except (OSError, RuntimeError) as error:  # a name that is too long, a circle of links
         raise UserError(f"{path}: its external data cannot be found ({error}).") from None
-    return tuple(found)
+    return tuple(dict.fromkeys(target for target, _ in found.values()))
+
+
+def _pointer(path: Path, item: External) -> str:
+    return f"{path}: the tensor {item.tensor[:200]!r} points to {item.location[:200]!r}"
 
 
 def _located(path: Path, item: External) -> Path:
     folder, real = path.parent.resolve(), path.resolve()
-    where = f"{path}: the tensor {item.tensor[:200]!r} points to {item.location[:200]!r}"
+    where = _pointer(path, item)
     if "\0" in item.location:
         raise UserError(f"{where}, which no file can be called. Export the model again.")
     if "_MEM_ADDR_" in item.location.upper() or "\ufffd" in item.location:
@@ -351,12 +360,18 @@ def _located(path: Path, item: External) -> Path:
     other = (real.parent / item.location).resolve()
     if target.samefile(real) or (other.exists() and not other.samefile(target)):
         raise UserError(f"{where}, which runtimes read in different ways. Export the model again.")
+    return target
+
+
+def _check_span(path: Path, item: External, size: int) -> None:
+    """Raise a UserError where the tensor does not lie within the `size` bytes of its file."""
     for number in (item.offset, item.length):
         if number and not re.fullmatch("[0-9]{1,19}", number):
-            raise UserError(f"{where} at {number[:40]!r}, which is no number of bytes.")
-    if int(item.offset or 0) + int(item.length or 0) > target.stat().st_size:
-        raise UserError(f"{where} beyond that file's end. Copy the file again.")
-    return target
+            raise UserError(
+                f"{_pointer(path, item)} at {number[:40]!r}, which is no number of bytes."
+            )
+    if int(item.offset or 0) + int(item.length or 0) > size:
+        raise UserError(f"{_pointer(path, item)} beyond that file's end. Copy the file again.")
 
 
 def _shown(path: Path) -> str:

@@ -85,6 +85,29 @@ def test_external_data_that_is_missing_is_named(tmp_path: Path) -> None:
     assert onnx_file.check_external(path, onnx_file.read(path)) == (tmp_path / "weights.bin",)
 
 
+def test_a_file_of_many_tensors_is_looked_for_once_and_the_end_of_each_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = external(tmp_path, "weights.bin")
+    (tmp_path / "weights.bin").write_bytes(bytes(1600))
+    looked: list[onnx_file.External] = []
+    located = onnx_file._located
+
+    def counted(model: Path, item: onnx_file.External) -> Path:
+        looked.append(item)
+        return located(model, item)
+
+    monkeypatch.setattr(onnx_file, "_located", counted)
+    tensors = [onnx_file.External(f"t{n}", "weights.bin", str(16 * n), "16") for n in range(100)]
+    facts = replace(onnx_file.read(path), external=tuple(tensors))
+    assert onnx_file.check_external(path, facts) == (tmp_path / "weights.bin",)
+    assert len(looked) == 1
+    beyond = onnx_file.External("t100", "weights.bin", "1585", "16")
+    facts = replace(facts, external=(*tensors, beyond))
+    with pytest.raises(UserError, match=r"'t100' points .* beyond that file's end"):
+        onnx_file.check_external(path, facts)
+
+
 def test_six_hundred_mutated_files_are_read_or_refused_with_one_error(models: Path) -> None:
     data = (models / "classifier.onnx").read_bytes()
     rng = np.random.default_rng(0)
