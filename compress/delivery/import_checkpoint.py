@@ -138,6 +138,8 @@ def _from_file(
     spec = replace(probe.spec, classes=classes, head=options.head)
     network = replace(probe, model=build(spec), spec=spec)
     loaded = load_into(network.model, file, key=options.checkpoint_key)
+    if "transform_input" in spec.kwargs:
+        network = _settled(network, data)
     if classes == 1 and (options.task or CLASSIFICATION) == CLASSIFICATION:
         network = two_logits(network, paths, example)
     if loaded.left_over:

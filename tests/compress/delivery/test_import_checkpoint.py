@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
 from torch import nn
 
 from vcompress.bench.bundle import Preprocess
+from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
 from vcompress.compress.bundles.store import Network
+from vcompress.compress.data.loader import Data
 from vcompress.compress.delivery.import_checkpoint import _from_file, two_logits
 from vcompress.compress.models.catalogue import build, make_spec
 from vcompress.compress.options import Options
@@ -93,3 +98,25 @@ def test_no_message_speaks_of_the_classes_of_the_probe(nets: Any, tmp_path: Path
         with pytest.raises(UserError) as caught:
             found("tiny_nets:group", tmp_path / "other.pth")
         assert "1237" not in str(caught.value)
+
+
+@pytest.mark.parametrize("trained_with", [True, False])
+def test_the_data_tell_whether_the_input_of_a_checkpoint_was_transformed(
+    tmp_path: Path, trained_with: bool
+) -> None:
+    torch.manual_seed(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    preprocess = Preprocess(size=(32, 32))
+    rows = np.arange(8)
+    dataset = Dataset(
+        "noise", ("a", "b", "c"), rows % 3, {"train": rows, "val": rows[:0], "test": rows[:0]}, "",
+        lambda index: Image.fromarray(pixels[index]), preprocess,
+    )  # fmt: skip
+    data = Data(dataset, preprocess)
+    net = torchvision.models.GoogLeNet(3, False, init_weights=False, transform_input=trained_with)
+    net.conv1.bn.momentum = 1.0
+    net.train().conv1(net._transform_input(data.images("train", 8)))
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    network = _from_file("googlenet", tmp_path / "net.pth", preprocess, Options(), data).network
+    assert network.spec.kwargs["transform_input"] is trained_with
+    assert network.model.transform_input is trained_with
