@@ -44,6 +44,9 @@ _ZIP = b"PK\x03\x04"
 _OLD_PICKLES = 4
 """A file of the old format is so many pickles before its tensors: magic number, version, system,
 content."""
+_MOST_KINDS = 1000
+"""Largest number of classes that a file may name: torch's loader looks through all of them at each
+name, so that a megabyte of names would keep it busy for hours."""
 
 
 class _Kind(type):
@@ -102,8 +105,15 @@ def read(path: Path) -> Mapping[Any, Any]:
         return load_tensors(path)
     if (kind := _other_kind(path)) is not None:
         raise UserError(f"{path}: {kind}.")
+    kinds = _kinds(path)
+    if len(kinds) > _MOST_KINDS:
+        raise UserError(
+            f"{path}: names {len(kinds):,} classes, expected {_MOST_KINDS:,} at most. Where it was "
+            f"made, save the weights alone: {_SAVE}."
+        )
+    stand_ins = [(type("StandIn", (StandIn,), {"kind": kind}), kind) for kind in sorted(kinds)]
     try:
-        with torch.serialization.safe_globals(_stand_ins(path)):
+        with torch.serialization.safe_globals(stand_ins):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -161,8 +171,9 @@ def _other_kind(path: Path) -> str | None:
     return next((said for magic, said in _MAGIC.items() if start.startswith(magic)), None)
 
 
-def _stand_ins(path: Path) -> list[Any]:
-    """A stand-in for each name in the file's pickles that torch itself does not allow."""
+def _kinds(path: Path) -> set[str]:
+    """The classes and functions that the file's pickles name; torch takes those that it allows
+    before any stand-in."""
     found: set[str] = set()
     try:
         with path.open("rb") as file:
@@ -177,7 +188,7 @@ def _stand_ins(path: Path) -> list[Any]:
                     found |= _globals(file)
     except Exception:  # damaged, or no pickle at all: the loader says so
         pass
-    return [(type("StandIn", (StandIn,), {"kind": name}), name) for name in sorted(found)]
+    return found
 
 
 def _globals(file: IO[bytes]) -> set[str]:

@@ -177,6 +177,18 @@ def test_a_class_of_the_file_is_never_made_though_it_is_imported(tmp_path: Path)
     assert found["x"].kind == f"{__name__}.Called"
 
 
+def test_a_file_that_names_very_many_classes_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    names = b"\x80\x02(" + b"".join(b"cmodule\nname_%d\n" % n for n in range(20_000)) + b"t."
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
+        archive.writestr("c/data.pkl", names)
+        archive.writestr("c/version", "3\n")
+    head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {})]
+    (tmp_path / "old.pth").write_bytes(b"".join(head) + names)
+    for name in ("zip.pth", "old.pth"):
+        with pytest.raises(UserError, match="names 20,000 classes, expected 1,000 at most"):
+            read(tmp_path / name)
+
+
 def test_builtins_that_run_code_are_not_called(tmp_path: Path) -> None:
     class Runs:
         def __init__(self, function: Any, *arguments: Any) -> None:
