@@ -111,7 +111,9 @@ def read(path: Path) -> Mapping[Any, Any]:
             f"{path}: names {len(kinds):,} classes, expected {_MOST_KINDS:,} at most. Where it was "
             f"made, save the weights alone: {_SAVE}."
         )
-    stand_ins = [(type("StandIn", (StandIn,), {"kind": kind}), kind) for kind in sorted(kinds)]
+    stand_ins: list[Any] = [
+        (type("StandIn", (StandIn,), {"kind": kind}), kind) for kind in sorted(kinds)
+    ]
     try:
         with torch.serialization.safe_globals(stand_ins):
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -212,10 +212,12 @@ def _grow(node: _Node, content: Any, seen: set[int]) -> None:
         return
     if several and len(content) <= _LONGEST_LIST:
         content = dict(enumerate(content))
-    if not isinstance(content, Mapping) or id(source) in seen or len(node.key) > _DEEPEST:
+    if not isinstance(content, dict) or id(source) in seen or len(node.key) > _DEEPEST:
         return
     seen.add(id(source))
-    for name, value in content.items():
+    for name, value in dict.items(
+        content
+    ):  # the file may give an OrderedDict an `items` of its own
         if isinstance(value, Tensor):
             if _readable(value):
                 _leaf(node, str(name).split(".", _DEEPEST_NAME), value)

@@ -189,6 +189,20 @@ def test_a_file_that_names_very_many_classes_is_refused_and_not_waited_for(tmp_p
             read(tmp_path / name)
 
 
+def test_an_attribute_that_a_file_gives_its_dictionary_is_never_called(
+    net: nn.Module, tmp_path: Path
+) -> None:
+    class Sets:
+        def __reduce__(self) -> Any:
+            kind = collections.OrderedDict
+            return kind, (), {"items": kind}, None, iter(net.state_dict().items())
+
+    torch.save(Sets(), tmp_path / "c.pth")
+    again = read(tmp_path / "c.pth")
+    assert again.items() == {}
+    assert load_into(net, tmp_path / "c.pth").missing == ()
+
+
 def test_builtins_that_run_code_are_not_called(tmp_path: Path) -> None:
     class Runs:
         def __init__(self, function: Any, *arguments: Any) -> None:
