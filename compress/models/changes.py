@@ -76,6 +76,8 @@ def describe(model: nn.Module, base: nn.Module) -> dict[str, Any]:
             raise UserError(f"The architecture has no tensor {name!r}: it was added later.")
         if tuple(tensor.shape) != before[name]:
             shapes[name] = list(tensor.shape)
+            if not _is_cut(shapes[name], before[name]):
+                raise UserError(_grown(model, name, shapes[name], before[name]))
     versions = {
         path: int(entry["version"])
         for path, entry in getattr(model.state_dict(), "_metadata", {}).items()
@@ -339,7 +341,15 @@ def _same(a: object, b: object) -> bool:
 
 
 def _checked_shape(name: str, shape: Any, old: tuple[int, ...]) -> tuple[int, ...]:
-    good = (
+    if not _is_cut(shape, old):
+        wanted = f"from 1 to {list(old)}, as many numbers" if old else "[], a single number"
+        raise UserError(f"Shape {shape!r:.80} for {name!r}: expected {wanted}.")
+    return tuple(shape)
+
+
+def _is_cut(shape: Any, old: tuple[int, ...]) -> bool:
+    """Whether a tensor of the shape `old` may be cut to `shape`, a list."""
+    return (
         isinstance(shape, list)
         and len(shape) == len(old)
         and all(
@@ -347,9 +357,19 @@ def _checked_shape(name: str, shape: Any, old: tuple[int, ...]) -> tuple[int, ..
             for new, was in zip(shape, old, strict=True)
         )
     )
-    if not good:
-        raise UserError(f"Shape {shape!r:.80} for {name!r}: expected from 1 to {list(old)}.")
-    return tuple(shape)
+
+
+def _grown(model: nn.Module, name: str, shape: list[int], old: tuple[int, ...]) -> str:
+    said = (
+        f"has the shape {shape}, and the architecture builds it with {list(old)}: a tensor may "
+        "become smaller, as by pruning, and nothing else."
+    )
+    if name in dict(model.named_parameters(remove_duplicate=False)):
+        return f"The parameter {name!r} {said} Give the architecture that this network is of."
+    return (
+        f"The buffer {name!r} {said} Where the forward pass gives it that shape, let it keep its "
+        "own, or leave it out of what is saved: register_buffer(..., persistent=False)."
+    )
 
 
 def _versions(versions: Any) -> dict[str, int]:

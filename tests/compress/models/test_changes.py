@@ -108,6 +108,27 @@ def test_a_network_of_another_architecture_cannot_be_described() -> None:
         describe(other, Tiny())
 
 
+class Counting(Tiny):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.tensor(0))
+
+
+def test_a_tensor_that_has_grown_is_named_with_both_shapes_and_what_to_do() -> None:
+    model = Counting()
+    model.calls = torch.zeros(8)
+    message = r"buffer 'calls' has the shape \[8\].*builds it with \[\].*persistent=False"
+    with pytest.raises(UserError, match=message):
+        describe(model, Counting())
+    wider = Tiny()
+    wider.head = nn.Linear(16, 5)
+    message = r"parameter 'head.weight' has the shape \[5, 16\].*builds it with \[4, 16\]"
+    with pytest.raises(UserError, match=message):
+        describe(wider, Tiny())
+    with pytest.raises(UserError, match=r"Shape \[8\] for 'calls': expected \[\], a single number"):
+        reshape(Counting(), {"shapes": {"calls": [8]}})
+
+
 GOOD = {"attributes": {"conv": {"out_channels": 8}}, "shapes": {}}
 
 
