@@ -18,7 +18,7 @@ from vcompress.bench.errors import UserError
 
 from .shadow import shadow
 from .structure import Cut, Group, Structure
-from .trace import refuse_unsupported, trace
+from .trace import trace
 
 Tracer = Callable[[nn.Module, Tensor, tuple[str, ...]], Structure]
 
@@ -35,7 +35,6 @@ def trace_within(
     The structure comes back as JSON. Where processes cannot be forked safely (not Linux) the
     trace runs here and has no limit. Raises UserError after the limit, or what the trace raises.
     """
-    refuse_unsupported(model)
     if not sys.platform.startswith("linux"):
         return tracer(model, example, protect)
     # The child must not touch a GPU that this process has opened.

@@ -361,6 +361,33 @@ def test_weight_norm_is_folded_and_its_channels_go() -> None:
         assert difference(original, report.groups, report.removed, images) < 1e-12
 
 
+class OwnWeightNorm(nn.Conv2d):
+    """A hand-written gain for each channel, which nothing folds."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 1)
+        self.weight_g = nn.Parameter(torch.rand(channels, 1, 1, 1) + 0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.conv2d(images, self.weight * self.weight_g, self.bias)
+
+
+def test_a_hand_written_weight_norm_keeps_its_width_and_the_others_are_cut() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.ReLU(), OwnWeightNorm(16), nn.ReLU(), nn.Conv2d(16, 16, 1),
+        nn.ReLU(), nn.Conv2d(16, 2, 1),
+    )  # fmt: skip
+    original = copy.deepcopy(model)
+    images = torch.randn(2, 3, 4, 4)
+    report = prune(model, images[:1], channels=0.8, round_to=1)
+    assert [w.name for w in report.layers] == ["0", "4"]
+    assert model[2].weight.shape == (16, model[0].out_channels, 1, 1)
+    assert model[0].out_channels < 16 and model[4].out_channels < 16
+    assert "without some of its channels" in report.left_alone["2"]
+    assert difference(original, report.groups, report.removed, images) < 1e-12
+
+
 class Functional(nn.Module):
     def __init__(self) -> None:
         super().__init__()
