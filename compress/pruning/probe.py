@@ -20,7 +20,7 @@ from .channel_statistics import Ones
 from .remove import kept_channels, remove
 from .shadow import shadow
 from .structure import Group, Structure, is_depthwise, named_tensor, slices
-from .training_only import set_fullest
+from .training_only import set_fullest, set_mode
 from .widths import ladder
 
 _TOLERANCE = 1e-7
@@ -32,20 +32,21 @@ class CutFailsError(Exception):
 
 
 def difference(
-    model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Tensor], example: Tensor
-) -> float:
+    model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Tensor], example: Tensor,
+    training: bool | None = None,
+) -> float:  # fmt: skip
     """Largest difference of the outputs, relative to the largest output, in float64.
 
     `removed` maps group names to masks [units]. The weights are those of `model`, with noise on
     those that would hide an error (zero heads, fresh norms, tiny layer scales). Raises
     CutFailsError where the cut network does not run. Statistics over channels, which are those of
-    the channels that stay, count as one.
+    the channels that stay, count as one. `training` is what `set_fullest` gave, where it is known.
     """
-    double = shadow(model, _unhidden)
-    images = example.double()
-    if images.numel() == 1 or float(images.std()) == 0.0:
-        images = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
-    set_fullest(double, images)
+    double, images = _in_double(model, example)
+    if training is None:
+        set_fullest(double, images)
+    else:
+        set_mode(double, training)
     _calibrate(double, images)
     cut = shadow(double, lambda tensor: tensor)
     remove(cut, groups, removed)
@@ -70,16 +71,27 @@ def difference(
     return worst
 
 
+def _in_double(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
+    """A copy of `model` and images for it that hide no error, in float64."""
+    images = example.double()
+    if images.numel() == 1 or float(images.std()) == 0.0:
+        images = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    return shadow(model, _unhidden), images
+
+
 def probe(model: nn.Module, structure: Structure, example: Tensor) -> Structure:
     """`structure` without the groups whose removal does not hold; those are named."""
     left_alone = dict(structure.left_alone)
     heads = [group for group in structure.groups if group.tied_to is not None]
     free = [group for group in structure.groups if group.tied_to is None]
+    if not free:
+        return structure
+    training = set_fullest(*_in_double(model, example))
 
     def failing(part: list[Group]) -> list[Group]:
-        why = _why_not(
-            model, part + [h for h in heads if h.tied_to in {g.name for g in part}], example
-        )
+        names = {group.name for group in part}
+        with_heads = part + [head for head in heads if head.tied_to in names]
+        why = _why_not(model, with_heads, example, training)
         if why is None:
             return []
         if len(part) == 1:
@@ -88,16 +100,16 @@ def probe(model: nn.Module, structure: Structure, example: Tensor) -> Structure:
         half = len(part) // 2
         return failing(part[:half]) + failing(part[half:])
 
-    bad = {group.name for group in failing(free)} if free else set()
+    bad = {group.name for group in failing(free)}
     if not bad:
         return structure
     kept = tuple(g for g in structure.groups if g.name not in bad and g.tied_to not in bad)
     return Structure(kept, left_alone)
 
 
-def _why_not(model: nn.Module, groups: list[Group], example: Tensor) -> str | None:
+def _why_not(model: nn.Module, groups: list[Group], example: Tensor, training: bool) -> str | None:
     try:
-        gap = difference(model, groups, _half(groups), example)
+        gap = difference(model, groups, _half(groups), example, training)
     except Exception as error:
         return (
             f"the network fails without some of its channels ({str(error).splitlines()[0][:120]})"

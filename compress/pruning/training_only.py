@@ -8,22 +8,30 @@ import torch
 from torch import Tensor, nn
 
 
-def set_fullest(model: nn.Module, example: Tensor) -> None:
-    """Put `model` into the mode in which all its layers run, in place.
+def set_fullest(model: nn.Module, example: Tensor) -> bool:
+    """Put `model` into the mode in which all its layers run, in place; gives what `set_mode` takes.
 
-    That is evaluation, but where training calls what evaluation does and more: then everything that
-    has children is in training, and single layers (norms, dropout) stay in evaluation, so that the
-    outputs depend on nothing random.
+    That is evaluation, but where training calls what evaluation does and more.
     """
-    model.eval()
+    set_mode(model, training=False)
     called = _called(model, example)
     own = {m for m in model.modules() if next(m.parameters(recurse=False), None) is not None}
     if own <= called:
-        return
-    for module in model.modules():
-        module.training = next(module.children(), None) is not None
-    if not _called(model, example) > called:
-        model.eval()
+        return False
+    set_mode(model, training=True)
+    if _called(model, example) > called:
+        return True
+    set_mode(model, training=False)
+    return False
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """Put `model` into evaluation, or everything in it that has children into training: single
+    layers (norms, dropout) stay in evaluation, so that the outputs depend on nothing random."""
+    model.eval()
+    if training:
+        for module in model.modules():
+            module.training = next(module.children(), None) is not None
 
 
 def _called(model: nn.Module, example: Tensor) -> set[nn.Module]:

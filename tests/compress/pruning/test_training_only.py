@@ -1,11 +1,14 @@
 """Auxiliary heads, which run in training alone, follow the channels that are cut."""
 
 import copy
+from typing import Any
 
+import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from vcompress.compress.pruning import probe as probing
 from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.probe import difference
 
@@ -36,6 +39,42 @@ def test_an_auxiliary_head_is_cut_with_the_layer_that_it_reads() -> None:
     assert difference(original, report.groups, report.removed, images) < 1e-12
     logits, early = model(images)
     assert logits.shape == early.shape == (2, 4)
+
+
+class Gained(nn.Conv2d):
+    """A gain for each channel that no layer holds: it cannot be cut, which the probe finds."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.rand(self.out_channels, 1, 1, 1) + 0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.conv2d(images, self.weight * self.gain, self.bias, 2, 1)
+
+
+def test_the_mode_is_looked_for_once_however_many_groups_are_probed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    modes, gaps = list[bool](), list[bool | None]()
+    found, gap = probing.set_fullest, probing.difference
+
+    def look(*given: Any) -> bool:
+        modes.append(found(*given))
+        return modes[-1]
+
+    def differ(*given: Any) -> float:
+        gaps.append(given[4])
+        return gap(*given)
+
+    monkeypatch.setattr(probing, "set_fullest", look)
+    monkeypatch.setattr(probing, "difference", differ)
+    model = Auxiliary()
+    model.second = Gained(32, 32, 3, 2, 1)
+    report = prune(model, torch.randn(1, 3, 16, 16), channels=0.8)
+    assert [layer.name for layer in report.layers] == ["first"]
+    assert "without some of its channels" in report.left_alone["second"]
+    assert modes == [True] and gaps == [True, True, True]
 
 
 def test_googlenet_with_its_auxiliary_heads_trains_after_pruning() -> None:
