@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -27,7 +25,7 @@ from vcompress.export import onnx_export
 
 from .. import quantization
 from ..data.loader import Data
-from ..reporting.verdict import sentences
+from ..reporting.verdict import Candidate, Verdict, Word, sentences
 from .targets import Target
 
 log = logging.getLogger(__name__)
@@ -37,40 +35,6 @@ FASTER = Budget("speedup", 1.1, at_least=True)
 """The speed-up that the interval must lie above: less is not worth a second kind of file."""
 EFFORT = CompareEffort()
 IMAGES = 64
-Word = Literal["quantise", "do not quantise", "cannot tell"]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One file, measured."""
-
-    precision: str
-    metric: str
-    value: float
-    """The task's first metric on the held-out images."""
-    images: int
-    median_ms: float
-    """One image, one thread, of the interleaved runs."""
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was decided, and on what grounds."""
-
-    word: Word
-    reason: str
-    target: str
-    cpu: str
-    faster: float
-    """FP32 time over INT8 time."""
-    faster_low: float
-    """At 99 %, as is `faster_high`."""
-    faster_high: float
-    lost_points: float
-    max_drop: float
-    candidates: tuple[Candidate, ...]
-    not_tried: Mapping[str, str]
 
 
 def decide(
@@ -151,6 +115,6 @@ def judge(
         word, reason, target.name, preflight().cpu_model, 1 / found.ratio.value, low, high, lost,
         max_drop, candidates, {"fp16": target.no_float16} if target.no_float16 else {},
     )  # fmt: skip
-    for line in sentences(asdict(verdict)):
+    for line in sentences(verdict):
         log.info("%s", line)
     return verdict

@@ -12,14 +12,20 @@ from vcompress.bench.errors import UserError
 from vcompress.bench.tasks.metrics import metric
 from vcompress.bench.text import escape
 
+Word = Literal["quantise", "do not quantise", "cannot tell"]
+
 
 @dataclass(frozen=True)
-class _Candidate:
+class Candidate:
+    """One file, measured."""
+
     precision: str
     metric: str
     value: float
+    """The task's first metric on the held-out images."""
     images: int
     median_ms: float
+    """One image, one thread, of the interleaved runs."""
     size_bytes: float
     extra: Mapping[str, Any] = field(default_factory=dict, metadata={"rest": True})
 
@@ -30,17 +36,21 @@ class _Candidate:
 
 
 @dataclass(frozen=True)
-class _Record:
-    """A verdict as a bundle's history keeps it."""
+class Verdict:
+    """What was decided, and on what grounds, as a bundle's history keeps it."""
 
-    word: Literal["quantise", "do not quantise", "cannot tell"]
+    word: Word
     reason: str
     target: str
     cpu: str
     faster: float
+    """FP32 time over INT8 time."""
     faster_low: float
+    """At 99 %, as is `faster_high`."""
     faster_high: float
-    candidates: tuple[_Candidate, ...]
+    lost_points: float
+    max_drop: float
+    candidates: tuple[Candidate, ...]
     not_tried: Mapping[str, str]
     extra: Mapping[str, Any] = field(default_factory=dict, metadata={"rest": True})
 
@@ -49,16 +59,17 @@ class _Record:
             raise UserError("verdict: no candidates, expected some.")
 
 
-def sentences(verdict: Mapping[str, Any]) -> list[str]:
-    """A verdict, as a bundle's history keeps it, in words.
+def read(record: Mapping[str, Any]) -> Verdict:
+    """The verdict that a bundle's history keeps.
 
     Raises:
         UserError: it is no such record.
     """
-    return _sentences(from_mapping(_Record, verdict, "verdict"))
+    return from_mapping(Verdict, record, "verdict")
 
 
-def _sentences(verdict: _Record) -> list[str]:
+def sentences(verdict: Verdict) -> list[str]:
+    """A verdict in words."""
     lines = [
         f"{c.precision}: {metric(c.metric).title} {metric(c.metric).text(c.value)} on {c.images} "
         f"images, {c.median_ms:.3g} ms, {c.size_bytes / 1e6:.2f} MB"
@@ -86,7 +97,7 @@ def verdict_section(history: Sequence[Entry]) -> list[str]:
     if not found:
         return []
     try:
-        verdict = from_mapping(_Record, found[-1], "verdict")
+        verdict = read(found[-1])
     except UserError:  # of another version, or somebody's own
         return []
     rows = "".join(
@@ -106,6 +117,6 @@ def verdict_section(history: Sequence[Entry]) -> list[str]:
     )
     return [
         "<h2>Verdict</h2>",
-        f"<p>{escape(_sentences(verdict)[-1])}</p>",
+        f"<p>{escape(sentences(verdict)[-1])}</p>",
         f'<div class="wide"><table><tr>{heads}</tr>{rows}</table></div>',
     ]

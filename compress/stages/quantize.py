@@ -133,6 +133,8 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     import torch
 
+    from vcompress.bench.bundle.history import to_json
+
     from ..data.calibration import calibration_images, judging_split
     from ..distillation.judged import judged_by
     from ..quantization import count_quantised, freeze_norms, placement
@@ -196,7 +198,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     def outcome(more: dict[str, Any]) -> Outcome:
         if config.verdict:
-            more["verdict"] = asdict(
+            more["verdict"] = to_json(
                 judge(
                     model, quantised, data, context.workdir / "verdict",
                     target=load_target(config.target), max_drop=config.max_drop,

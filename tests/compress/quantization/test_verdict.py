@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vcompress.bench.bundle import Bundle
-from vcompress.bench.bundle.history import Entry
+from vcompress.bench.bundle.history import Entry, to_json
 from vcompress.bench.errors import UserError
 from vcompress.bench.timing.compare import CompareEffort
 from vcompress.compress.cli import main
 from vcompress.compress.quantization import verdict
-from vcompress.compress.quantization.verdict import Candidate, Verdict, decide
-from vcompress.compress.reporting.verdict import sentences, verdict_section
+from vcompress.compress.quantization.verdict import decide
+from vcompress.compress.reporting.verdict import (
+    Candidate,
+    Verdict,
+    read,
+    sentences,
+    verdict_section,
+)
 from vcompress.compress.stages import quantize
 
 
@@ -67,7 +73,7 @@ def test_the_command_measures_both_files_and_keeps_the_verdict(
     assert "for this target" in caplog.text
     page = bundle.file("report.html").read_text(encoding="utf-8")
     assert "<h2>Verdict</h2>" in page
-    assert sentences(found)[-1].split(" on ")[0] in page
+    assert sentences(read(found))[-1].split(" on ")[0] in page
 
 
 def test_a_refusal_gives_its_numbers() -> None:
@@ -76,9 +82,8 @@ def test_a_refusal_gives_its_numbers() -> None:
         Candidate("int8", "top1", 0.88, 100, 1.0, 1_000_000),
     )
     word, reason = decide(1.8, 2.2, 2.0, 0.5)
-    found = asdict(
-        Verdict(word, reason, "onnxruntime", "a CPU", 2.0, 1.8, 2.2, 2.0, 0.5, candidates, {})
-    )
+    found = Verdict(word, reason, "onnxruntime", "a CPU", 2.0, 1.8, 2.2, 2.0, 0.5, candidates, {})
+    assert read(to_json(found)) == found
     lines = sentences(found)
     assert lines[0] == "fp32: top-1 90.00 % on 100 images, 2 ms, 4.00 MB"
     assert lines[-1] == (

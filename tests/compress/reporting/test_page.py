@@ -153,7 +153,8 @@ def test_no_value_of_a_history_reaches_the_page_as_html() -> None:
         "asked": {"macs": 0.5}, "achieved": {"macs": 0.5},
         "verdict": {
             "word": "quantise", "reason": "r", "target": "t", "cpu": "c", "faster": 1.0,
-            "faster_low": 1.0, "faster_high": 1.1, "not_tried": {"bf16": "why"},
+            "faster_low": 1.0, "faster_high": 1.1, "lost_points": 0.1, "max_drop": 0.5,
+            "not_tried": {"bf16": "why"},
             "candidates": [
                 {"precision": "fp32", "metric": "top1", "value": 0.9, "images": 4,
                  "median_ms": 1.0, "size_bytes": 1_000_000},
