@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vcompress.bench.bundle import Preprocess
-from vcompress.bench.data.dataset import Dataset, batches
+from vcompress.bench.data.dataset import Dataset, batches, watched
 from vcompress.bench.data.splits import SPLITS, split_by_seed
 from vcompress.bench.errors import UserError
 from vcompress.bench.tasks import open_dataset
@@ -267,3 +270,24 @@ def test_unreadable_images_are_skipped_counted_and_named_when_asked(
 
 
 # torchvision's own data sets
+
+
+def test_the_hash_of_watched_images_is_over_all_their_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (397, 331, 3), dtype=np.uint8)
+    colours = Image.fromarray(pixels)
+    images = [colours.convert(mode) for mode in ("RGB", "L", "1", "P", "RGBA", "CMYK")]
+    images += [Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), colours.crop((0, 0, 7, 5))]
+    whole = open_dataset("digits")
+    dataset, hashed = watched(replace(whole, image=images.__getitem__))
+    digest: Any = hashlib.sha256()
+    for number, image in enumerate(images):
+        assert dataset.image(number) is image
+        palette = bytes(image.getpalette() or ()) if image.mode == "P" else b""
+        digest.update(f"{image.mode} {image.size}\0".encode() + palette + image.tobytes())
+        assert hashed() == digest.hexdigest()
+    images[-1] = images[-1].copy()
+    images[-1].putpixel((6, 4), (1, 2, 3))
+    dataset, other = watched(replace(whole, image=images.__getitem__))
+    for number in range(len(images)):
+        dataset.image(number)
+    assert other() != hashed()
