@@ -307,7 +307,7 @@ def feed_for(
         given, where = dict(options.shape), "--shape" if options.shape else ""
         spec = session.inputs[0] if session.inputs else None
         if len(session.inputs) == 1 and spec is not None and not given and subject.bundle:
-            given[spec.name] = bundle_shape(spec.shape, subject.bundle.input.shape, batch)
+            given[spec.name] = (spec.images_in_call(batch), *subject.bundle.input.shape)
         shapes = feeds.resolve_shapes(session.inputs, batch, given)
         feed = feeds.synthetic(session.inputs, shapes, options.seed)
     if options.batch:
@@ -325,7 +325,7 @@ def _image_feed(
     if not values:
         raise UserError(f"{images.source}: none of its first {len(rows)} can be read.")
     stack = np.stack(values)
-    fixed = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else batch
+    fixed = spec.images_in_call(batch)
     channels, *size = stack.shape[1:]
     if not spec.takes((fixed, *size, channels) if spec.channels_last else (fixed, channels, *size)):
         raise UserError(
@@ -334,11 +334,3 @@ def _image_feed(
         )
     source = f"{images.dataset.source}, {images.part}"
     return feeds.from_images(spec, stack, fixed, source)
-
-
-def bundle_shape(
-    shape: tuple[int | str, ...], image: tuple[int, ...], batch: int
-) -> tuple[int, ...]:
-    """The shape to feed a bundle's model, whose free dimensions the manifest fills."""
-    first = shape[0] if shape and isinstance(shape[0], int) else batch
-    return (first, *image)

@@ -46,6 +46,11 @@ class TensorSpec:
             )
         )
 
+    def images_in_call(self, batch: int) -> int:
+        """Images in one call: what the model fixes, else `batch`."""
+        first = self.shape[0] if self.shape else batch
+        return first if isinstance(first, int) else batch
+
     @property
     def channels_last(self) -> bool:
         """Whether it takes images `[B, H, W, C]`, as TensorFlow's networks do."""

@@ -85,8 +85,7 @@ def images_at_once(session: Session, batch: int = 1) -> int:
 
 def call_size(session: Session, batch: int) -> int:
     """Images in one call: what the model fixes, else `batch`."""
-    first = session.inputs[0].shape[:1] if session.inputs else ()
-    return max(first[0], 1) if first and isinstance(first[0], int) else batch
+    return max(session.inputs[0].images_in_call(batch), 1) if session.inputs else batch
 
 
 def outputs(session: Session, images: NDArray[np.float32], batch: int = 1) -> dict[str, Any]:

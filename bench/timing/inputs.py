@@ -177,9 +177,7 @@ def synthetic(
     """
     rng = np.random.default_rng(seed)
     size = sum(prod(shapes[s.name]) * _itemsize(s.dtype) for s in inputs)
-    _check_memory(size, "Give a smaller --batch or --shape.")
-    least = 4 if 8 * size < memory_limit() else 1
-    count = min(most, max(least, min(RING, MOST_BYTES // max(size, 1))))
+    count = min(most, _ring_size(size, "Give a smaller --batch or --shape."))
     ring = tuple({s.name: _draw(rng, s, shapes[s.name]) for s in inputs} for _ in range(count))
     kinds = {s.dtype for s in inputs}
     said = ["N(0, 1)"] if any("float" in k for k in kinds) else []
@@ -197,7 +195,15 @@ def synthetic(
     )  # fmt: skip
 
 
+def _ring_size(size: int, instead: str) -> int:
+    """How many sets of `size` bytes the ring holds; see `_check_memory`."""
+    _check_memory(size, instead)
+    least = 4 if 8 * size < memory_limit() else 1
+    return max(least, min(RING, MOST_BYTES // max(size, 1)))
+
+
 def _check_memory(size: int, instead: str) -> None:
+    """Raise a UserError where a set of `size` bytes would take more than half the memory."""
     if size > memory_limit() // 2:
         raise UserError(
             f"One set of inputs would take {size / 1e9:.3g} GB, more than half the memory here. "
@@ -253,7 +259,7 @@ def _packed(values: NDArray[Any]) -> NDArray[Any]:
 def from_images(spec: TensorSpec, images: NDArray[np.float32], batch: int, source: str) -> Feed:
     """A ring of batches from preprocessed images [N, C, H, W] float32; no image twice in a batch
     unless there are fewer than the batch holds."""
-    count = max(4, min(RING, MOST_BYTES // max(images[0].nbytes * batch, 1)))
+    count = _ring_size(images[0].nbytes * batch, "Give a smaller --batch.")
     order = np.arange(count * batch).reshape(count, batch) % len(images)
     if order.shape[1] and count * batch > len(images):
         rng = np.random.default_rng(0)

@@ -66,8 +66,7 @@ def _feed(request: dict[str, Any], inputs: Sequence[TensorSpec], most: int) -> F
     given = {name: tuple(shape) for name, shape in request["shape"].items()}
     if request["image_shape"] and not given and len(inputs) == 1:
         spec = inputs[0]
-        first = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else request["batch"]
-        given[spec.name] = (first, *request["image_shape"])
+        given[spec.name] = (spec.images_in_call(request["batch"]), *request["image_shape"])
     shapes = resolve_shapes(inputs, request["batch"], given)
     return synthetic(inputs, shapes, request["seed"], most)
 

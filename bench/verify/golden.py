@@ -245,9 +245,7 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
         spec = session.inputs[0]
         images = inputs.astype(spec.dtype)
         least, largest = request["batch"] or (1, len(images))
-        size = max(least, min(len(images), largest))
-        if isinstance(spec.shape[0], int):
-            size = spec.shape[0]
+        size = spec.images_in_call(max(least, min(len(images), largest)))
         parts = [session.run({spec.name: batch}) for batch in _batches(images, size)]
         names = [output.name for output in session.outputs]
         if set(reference) != set(names) and len(reference) == len(names):

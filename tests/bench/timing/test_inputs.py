@@ -70,6 +70,17 @@ def test_a_ring_of_images_takes_each_image_before_one_comes_again() -> None:
     assert feed.ring[0]["x"].dtype == np.float16
 
 
+def test_a_batch_of_images_is_no_larger_than_half_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec, images = TensorSpec("x", ("b", 1, 1, 1), "float32"), np.ones((4, 1, 1, 1), np.float32)
+    monkeypatch.setattr(inputs, "memory_limit", lambda: 800)
+    monkeypatch.setattr(inputs, "MOST_BYTES", 400)
+    with pytest.raises(UserError, match=r"4.04e-07 GB, more than half .* Give a smaller --batch"):
+        inputs.from_images(spec, images, 101, "images")
+    assert len(inputs.from_images(spec, images, 100, "images").ring) == 1
+
+
 def test_arrays_of_the_users_own_are_checked(tmp_path: Path) -> None:
     spec = TensorSpec("x", ("batch", 2), "int64")
     np.savez(tmp_path / "good.npz", x=np.ones((3, 2), np.int64))
