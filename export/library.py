@@ -20,6 +20,7 @@ from vcompress.bench.onnx_file import is_onnx
 from vcompress.bench.tasks import CLASSIFICATION
 
 from . import parity
+from .modes import evaluating
 from .onnx_export import ExportError, ExportReport, export
 
 PARITY_IMAGES = 16
@@ -71,24 +72,18 @@ def to_onnx(
     if not is_onnx(out):
         raise UserError(f"{out}: expected a file name that ends in .onnx.")
     answer(model, example[:1] if isinstance(example, Tensor) else example, output)
-    modes = {module: module.training for module in model.modules()}
     check_output(out)
-    try:
-        ready = lowered(model.eval())
-        with temporary_folder() as folder:
-            file = folder / out.name
-            report = export(
-                ready, file, ("input", tuple(example.shape[1:])), metadata=metadata, opset=opset,
-                dynamic_batch=dynamic_batch, output=output,
-            )  # fmt: skip
-            proof = parity.check(ready, file, _images(example), task=task, output=output)
-            if not proof.ok:
-                raise ExportError(f"the exported file fails its parity check: {proof.message}")
-            with file.open("rb") as source, written(out) as stream:
-                shutil.copyfileobj(source, stream)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model), temporary_folder() as folder:
+        ready, file = lowered(model), folder / out.name
+        report = export(
+            ready, file, ("input", tuple(example.shape[1:])), metadata=metadata, opset=opset,
+            dynamic_batch=dynamic_batch, output=output,
+        )  # fmt: skip
+        proof = parity.check(ready, file, _images(example), task=task, output=output)
+        if not proof.ok:
+            raise ExportError(f"the exported file fails its parity check: {proof.message}")
+        with file.open("rb") as source, written(out) as stream:
+            shutil.copyfileobj(source, stream)
     return Exported(out, replace(report, path=out), proof)
 
 

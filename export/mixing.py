@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from .modes import evaluating
+
 IMAGES = 4
 """Number of images of the batch."""
 LEAST = 1e-3
@@ -37,13 +39,8 @@ def mixed_layer(model: nn.Module, images: Tensor, rounds: bool = False) -> str |
     if len(images) < 2:
         return None
     images, least = images[:IMAGES], LEAST_ROUNDED if rounds else LEAST
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         together, alone = _seen(model, images), _seen(model, images[:1])
-    finally:
-        for module, training in modes.items():
-            module.training = training
     root = ("", 1)
     if root not in together or not _differ(together[root][1], alone[root][1], least):
         return None

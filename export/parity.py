@@ -15,6 +15,7 @@ from vcompress.bench.tasks import CLASSIFICATION, load
 
 from . import mixing
 from .integer_kernels import wrong_kernel
+from .modes import evaluating
 from .onnx_export import logits_of
 from .runtime import Array, run_onnx
 
@@ -83,18 +84,12 @@ def run_torch(
 ) -> Array:
     """Logits of a network in evaluation, [N, K, ...]; the mode of each module is as before
     afterwards. `output` names one of several, see `logits_of`."""
-    modes = {module: module.training for module in model.modules()}
     device = next((t.device for t in (*model.parameters(), *model.buffers())), images.device)
     parts = []
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in torch.split(images, batch_size):
-                made = logits_of(model(batch.to(device)), output)
-                parts.append(made.float().cpu().numpy())
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model), torch.no_grad():
+        for batch in torch.split(images, batch_size):
+            made = logits_of(model(batch.to(device)), output)
+            parts.append(made.float().cpu().numpy())
     return np.concatenate(parts)
 
 

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError, nearest
+from vcompress.export.modes import evaluating
 
 from ..models.head import heads
-from ..models.modes import evaluating
 
 _MOST_PAIRS = 4
 _MOST_PREFIX_TOKENS = 5

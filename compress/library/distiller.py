@@ -16,13 +16,13 @@ from vcompress.bench.bundle import IMAGENET
 from vcompress.bench.errors import UserError
 from vcompress.bench.tasks import CLASSIFICATION
 from vcompress.export.library import answer
+from vcompress.export.modes import evaluating
 from vcompress.export.onnx_export import logits_of
 
 from ..data.loader import Samples
 from ..distillation.features import Pair, captured
 from ..distillation.teaching import Answer, Lesson, LossOptions, TaughtLoss, Teacher
 from ..distillation.terms import WEIGHTS, check_task, needs_teacher, on_features, pairs_for
-from ..models.modes import evaluating
 from ..tasks import task_half
 from ..tasks.task import TrainingTask
 from ..training.loss import Loss, as_loss

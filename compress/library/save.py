@@ -19,6 +19,7 @@ from vcompress.bench.errors import UserError
 from vcompress.bench.tasks import CLASSIFICATION
 from vcompress.bench.tasks import load as load_task
 from vcompress.export.library import answer
+from vcompress.export.modes import evaluating
 
 from .. import quantization
 from ..bundles import licences
@@ -27,7 +28,6 @@ from ..bundles.recorded import noise
 from ..bundles.store import Network, load_network
 from ..models import changes
 from ..models.catalogue import ModelSpec, build, make_spec
-from ..models.modes import evaluating
 from ..options import Options
 from ..pipeline.finish import finish
 from ..pipeline.measure import OwnMetric

@@ -9,8 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vcompress.export.folding import folded
-
-from .modes import evaluating
+from vcompress.export.modes import evaluating
 
 
 def count_parameters(model: nn.Module) -> int:

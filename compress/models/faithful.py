@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
-
-from .modes import evaluating
+from vcompress.export.modes import evaluating
 
 ENOUGH_DB = 60.0
 """SQNR of two forms of one network: what rounding in float32 leaves is above 100."""

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vcompress.bench.errors import UserError, nearest
-
-from .modes import evaluating
+from vcompress.export.modes import evaluating
 
 
 def heads(model: nn.Module, classes: int, example: Tensor | None = None) -> tuple[str, ...]:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vcompress.export.modes import evaluating
 from vcompress.export.parity import rounds_activation
 
 from .culprit import culprit
 from .faithful import tensors_of
-from .modes import evaluating
 
 LEAST_DIFFERENCE = 1e-3
 """Largest difference of outputs, over their size, that other orders of adding up explain."""

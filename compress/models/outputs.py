@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError, nearest
 from vcompress.bench.own_code import raised
-
-from .modes import evaluating
+from vcompress.export.modes import evaluating
 
 _CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
 _PRECISION = re.compile(r"\b(c10::)?(Half|BFloat16|Double|double)\b")

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data.classes import imagenet_classes
 from vcompress.bench.errors import EnvironmentLacks, UserError
+from vcompress.export.modes import evaluating
 
 from . import huggingface
-from .modes import evaluating
 
 log = logging.getLogger(__name__)
 

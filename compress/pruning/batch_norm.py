@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models.modes import evaluating
+from vcompress.export.modes import evaluating
 
 BATCHES = 16
 """Batches of training images for criteria on gradients and for the statistics of batch norms."""

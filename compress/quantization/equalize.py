@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from vcompress.export.modes import evaluating
 from vcompress.export.onnx_export import logits_of
 
 from .chains import Chain, find_chains
@@ -180,13 +181,9 @@ def _reach(
 
 def _same(model: nn.Module, other: nn.Module, images: Sequence[Tensor]) -> bool:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in images:
             a, b = (logits_of(m(batch.to(device))) for m in (model, other))
             if float((a - b).abs().max()) > EXACT * max(1.0, float(a.abs().max())):
                 return False
-    finally:
-        model.train(training)
     return True

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from ..models.faithful import IMAGES
 from .calibration import calibrate
 from .placement import prepare
 from .quality import check_prepared
@@ -42,7 +40,6 @@ def quantised(
         keep_float=scheme.keep_float,
     )  # fmt: skip
     if calibration:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        check_prepared(model, prepared, (calibration[0][:IMAGES].to(device),))
+        check_prepared(model, prepared, calibration[:1])
     calibrate(prepared, calibration, scheme.observer)
     return prepared

@@ -43,9 +43,10 @@ def rounding_only(model: nn.Module, members: Iterable[nn.Module] = ()) -> Iterat
 
 def check_prepared(model: nn.Module, prepared: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Raise `NotTheSame` where a prepared network computes something else than the float one
-    before anything is rounded, for inputs [B, C, H, W]."""
+    before anything is rounded, for inputs [B, C, H, W], of which a few are looked at."""
+    few = [_few(prepared, images) for images in inputs]
     with rounding_only(prepared):
-        check_same(model, prepared, inputs, "the traced network")
+        check_same(model, prepared, few, "the traced network")
 
 
 def check_level(made: nn.Module, level: float, images: Tensor, least_db: float) -> None:
@@ -70,6 +71,7 @@ def check_level(made: nn.Module, level: float, images: Tensor, least_db: float) 
 
 def _first_below(made: nn.Module, images: Tensor, least_db: float) -> str:
     """A sentence about the first tensor that lost more than the outputs may."""
+    images = _few(made, images)
     with rounding_only(made):
         wanted = _tensors(made, images)
     got = _tensors(made, images)
@@ -99,8 +101,14 @@ def _tensors(made: nn.Module, images: Tensor) -> dict[str, Tensor]:
     }
     handles = [module.register_forward_hook(note(name)) for module, name in named.items()]
     try:
-        outputs_of(made, [images[:IMAGES]])
+        outputs_of(made, [images])
     finally:
         for handle in handles:
             handle.remove()
     return found
+
+
+def _few(network: nn.Module, images: Tensor) -> Tensor:
+    """Enough of the images to see a difference, where the network is."""
+    device = next((p.device for p in network.parameters()), images.device)
+    return images[:IMAGES].to(device)

@@ -68,8 +68,7 @@ def repaired(
 
     def near(network: nn.Module, level: float) -> None:
         if scheme.weight_bits > COARSE_BITS:
-            device = next((p.device for p in network.parameters()), held_out.device)
-            check_level(network, level, held_out.to(device), min_sqnr_db)
+            check_level(network, level, held_out, min_sqnr_db)
 
     best = quantised(model, example, calibration, scheme)
     level = sqnr_db(best)

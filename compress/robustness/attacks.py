@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..models.modes import evaluating
+from vcompress.export.modes import evaluating
 
 Attack = Literal["fgsm", "pgd"]
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -27,11 +27,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vcompress.bench.errors import EnvironmentLacks, UserError, to_install
 from vcompress.bench.tasks import load
 from vcompress.bench.tasks.metrics import Metric
+from vcompress.export.modes import evaluating
 
 from ..distillation.losses import total
 from ..distillation.teaching import TaughtLoss
 from ..models.layout import lay_out
-from ..models.modes import evaluating
 from ..models.outputs import mean_loss
 from ..pruning.sparsity import held_sparse
 from ..tasks import training_task

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vcompress.bench.errors import EnvironmentLacks, UserError, to_install
+from vcompress.export.modes import evaluating
 
 from .. import quantization
 from ..models.head import heads
-from ..models.modes import evaluating
 
 
 @dataclass(frozen=True)

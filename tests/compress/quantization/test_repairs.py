@@ -102,6 +102,16 @@ def test_equalisation_leaves_the_given_network_and_its_keys_alone(unbalanced: nn
     assert list(equal.state_dict()) == list(before)
 
 
+def test_equalisation_leaves_each_layer_in_its_mode(unbalanced: nn.Module) -> None:
+    model = copy.deepcopy(unbalanced).train()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms[0].eval()
+    before = [m.training for m in model.modules()]
+    _, moved = equalize(model, [images()])
+    assert moved and [m.training for m in model.modules()] == before
+    assert before.count(False) == 1
+
+
 def test_a_channel_that_a_relu6_cuts_off_stays_as_it_is() -> None:
     torch.manual_seed(0)
     first, second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=4)
