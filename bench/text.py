@@ -19,7 +19,7 @@ def printable(text: str) -> str:
 
 def shown(text: str) -> str:
     """As `printable`, of a message that may have several lines."""
-    return "".join(c if c in "\n\t" else printable(c) for c in text)
+    return "".join(c if c in "\n\t" or _harmless(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def escape(text: str) -> str:
