@@ -10,7 +10,7 @@ from vcompress.bench.bundle import Bundle, InputSpec, Preprocess
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
 
-from ..data.loader import Data
+from ..data.loader import Data, split_of
 
 PARITY_IMAGES = 64
 
@@ -19,8 +19,7 @@ def parity_images(dataset: Dataset | None, preprocess: Preprocess) -> Tensor:
     """Images of the validation split, or noise where there are none, `[N, C, H, W]`."""
     if dataset is None:
         return noise(PARITY_IMAGES, preprocess)
-    split = "val" if len(dataset.splits["val"]) else "test"
-    return Data(dataset, preprocess).images(split, PARITY_IMAGES)
+    return Data(dataset, preprocess).images(split_of(dataset, "val"), PARITY_IMAGES)
 
 
 def noise(count: int, preprocess: Preprocess) -> Tensor:

@@ -49,8 +49,3 @@ def calibration_images(
     data = replace(data, dataset=replace(data.dataset, splits=parts))
     ranges = data.images("ranges", count)
     return ranges, data.images("judging", judging) if len(others) else ranges
-
-
-def judging_split(data: Data) -> str:
-    """The split on which choices are judged by labels: `val`, or `test` where there is none."""
-    return "val" if len(data.dataset.splits["val"]) else "test"

@@ -27,6 +27,11 @@ from .augment import Augment, Mix, crops, image_transform, seeded
 _MOST_BAD_IN_A_ROW = 100
 
 
+def split_of(dataset: Dataset, wanted: str) -> str:
+    """The split `wanted`, or `test` where the data have none: they may be there to measure on."""
+    return wanted if len(dataset.splits[wanted]) else "test"
+
+
 @dataclass(frozen=True)
 class Data:
     """A data set, and how its images become the network's input."""
@@ -56,8 +61,7 @@ class Data:
     def example(self) -> Tensor:
         """One input, `[1, C, H, W] float32`: a real image of the training split, or of the data
         that have none."""
-        splits = self.dataset.splits
-        for index in splits["train"] if len(splits["train"]) else splits["test"]:
+        for index in self.dataset.splits[split_of(self.dataset, "train")]:
             values = self.dataset.values(int(index), self.preprocess)
             if values is not None:
                 return torch.from_numpy(values)[None]

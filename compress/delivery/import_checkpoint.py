@@ -25,7 +25,7 @@ from ..bundles import licences
 from ..bundles.entry import record_entry
 from ..bundles.recorded import noise
 from ..bundles.store import Network
-from ..data.loader import Data
+from ..data.loader import Data, split_of
 from ..models import huggingface
 from ..models.catalogue import ModelSpec, build, make_spec
 from ..models.checkpoints import infer_classes, load_into
@@ -203,8 +203,8 @@ def _settled(network: Network, data: Data | None) -> Network:
     if data is None:
         said = "as torchvision's pretrained weights need it; --data checks it against the weights"
     else:
-        split = "train" if len(data.dataset.splits["train"]) else "test"
-        chosen = settle_transform(network.model, data.images(split, _IMAGES_SEEN))
+        images = data.images(split_of(data.dataset, "train"), _IMAGES_SEEN)
+        chosen = settle_transform(network.model, images)
         said = "by the statistics in its first batch norm"
     log.warning("%s: transform_input is %s, %s", spec.name, "on" if chosen else "off", said)
     return replace(network, spec=replace(spec, kwargs={**spec.kwargs, "transform_input": chosen}))

@@ -12,8 +12,8 @@ from vcompress.bench.errors import UserError
 from .. import quantization
 from ..bundles.recorded import open_recorded
 from ..bundles.store import load_network
-from ..data.calibration import calibration_images, judging_split
-from ..data.loader import Data
+from ..data.calibration import calibration_images
+from ..data.loader import Data, split_of
 from ..quantization.ptq import Scheme, quantised
 from ..quantization.sensitivity import LayerSensitivity, sensitivity
 
@@ -42,4 +42,4 @@ def rank_layers(
     data = Data(dataset, bundle.preprocess)
     images, _ = calibration_images(data, calibration, CALIBRATION_IMAGES)
     made = quantised(model, data.example, torch.split(images, 64), scheme)
-    return sensitivity(made, list(data.loader(judging_split(data), 64)), dataset.task)
+    return sensitivity(made, list(data.loader(split_of(dataset, "val"), 64)), dataset.task)

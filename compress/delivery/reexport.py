@@ -18,6 +18,7 @@ from vcompress.export.onnx_options import OnnxOptions, drawn_images, refine
 from ..bundles.recorded import open_recorded, parity_images
 from ..bundles.rewrite import report_section
 from ..bundles.store import load_network
+from ..data.loader import split_of
 from ..pipeline.finish import finish
 from ..pipeline.proof import export_checked
 
@@ -80,5 +81,4 @@ def _pictures(dataset: Dataset | None) -> list[Image.Image]:
     """Images as they are before preprocessing, to prove options on."""
     if dataset is None:
         return drawn_images(PICTURES)
-    split = "val" if len(dataset.splits["val"]) else "test"
-    return [dataset.image(int(i)) for i in dataset.splits[split][:PICTURES]]
+    return [dataset.image(int(i)) for i in dataset.splits[split_of(dataset, "val")][:PICTURES]]

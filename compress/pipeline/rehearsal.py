@@ -18,7 +18,7 @@ from vcompress.export import onnx_export
 
 from .. import quantization
 from ..bundles.store import Network, check_reloads, save_network
-from ..data.loader import Data
+from ..data.loader import Data, split_of
 from ..training.processes import process_state
 from .proof import export_checked
 
@@ -59,7 +59,7 @@ class Rehearsal:
             raise UserError(f"{error} Nothing has been trained yet.") from error
 
     def _try(self, network: nn.Module, seconds: float) -> None:
-        split = "train" if len(self.data.dataset.splits["train"]) else "test"
+        split = split_of(self.data.dataset, "train")
         images = next(iter(self.data.loader(split, IMAGES)))[0]
         written = as_written(self.source, network)
         with temporary_folder() as folder:

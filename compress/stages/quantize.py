@@ -135,7 +135,8 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     from vcompress.bench.bundle.history import to_json
 
-    from ..data.calibration import calibration_images, judging_split
+    from ..data.calibration import calibration_images
+    from ..data.loader import split_of
     from ..distillation.judged import judged_by
     from ..quantization import count_quantised, freeze_norms, placement
     from ..quantization.ptq import Scheme
@@ -159,8 +160,9 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         what = "verdict" if config.verdict else "keep_float = auto"
         raise UserError(f"{what} measures the accuracy; give labelled images: --data DIR.")
     if "auto" in config.keep_float:
+        judging = list(data.loader(split_of(data.dataset, "val"), 64))
         found = choose_keep_float(
-            model, data.example, calibration, list(data.loader(judging_split(data), 64)), scheme,
+            model, data.example, calibration, judging, scheme,
             max_drop=config.max_drop, task=data.dataset.task,
         )  # fmt: skip
         scheme = replace(scheme, keep_float=(*keep_float, *found.layers))

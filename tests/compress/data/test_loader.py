@@ -16,7 +16,7 @@ from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data.dataset import batches
 from vcompress.bench.errors import UserError
 from vcompress.bench.tasks import open_dataset
-from vcompress.compress.data.loader import Data
+from vcompress.compress.data.loader import Data, split_of
 
 
 def every(data: Data, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,6 +33,18 @@ def test_batches_have_the_shapes_of_the_docstring(tiny_data: Callable[..., Data]
     assert found[0][0].dtype == torch.float32
     assert found[0][1].dtype == torch.int64
     assert [len(labels) for _, labels in data.loader("val", 4)] == [4, 2]
+
+
+def test_data_without_a_training_part_give_their_test_images(
+    tiny_data: Callable[..., Data],
+) -> None:
+    data = tiny_data()
+    assert [split_of(data.dataset, name) for name in ("train", "val")] == ["train", "val"]
+    none = np.zeros(0, np.int64)
+    splits = {"train": none, "val": none, "test": data.dataset.splits["test"]}
+    alone = replace(data, dataset=replace(data.dataset, splits=splits))
+    assert [split_of(alone.dataset, name) for name in ("train", "val")] == ["test", "test"]
+    assert torch.equal(alone.example, data.images("test", 10**6)[:1])
 
 
 def test_evaluation_sees_what_the_device_sees(tiny_data: Callable[..., Data]) -> None:
