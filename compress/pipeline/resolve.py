@@ -318,8 +318,10 @@ def is_fine_tuned(bundle: Bundle, spec: ModelSpec, data: Data) -> bool:
         UserError: its architecture is not readable.
     """
     architecture = read_architecture(bundle)
+    if not isinstance(architecture["model"], dict):
+        return False
     # The output of several is only known once the network has run.
-    spec = replace(spec, output=(architecture["model"] or {}).get("output"))
+    spec = replace(spec, output=architecture["model"].get("output"))
     record = bundle.data or {}
     return bool(
         architecture["model"] == json.loads(json.dumps(spec.to_json()))

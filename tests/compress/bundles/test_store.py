@@ -102,6 +102,18 @@ def test_an_architecture_that_is_no_json_object_is_refused(work: Path, content: 
             read()
 
 
+@pytest.mark.parametrize("model", [[1], "resnet18", None, 3])
+def test_a_bundle_whose_model_is_no_table_is_not_the_network_asked_for(
+    work: Path, model: Any
+) -> None:
+    folder = work / "runs" / "net"
+    architecture = json.loads((folder / "architecture.json").read_text())
+    content = json.dumps({**architecture, "model": model}).encode()
+    bundle = rewrite(folder, "architecture.json", content)
+    data = Data(open_dataset("digits"), bundle.preprocess)
+    assert not is_fine_tuned(bundle, ModelSpec("resnet18", 3), data)
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02." * 20, b"\xff" * 100])
 def test_weights_that_are_no_safetensors_are_refused(work: Path, content: bytes) -> None:
     bundle = rewrite(work / "runs" / "net", "weights.safetensors", content)
