@@ -18,13 +18,14 @@ FLAG = "--calibration"
 
 
 def calibration_images(
-    data: Data, folder: str, count: int, judging: int = 0
+    data: Data, folder: str, count: int, judging: int = 0, flag: str = FLAG
 ) -> tuple[Tensor, Tensor]:
     """Up to `count` inputs that set the ranges and up to `judging` others on which a repair must
     help, `[N, C, H, W] float32` each; the first again where there are too few for others.
 
-    They come from `folder`, whose images need no labels; else from the training and the validation
-    images; else, where the data have no training part, from the images that are measured on.
+    They come from `folder`, which the option `flag` named and whose images need no labels; else
+    from the training and the validation images; else, where the data have no training part, from the
+    images that are measured on.
 
     Raises:
         UserError: no such folder, no images in it, or one that cannot be read.
@@ -32,7 +33,7 @@ def calibration_images(
     dataset = data.dataset
     if folder:
         unlabelled = without_labels(
-            Path(folder), FLAG, data.classes, dataset.task, dataset.on_bad_image
+            Path(folder), flag, data.classes, dataset.task, dataset.on_bad_image
         )
         data = replace(data, dataset=unlabelled)
     elif len(dataset.splits["train"]) and len(dataset.splits["val"]):

@@ -15,6 +15,7 @@ from vcompress.export import parity
 from ..data.loader import Data
 from ..quantization.targets import load_target
 from ..reporting.against_float import AGAINST_FLOAT, text_of
+from ..training.processes import process_state
 from .measure import runtime_for, scored
 
 log = logging.getLogger(__name__)
@@ -29,21 +30,34 @@ class Before:
     """Name of the runtime that ran it."""
 
 
-def measure_first(bundle: Bundle, data: Data, target: str) -> Before | None:
-    """Score the bundle's `model.onnx` in the runtime of `target`, or in ONNX Runtime where that is
-    not here, and say what came out. None where there are no labels or the file cannot run here."""
-    file = bundle.file(MODEL) if MODEL in bundle.files else None
-    if file is None or not data.dataset.labelled or not parity.runs_on_cpu(file):
-        return None
-    runtime, _ = runtime_for(load_target(target), file)
-    found = scored(file, data, runtime)
-    judged = found.metric
-    log.info(
-        "in float: %s %s (%s) on %d images of %s, in %s",
-        judged.title, judged.text(found.value), judged.span(*found.interval), found.n,
-        data.dataset.source, runtime.name,
-    )  # fmt: skip
-    return Before(found, runtime.name)
+@dataclass
+class FloatFirst:
+    """Scores the unchanged network when a stage asks for it, in the first process alone."""
+
+    bundle: Bundle | None
+    data: Data
+    before: Before | None = None
+    """What came out; None where the network is in no bundle, there are no labels, or its file
+    cannot run here."""
+
+    def __call__(self, target: str) -> None:
+        """Run the bundle's `model.onnx` in the runtime of `target`, or in ONNX Runtime where that
+        is not here, and say what came out."""
+        bundle, data = self.bundle, self.data
+        if bundle is None or MODEL not in bundle.files or not data.dataset.labelled:
+            return
+        file = bundle.file(MODEL)
+        if not process_state().is_main_process or not parity.runs_on_cpu(file):
+            return
+        runtime, _ = runtime_for(load_target(target), file)
+        found = scored(file, data, runtime)
+        judged = found.metric
+        log.info(
+            "in float: %s %s (%s) on %d images of %s, in %s",
+            judged.title, judged.text(found.value), judged.span(*found.interval), found.n,
+            data.dataset.source, runtime.name,
+        )  # fmt: skip
+        self.before = Before(found, runtime.name)
 
 
 def against(before: Before, score: Score, runtime: str) -> dict[str, Any]:

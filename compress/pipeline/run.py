@@ -32,7 +32,7 @@ from ..stages.contract import C, Kind, Outcome, Role, Stage
 from ..training.config import Context
 from ..training.processes import process_state
 from .finish import finish
-from .float_first import Before, measure_first
+from .float_first import Before, FloatFirst
 from .rehearsal import Rehearsal, as_written
 from .resolve import (
     RUNS,
@@ -101,11 +101,12 @@ def run_stage(
     recorded = (threads_of(opened[name].history) for name in first if name in opened)
     threads = options.threads or next(filter(None, recorded), 1)
     teacher, teacher_name = find_teacher(stage, config, given, opened, options)
+    first_score = FloatFirst(opened.get(changed), data)
     context = Context(
         data=data, workdir=target.parent / f".{target.name}.work", seed=options.seed,
         resume=options.resume, teacher=teacher, track=options.track, teacher_name=teacher_name,
         teachers=load_teachers(roles, opened, data, options), threads=threads,
-        rehearse=Rehearsal(source, data),
+        rehearse=Rehearsal(source, data), measure_first=first_score,
     )  # fmt: skip
     check_forward(source.model, data.example, len(data.classes), source.spec.name)
 
@@ -120,12 +121,11 @@ def run_stage(
     clock = time.monotonic()
     torch.manual_seed(options.seed)
     with _claimed(target, context.workdir, options):
-        before = _measured_first(stage.float_first(config), opened.get(changed), data)
         outcome = stage.apply(source.model, config, context)
         entry = replace(
             entry, seconds=round(time.monotonic() - clock, 1), details=plain(outcome.details)
         )
-        _write(source, outcome, target, entry, history, context, options, before)
+        _write(source, outcome, target, entry, history, context, options, first_score.before)
     return Bundle.open(target)
 
 
@@ -144,13 +144,6 @@ def _claimed(target: Path, workdir: Path, options: Options) -> Iterator[None]:
         finally:
             if not any(path.is_file() for path in workdir.rglob("*") if path.name != MARK):
                 drop_folder(workdir)
-
-
-def _measured_first(target: str, bundle: Bundle | None, data: Data) -> Before | None:
-    """The score of the float network, in the first process; None where none is asked for."""
-    if not target or bundle is None or not process_state().is_main_process:
-        return None
-    return measure_first(bundle, data, target)
 
 
 def _default_target(stage: Stage[Any], given: Mapping[str, str], options: Options) -> Path:

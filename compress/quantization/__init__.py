@@ -8,7 +8,15 @@ put it together again.
 
 from .calibration import calibrate
 from .lower import to_export
-from .placement import count_quantised, is_quantized, placement, prepare, restore, target_of
+from .placement import (
+    check_float,
+    count_quantised,
+    is_quantized,
+    placement,
+    prepare,
+    restore,
+    target_of,
+)
 from .quantizers import ActivationQuantizer, WeightQuantizer, freeze_norms
 from .targets import target_names
 
@@ -18,6 +26,7 @@ WeightQuantizer.lower_network = staticmethod(to_export)
 
 __all__ = [
     "calibrate",
+    "check_float",
     "count_quantised",
     "freeze_norms",
     "is_quantized",

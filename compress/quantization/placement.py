@@ -70,14 +70,7 @@ def prepare(
     wanted = load_target(target)
     if not 2 <= weight_bits <= 8:
         raise UserError(f"weight_bits = {weight_bits}: expected 2 to 8.")
-    if is_quantized(model):
-        raise UserError("the network is quantised already; start from the float network.")
-    for name, parameter in model.named_parameters():
-        if parameter.dtype is not torch.float32:
-            raise UserError(
-                f"{name} is {str(parameter.dtype).removeprefix('torch.')}: quantisation starts "
-                "from float32. Call model.float() first, and cast what is left afterwards."
-            )
+    check_float(model)
     model = folded(model)
     job = _Job(wanted, weight_bits, keep_float)
     made = _prepare(model, (example,), "", job)
@@ -295,6 +288,18 @@ def target_of(model: nn.Module) -> Target | None:
         UserError: it was quantised for a target that is not known here.
     """
     return load_target(placement(model)["target"]) if is_quantized(model) else None
+
+
+def check_float(model: nn.Module) -> None:
+    """Raise a UserError where a network is quantised already, or not in float32."""
+    if is_quantized(model):
+        raise UserError("the network is quantised already; start from the float network.")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype is not torch.float32:
+            raise UserError(
+                f"{name} is {str(parameter.dtype).removeprefix('torch.')}: quantisation starts "
+                "from float32. Call model.float() first, and cast what is left afterwards."
+            )
 
 
 def is_quantized(module: nn.Module) -> bool:

@@ -103,9 +103,6 @@ class Stage(Generic[C]):
     unlabelled: Callable[[C], str] = nothing
     """The option with a folder of images without labels that will do where a bundle records no data
     and none are named; empty where none will."""
-    float_first: Callable[[C], str] = nothing
-    """The target of quantisation in whose runtime the unchanged network is measured first, so that
-    the changed one is held against it; empty where that is not asked for."""
 
     def __post_init__(self) -> None:
         if sum(role.changed for role in self.roles) != 1:

@@ -138,7 +138,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     from ..data.calibration import calibration_images
     from ..data.loader import split_of
     from ..distillation.judged import judged_by
-    from ..quantization import count_quantised, freeze_norms, placement
+    from ..quantization import check_float, count_quantised, freeze_norms, placement
     from ..quantization.ptq import Scheme
     from ..quantization.repairs import Choice, Repairs, repaired
     from ..quantization.sensitivity import choose_keep_float
@@ -150,15 +150,19 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     data = context.data
     images, held_out = calibration_images(
-        data, config.calibration or config.images, config.calibration_images, HELD_OUT
-    )
+        data, config.calibration or config.images, config.calibration_images, HELD_OUT,
+        flag="--calibration" if config.calibration else "--images",
+    )  # fmt: skip
+    check_float(model)
+    if not data.dataset.labelled and ("auto" in config.keep_float or config.verdict):
+        what = "verdict" if config.verdict else "keep_float = auto"
+        raise UserError(f"{what} measures the accuracy; give labelled images: --data DIR.")
+    if context.measure_first is not None:
+        context.measure_first(config.target)
     calibration = torch.split(images, 64)
     keep_float = tuple(name for name in config.keep_float if name != "auto")
     scheme = Scheme(config.target, config.observer, config.weight_bits, keep_float)
     chosen: dict[str, Any] = {}
-    if not data.dataset.labelled and ("auto" in config.keep_float or config.verdict):
-        what = "verdict" if config.verdict else "keep_float = auto"
-        raise UserError(f"{what} measures the accuracy; give labelled images: --data DIR.")
     if "auto" in config.keep_float:
         judging = list(data.loader(split_of(data.dataset, "val"), 64))
         found = choose_keep_float(
@@ -235,5 +239,4 @@ STAGE = Stage(
     inherits_teacher=inherits_teacher,
     trains=trains,
     unlabelled=unlabelled,
-    float_first=lambda config: config.target,
 )

@@ -97,6 +97,9 @@ class Context:
     """Those of a stage that takes several, each with the inputs and the order of its classes."""
     threads: int = 1
     """Number of threads that latencies are measured with."""
+    measure_first: Callable[[str], None] | None = None
+    """Measures the unchanged network in the runtime of a target of quantisation, so that the
+    changed one is held against it. `apply` calls it once nothing cheap can fail any more."""
     rehearse: Callable[[nn.Module, float], None] | None = None
     """Tries what comes after the training on a copy of the network, given the seconds that the
     training will take. `fit` calls it before the first epoch."""

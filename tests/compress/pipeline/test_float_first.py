@@ -58,6 +58,26 @@ def test_quantize_says_what_float_reached_and_what_int8_changed_on_the_same_imag
     assert f"lost most: {name} ({a} to {b} of {n})" in line
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "ptq", "--calibration", "nowhere"), "--calibration nowhere: no such folder"),
+        (("--method", "qat", "--images", "nowhere"), "--images nowhere: no such folder"),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused_before_anything_is_measured(
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    argv = ["quantize", "--model", "runs/net", "--trust", "tiny_nets:batch", "--out", "runs/q"]
+    assert main([*argv, *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert "in float:" not in caplog.text
+
+
 def pixels(bundle: Bundle, data: Dataset, number: int) -> np.ndarray:
     values = data.values(number, bundle.preprocess)
     assert values is not None
