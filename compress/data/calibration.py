@@ -24,8 +24,8 @@ def calibration_images(
     help, `[N, C, H, W] float32` each; the first again where there are too few for others.
 
     They come from `folder`, which the option `flag` named and whose images need no labels; else
-    from the training and the validation images; else, where the data have no training part, from the
-    images that are measured on.
+    from the training and the validation images; else, where the data have no training part, from
+    the images that are measured on.
 
     Raises:
         UserError: no such folder, no images in it, or one that cannot be read.
