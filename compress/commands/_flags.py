@@ -20,7 +20,8 @@ def only(kind: type[Any], *names: str, **helps: str) -> Any:
             if field.name in names:
                 continue
             default: Any = {"default": field.default, "default_factory": field.default_factory}
-            note: Any = Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress]
+            # With its type: tyro's cache takes `Any` with 0 and with False for the same field.
+            note: Any = Annotated[types[field.name], tyro.conf.Fixed, tyro.conf.Suppress]
             if field.name in helps:
                 note = Annotated[types[field.name], tyro.conf.arg(help=helps[field.name])]
             fields.append((field.name, note, dataclasses.field(**default)))

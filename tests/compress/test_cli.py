@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from vcompress.bench.bundle import Bundle
-from vcompress.compress.cli import main
+from vcompress.compress.cli import commands, main
 from vcompress.compress.pipeline import finish, run
 
 OWN = "tiny_nets:batch"
@@ -46,6 +46,17 @@ def test_every_command_of_the_readme_is_there(capsys: pytest.CaptureFixture[str]
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status(name, "--help") == 0
     assert f"vcompress {name}" in capsys.readouterr().out
+
+
+def test_no_command_takes_the_fields_of_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tyro keeps a cache that takes 0 and False for one key, and checks it by chance under pytest:
+    here always, with a command in between whose fields would be confused."""
+    monkeypatch.setattr("random.random", lambda: 0.0)
+    for name in (*commands(), *commands()):
+        assert status(name, "--help") == 0
+        assert f"vcompress {name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
