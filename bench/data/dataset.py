@@ -16,12 +16,14 @@ from PIL import Image
 
 from ..bundle import Preprocess
 from ..errors import UserError
-from .preprocess import apply
+from .preprocess import apply, apply_to_mask
 
 OnBadImage = Literal["fail", "skip"]
 
 LARGEST = float(np.finfo(np.float32).max)
 """Largest number that a target can be: targets are float32."""
+IGNORED = 255
+"""In a mask: a pixel of no class, which neither trains nor counts."""
 _STRIP = 2**16
 """Pixels that are hashed at once."""
 
@@ -35,7 +37,7 @@ class Dataset:
     """Names of the classes, labels or numbers, in the order of the network's outputs."""
     targets: npt.NDArray[Any]
     """A row for each image, as the task has it: `[N] int64` a class, `[N, K] int8` labels,
-    `[N, K] float32` numbers."""
+    `[N, K] float32` numbers; `[N, 0]` where each has a mask."""
     splits: Mapping[str, npt.NDArray[np.int64]]
     fingerprint: str
     """SHA-256 over the keys, sizes and targets of the images and over the splits."""
@@ -58,6 +60,9 @@ class Dataset:
     """Whether the targets are known: without them nothing is scored, and no bundle records it."""
     numbered: bool = False
     """Whether the folders of the classes are called by the numbers of outputs."""
+    mask: Callable[[int], Image.Image] | None = None
+    """Mask of image number i, of the image's size: mode `L`, the number of the class of each pixel,
+    `IGNORED` where there is none. None where the targets are rows."""
     bad_images: dict[int, str] = field(default_factory=dict, compare=False)
     """Number to message of the images that were skipped so far."""
 
@@ -86,6 +91,27 @@ class Dataset:
         """
         try:
             return apply(preprocess, self.image(i))
+        except UserError as error:
+            if self.on_bad_image == "fail":
+                raise
+            self.bad_images[i] = str(error)
+            return None
+
+    def both(
+        self, i: int, preprocess: Preprocess
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]] | None:
+        """`values` of image number i, and what belongs to it as the task's evaluator takes it: its
+        row of `targets`, or its mask at the size of the network's input, `[H, W] uint8`. None
+        where one of the two cannot be read and such images are skipped.
+
+        Raises:
+            UserError: one cannot be read, and such images are not skipped.
+        """
+        values = self.values(i, preprocess)
+        if values is None or self.mask is None:
+            return None if values is None else (values, self.targets[i])
+        try:
+            return values, apply_to_mask(preprocess, self.mask(i))
         except UserError as error:
             if self.on_bad_image == "fail":
                 raise
@@ -126,8 +152,8 @@ def batches_of(
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[Any]]]:
     """As `batches`, of some images of the data set."""
     for start in range(0, len(indices), batch_size):
-        chosen = indices[start : start + batch_size]
-        found = [(dataset.values(int(i), preprocess), i) for i in chosen]
-        images = [(values, i) for values, i in found if values is not None]
-        if images:
-            yield np.stack([v for v, _ in images]), dataset.targets[[i for _, i in images]]
+        read = (dataset.both(int(i), preprocess) for i in indices[start : start + batch_size])
+        found = [pair for pair in read if pair is not None]
+        if found:
+            images, targets = zip(*found, strict=True)
+            yield np.stack(images), np.stack(targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,13 @@ def apply(preprocess: Preprocess, image: Image.Image) -> npt.NDArray[np.float32]
     values -= np.asarray(preprocess.mean, dtype=np.float32)[:, None, None]
     values /= np.asarray(preprocess.std, dtype=np.float32)[:, None, None]
     return values
+
+
+def apply_to_mask(preprocess: Preprocess, mask: Image.Image) -> npt.NDArray[np.uint8]:
+    """`mask` (mode `L`) at the places of the network's input, `[H, W] uint8`: resized and cropped
+    as its image is, to the nearest pixel."""
+    nearest = replace(preprocess, interpolation="nearest")
+    return np.asarray(crop(nearest, mask), dtype=np.uint8)
 
 
 def crop(preprocess: Preprocess, image: Image.Image) -> Image.Image:

@@ -291,3 +291,37 @@ def test_the_hash_of_watched_images_is_over_all_their_pixels() -> None:
     for number in range(len(images)):
         dataset.image(number)
     assert other() != hashed()
+
+
+def _with_masks(count: int, unreadable: int = -1) -> Dataset:
+    """Images 8 x 4, whose mask is 1 on the right half, 255 in its last column and else 0."""
+    mask = np.zeros((4, 8), np.uint8)
+    mask[:, 4:], mask[:, 7] = 1, 255
+
+    def read(i: int) -> Image.Image:
+        if i == unreadable:
+            raise UserError(f"mask {i}: cut short")
+        return Image.fromarray(mask)
+
+    return Dataset(
+        "code", ("ground", "thing"), np.zeros((count, 0), np.uint8),
+        {"test": np.arange(count)}, "0" * 64, lambda i: Image.fromarray(255 - mask),
+        Preprocess(size=(4, 8)), mask=read, task="segmentation",
+    )  # fmt: skip
+
+
+def test_masks_come_at_the_size_of_the_input_and_are_never_interpolated() -> None:
+    images, masks = next(batches(_with_masks(3), "test", Preprocess(size=(2, 4)), 8))
+    assert images.shape == (3, 3, 2, 4) and masks.dtype == np.uint8
+    assert masks.tolist() == [[[0, 0, 1, 255]] * 2] * 3
+    cropped = Preprocess(size=(4, 4), resize=4)
+    _, masks = next(batches(_with_masks(1), "test", cropped, 8))
+    assert masks.tolist() == [[[0, 0, 1, 1]] * 4]  # the middle of the image, as its pixels are
+
+
+def test_an_image_whose_mask_cannot_be_read_is_left_out_or_stops() -> None:
+    dataset = replace(_with_masks(3, unreadable=1), on_bad_image="skip")
+    _, masks = next(batches(dataset, "test", Preprocess(size=(4, 8)), 8))
+    assert len(masks) == 2 and dataset.bad_images == {1: "mask 1: cut short"}
+    with pytest.raises(UserError, match="cut short"):
+        next(batches(_with_masks(3, unreadable=1), "test", Preprocess(size=(4, 8)), 8))
