@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import layout
+from .functional import Again, Call, Calls
 from .shadow import run, shadow
 from .structure import Group, is_depthwise, named_tensor, slices
 
@@ -60,7 +61,7 @@ def parameter_cost(model: nn.Module, groups: Sequence[Group]) -> CostModel:
     sides: dict[int, list[SideKey]] = {}
     for path, side in shares:
         if path not in modules:
-            sides.setdefault(id(model.get_parameter(path)), []).append((path, side))
+            sides.setdefault(id(named_tensor(model, path)), []).append((path, side))
             continue
         for part in slices(modules[path], side):  # type: ignore[arg-type]
             tensor = named_tensor(modules[path], part.tensor)
@@ -116,6 +117,17 @@ def mac_cost(model: nn.Module, example: Tensor, groups: Sequence[Group], total: 
             terms[:] = [term for term in terms if term[1][0][0] not in calls]
             terms.append((float(rows * (qkv + proj)), (stream, inner)))
 
+    def remember_call(call: Call, images: Tensor, again: Again) -> Tensor:
+        output = again(None, images)
+        weight = call.held.get("weight")
+        if weight is not None and weight.dim() > 1:
+            both = ((call.name, "out"), (call.name, "in"))
+            spatial = images if call.transposed else output
+            places = spatial[0, 0].numel() if weight.dim() > 2 else spatial[..., 0].numel()
+            alone = is_depthwise(call.stand_in())
+            terms.append((float(places * weight.numel()), both[:1] if alone else both))
+        return output
+
     copy = shadow(model, lambda tensor: tensor)
     copy.eval()
     for path, module in copy.named_modules():
@@ -126,7 +138,7 @@ def mac_cost(model: nn.Module, example: Tensor, groups: Sequence[Group], total: 
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Calls(copy, remember_call):
             run(copy, example)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

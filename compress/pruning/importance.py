@@ -157,7 +157,7 @@ def _along(
 ) -> Tensor | None:
     """The scores of a cut's tensors summed to one per channel, [width], or None without weights."""
     if cut.dim is not None or module is None:
-        if cut.module not in tensors or cut.dim is None:
+        if cut.module not in tensors or cut.dim is None or cut.module.endswith("bias"):
             return None
         return _fold(tensors[cut.module], Slice("", cut.dim), cut.width)
     total: Tensor | None = None

@@ -200,6 +200,8 @@ def _switch_off(
             for part in slices(module, "in"):
                 tensor = named_tensor(module, part.tensor)
                 _zero(tensor, part.dim, part.positions(gone, cut.width))
+        elif cut.dim is not None and cut.side == "in":
+            _zero(named_tensor(model, cut.module), cut.dim, gone)
         else:
             dim = _norm_dim(module)
             if dim is not None:

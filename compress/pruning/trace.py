@@ -19,6 +19,7 @@ from ..models.culprit import culprit
 from ..models.faithful import tensors_of
 from .adapters import customized_pruners, prepare, remap
 from .channel_statistics import Ones
+from .functional import Traceable
 from .shadow import run, shadow
 from .structure import Structure
 from .training_only import set_fullest
@@ -33,15 +34,25 @@ def trace(model: nn.Module, example: Tensor, protect: Iterable[str] = ()) -> Str
     """
     mirror = shadow(model, lambda tensor: tensor.cpu())
     mirror.eval()
-    graph, outputs = _dependency_graph(mirror, example.detach().cpu())
-    walk = Walk(graph, mirror)
+    image = example.detach().cpu()
+    _check_followed(mirror, image)
+    prepare(mirror)
+    traced = Traceable(mirror, image, _fully)
+    graph, outputs = _dependency_graph(traced, image)
+    walk = Walk(graph, mirror, traced.paths())
     for node in list(graph.module2node.values()):
         if isinstance(node.module, ROOTS):
             walk.spread(node)
-    return walk.structure(outputs, tuple(protect))
+    return traced.in_tensors(walk.structure(outputs, tuple(protect)))
 
 
-def _dependency_graph(mirror: nn.Module, example: Tensor) -> tuple[Any, set[Any]]:
+def _fully(network: nn.Module, images: Tensor) -> Any:
+    set_fullest(network, images)  # the library has put it into evaluation
+    with Ones():
+        return network(images)
+
+
+def _dependency_graph(traced: Traceable, example: Tensor) -> tuple[Any, set[Any]]:
     import torch_pruning as tp
 
     finals: list[Any] = []
@@ -51,25 +62,18 @@ def _dependency_graph(mirror: nn.Module, example: Tensor) -> tuple[Any, set[Any]
         finals.extend(tensor.grad_fn for tensor in tensors)
         return tensors
 
-    def fully(network: nn.Module, images: Tensor) -> Any:
-        set_fullest(network, images)  # the library has put it into evaluation
-        with Ones():
-            return network(images)
-
-    _check_followed(mirror, example)
-    prepare(mirror)
     graph = tp.DependencyGraph()
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         try:
             graph.build_dependency(
-                mirror,
+                traced,
                 example_inputs=example,
                 # fresh ones: the library's defaults are shared between calls
-                customized_pruners=customized_pruners(mirror),
+                customized_pruners=customized_pruners(traced.network),
                 ignored_layers=[],
                 ignored_params=[],
-                forward_fn=fully,
+                forward_fn=lambda network, image: network(image),
                 output_transform=remember,
                 verbose=False,
             )

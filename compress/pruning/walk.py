@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..models.patterns import matches
 from .attention import head_count, layout, unsupported
@@ -47,11 +47,12 @@ class _Union:
 class Walk:
     """Slots (one channel on one side of one node of the graph) and which of them are one unit."""
 
-    def __init__(self, graph: Any, mirror: nn.Module) -> None:
+    def __init__(self, graph: Any, mirror: nn.Module, paths: dict[nn.Module, str]) -> None:
         self.graph = graph
         self.union = _Union()
         self.slots: dict[tuple[Any, Any], dict[int, int]] = {}
-        self.paths = {module: path for path, module in mirror.named_modules()}
+        self.paths = paths
+        self.shared = _shared_tensors({module: path for path, module in mirror.named_modules()})
         self.parameters = {id(p): name for name, p in mirror.named_parameters()}
         self.broken: dict[int, str] = {}
 
@@ -97,7 +98,7 @@ class Walk:
                     stack.append((dependency.target, dependency.handler, onward))
 
     def _without_layer(self) -> dict[str, str]:
-        """Weights that a functional call uses: their channels are known to no layer."""
+        """Weights that a function uses after others have changed them: known to no layer."""
         found = {}
         layers = {
             id(parameter)
@@ -107,18 +108,15 @@ class Walk:
         }
         for node in self.graph.module2node.values():
             name = node.grad_fn.name() if node.module not in self.paths and node.grad_fn else ""
-            if not name.startswith(("ConvolutionBackward", "AddmmBackward", "MmBackward")):
+            products = ("ConvolutionBackward", "AddmmBackward", "MmBackward", "BmmBackward")
+            if not name.startswith(products):
                 continue
             for before, _ in node.grad_fn.next_functions:
-                if before is not None and before.name() == "TBackward0":
-                    before = before.next_functions[0][0]
-                weight = getattr(before, "variable", None)
-                known = id(weight) in layers or id(weight) not in self.parameters
-                if weight is not None and weight.dim() > 1 and not known:
-                    layer = "nn.Conv2d" if name.startswith("Conv") else "nn.Linear"
-                    found[self.parameters[id(weight)]] = (
-                        f"a function uses it, not a layer; make it that of an {layer}"
-                    )
+                for weight in _leaves(before):
+                    if weight.dim() > 1 and id(weight) in self.parameters.keys() - layers:
+                        found[self.parameters[id(weight)]] = (
+                            "a function computes a weight of it; make it that of a layer"
+                        )
         return found
 
     def _is_mask(self, node: Any, function: Any) -> bool:
@@ -238,11 +236,10 @@ class Walk:
             if is_output and (self.side(node, function) == "out"):
                 for slot in channels.values():
                     reasons.setdefault(self.union.find(slot), "it is an output of the network")
-        shared = _shared_tensors(self.paths)
         for node, side, channels in sides:
             path = self.paths.get(node.module, "")
             why = None
-            if path in shared:
+            if path in self.shared:
                 why = f"{path} shares its weights with another layer"
             elif isinstance(node.module, nn.LayerNorm) and len(node.module.normalized_shape) > 1:
                 why = f"{path} normalises over more than the channels"
@@ -296,6 +293,22 @@ class Walk:
             return None
         root = min(roots, key=lambda cut: order[cut.module])
         return Group(root.module, units, len(root.indices), tuple(cuts))
+
+
+def _leaves(end: Any) -> list[Tensor]:
+    """The parameters that a value is computed of, where nothing else goes into it."""
+    found, stack, seen = [], [end], set()
+    while stack:
+        function = stack.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        if function.name().startswith(("ConvolutionBackward", "AddmmBackward", "MmBackward")):
+            return []  # a map, and no weight
+        if hasattr(function, "variable"):
+            found.append(function.variable)
+        stack += [before for before, _ in function.next_functions]
+    return found
 
 
 def _shared_tensors(paths: dict[nn.Module, str]) -> set[str]:

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/random_networks.py --count 300
     python tests/benchmarks/random_networks.py --first 17 --count 1     # one, with its traceback
+    python tests/benchmarks/random_networks.py --log found.jsonl   # goes on where it was stopped
 
 Every network is exported in float32, pruned to 0.8 of its multiply-accumulates, and quantised. Each
 result is held against the float network in ONNX Runtime, at batch 1 and at batch 16:
@@ -144,18 +145,35 @@ def attempt(seed: int, check: str, show: bool = False) -> tuple[str, str]:
             return "crash", f"{type(error).__name__}: {error}"
 
 
+def read_log(path: Path | None) -> dict[tuple[int, str], tuple[str, str]]:
+    """Verdicts of an earlier call, by seed and check."""
+    if path is None or not path.exists():
+        return {}
+    lines = map(json.loads, path.read_text().splitlines())
+    return {(line["seed"], line["check"]): (line["verdict"], line["said"]) for line in lines}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--count", type=int, default=300, help="number of networks")
     parser.add_argument("--checks", nargs="+", choices=CHECKS, default=list(CHECKS))
     parser.add_argument("--require", action="store_true", help="status 1 where one is wrong")
+    parser.add_argument("--log", type=Path, help="JSON lines, a verdict each; those are not redone")
     options = parser.parse_args()
+    known = read_log(options.log)
     started = time.perf_counter()
     counts: dict[str, Counter[str]] = {check: Counter() for check in options.checks}
     for seed in range(options.first, options.first + options.count):
         for check in options.checks:
-            verdict, said = attempt(seed, check, show=options.count == 1)
+            if (seed, check) in known:
+                verdict, said = known[seed, check]
+            else:
+                verdict, said = attempt(seed, check, show=options.count == 1)
+                if options.log is not None:
+                    line = {"seed": seed, "check": check, "verdict": verdict, "said": said}
+                    with options.log.open("a") as log:
+                        log.write(json.dumps(line) + "\n")
             counts[check][verdict] += 1
             if verdict != "right" or options.count == 1:
                 what = ", ".join(Network(seed).said)

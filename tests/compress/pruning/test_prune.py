@@ -388,32 +388,6 @@ def test_a_hand_written_weight_norm_keeps_its_width_and_the_others_are_cut() -> 
     assert difference(original, report.groups, report.removed, images) < 1e-12
 
 
-class Functional(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernel = nn.Parameter(torch.randn(32, 3, 3, 3))
-        self.matrix = nn.Parameter(torch.randn(16, 32))
-        self.tokens = nn.Linear(16, 16, bias=False)
-        self.head = nn.Linear(16, 4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = nn.functional.conv2d(images, self.kernel).relu()
-        rows = nn.functional.linear(maps.mean((2, 3)), self.matrix).relu()
-        return self.head(self.tokens(rows[:, None]).mean(1))
-
-
-def test_weights_that_a_function_uses_are_named() -> None:
-    report = prune(Functional(), torch.randn(1, 3, 8, 8), channels=0.6)
-    assert [w.name for w in report.layers] == ["tokens"]
-    assert report.left_alone["kernel"] == (
-        "a function uses it, not a layer; make it that of an nn.Conv2d"
-    )
-    assert report.left_alone["matrix"] == (
-        "a function uses it, not a layer; make it that of an nn.Linear"
-    )
-    assert "tokens.weight" not in report.left_alone
-
-
 def test_a_network_with_several_inputs_is_refused() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
