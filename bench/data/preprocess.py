@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,35 @@ def apply_to_mask(preprocess: Preprocess, mask: Image.Image) -> npt.NDArray[np.u
     return np.asarray(crop(nearest, mask), dtype=np.uint8)
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """How the network's input lies in its image. Pairs are of rows and of columns, in pixels."""
+
+    image: tuple[int, int]
+    """Height and width of the image."""
+    scaled: tuple[int, int]
+    """Those that it was resized to."""
+    input: tuple[int, int]
+    """Those of the network's input, which is cut out of the resized image."""
+    start: tuple[int, int] = (0, 0)
+    """Where in the resized image the input begins."""
+
+
+def geometry(preprocess: Preprocess, size: tuple[int, int]) -> Geometry:
+    """How the input lies in an image of `size`, height and width."""
+    height, width = preprocess.size
+    if preprocess.resize is None:
+        return Geometry(size, preprocess.size, preprocess.size)
+    # The longer side is cut, not rounded, and the offsets are rounded: torchvision's arithmetic.
+    short = min(size)
+    rows, columns = (
+        preprocess.resize if side == short else int(preprocess.resize * side / short)
+        for side in size
+    )
+    start = round((rows - height) / 2), round((columns - width) / 2)
+    return Geometry(size, (rows, columns), preprocess.size, start)
+
+
 def crop(preprocess: Preprocess, image: Image.Image) -> Image.Image:
     """Resize and centre-crop, still 8-bit.
 
@@ -57,19 +86,14 @@ def crop(preprocess: Preprocess, image: Image.Image) -> Image.Image:
     if preprocess.resize is None:
         same = image.size == (width, height)
         return image if same else image.resize((width, height), resample)
-    # The longer side is cut, not rounded, and the offsets are rounded: torchvision's arithmetic.
-    short = min(image.size)
-    scaled = [
-        preprocess.resize if side == short else int(preprocess.resize * side / short)
-        for side in image.size
-    ]
-    if scaled[0] * scaled[1] > _MOST_PIXELS:
+    found = geometry(preprocess, (image.height, image.width))
+    (rows, columns), (top, left) = found.scaled, found.start
+    if rows * columns > _MOST_PIXELS:
         raise UserError(
             f"An image of {image.width}x{image.height} pixels would be resized to "
-            f"{scaled[0]}x{scaled[1]} before the crop. Cut it to a usual shape, or remove it."
+            f"{columns}x{rows} before the crop. Cut it to a usual shape, or remove it."
         )
-    image = image.resize((scaled[0], scaled[1]), resample)
-    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    image = image.resize((columns, rows), resample)
     return image.crop((left, top, left + width, top + height))
 
 

@@ -28,12 +28,12 @@ from ..tasks import TABLE
 from ..tasks import load as load_task
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image
 
+    from ..data.preprocess import Geometry
     from ..runtimes.session import Session
-    from ..tasks.task import Prediction, Task
+    from ..tasks.task import Predictions, Task
 
     Array = npt.NDArray[Any]
     Picture: TypeAlias = str | os.PathLike[str] | Image | Array
@@ -53,16 +53,14 @@ class Model:
     task: Task
 
     @overload
-    def predict(
-        self, image: Picture, top: int = 5, threshold: float = 0.5
-    ) -> tuple[Prediction, ...]: ...
+    def predict(self, image: Picture, top: int = 5, threshold: float = 0.5) -> Predictions: ...
     @overload
     def predict(
         self, image: list[Any] | tuple[Picture, ...], top: int = 5, threshold: float = 0.5
-    ) -> list[tuple[Prediction, ...]]: ...
+    ) -> list[Predictions]: ...
     def predict(
         self, image: Picture | list[Any] | tuple[Picture, ...], top: int = 5, threshold: float = 0.5
-    ) -> tuple[Prediction, ...] | list[tuple[Prediction, ...]]:
+    ) -> Predictions | list[Predictions]:
         """What an image shows; of a list, one entry an image.
 
         Args:
@@ -79,17 +77,18 @@ class Model:
             raise UserError(f"threshold = {threshold}: a probability from 0 to 1.")
         images = image if isinstance(image, (list, tuple)) else [image]
         found = [
-            self.task.predict(row, self.bundle.labels, top, threshold)
-            for rows in self._numbers(images) for row in rows
-        ]  # fmt: skip
+            self.task.predict(row, self.bundle.labels, top, threshold, geometry)
+            for rows, geometries in self._numbers(images)
+            for row, geometry in zip(rows, geometries, strict=True)
+        ]
         return found if isinstance(image, (list, tuple)) else found[0]
 
-    def scores(self, images: Sequence[Picture]) -> npt.NDArray[np.float32]:
+    def scores(self, images: Sequence[Picture]) -> Array:
         """Probabilities (or the values of a regression), `[N, K] float32`, in the order of the
-        labels."""
+        labels; the maps `[N, ...]` of a network that says something of each place."""
         import numpy as np
 
-        parts = list(self._numbers(images))
+        parts = [rows for rows, _ in self._numbers(images)]
         empty = np.zeros((0, len(self.bundle.labels)), np.float32)
         return np.concatenate(parts) if parts else empty
 
@@ -103,7 +102,8 @@ class Model:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _numbers(self, images: Sequence[Picture]) -> Iterator[npt.NDArray[np.float32]]:
+    def _numbers(self, images: Sequence[Picture]) -> Iterator[tuple[Array, list[Geometry | None]]]:
+        """What the task reads of each call's outputs, and how the inputs lie in their images."""
         import numpy as np
 
         from ..tasks.scoring import call_size, outputs
@@ -111,11 +111,11 @@ class Model:
         size = call_size(self.session, BATCH)
         for start in range(0, len(images), size):
             chosen = [_decode(image) for image in images[start : start + size]]
-            batch = np.stack(
-                [self.task.prepare(self.bundle.preprocess, image).values for image in chosen]
-            )
+            prepared = [self.task.prepare(self.bundle.preprocess, image) for image in chosen]
+            batch = np.stack([one.values for one in prepared])
             found = outputs(self.session, batch, len(batch))
-            yield self.task.numbers(found, self.bundle.labels, str(self.session.path))
+            rows = self.task.numbers(found, self.bundle.labels, str(self.session.path))
+            yield rows, [one.geometry for one in prepared]
 
 
 def load(

@@ -33,8 +33,12 @@ class Gate:
     """From 0 to 1."""
     max_top1_drop: float | None = None
     """Against the first model or the baseline, from 0 to 1: 0.01 is one point."""
+    min_miou: float | None = None
+    """Mean intersection over union, from 0 to 1."""
+    max_miou_drop: float | None = None
+    """Against the first model or the baseline, from 0 to 1."""
     max_negative_flips: float | None = None
-    """Share of the images that were right and are wrong."""
+    """Share of the images, or of the pixels, that were right and are wrong."""
     max_slowdown: float | None = None
     """Ratio of the medians against the first model or the baseline: 1.05 allows 5 % slower."""
     limits: tuple[str, ...] = ()
@@ -69,6 +73,8 @@ _KINDS = {
     "max_memory_mb": "memory_mb",
     "min_top1": "top1",
     "max_top1_drop": "top1_drop",
+    "min_miou": "mIoU",
+    "max_miou_drop": "mIoU_drop",
     "max_negative_flips": "negative_flips",
     "max_slowdown": "slowdown",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import stats
 from ..bundle.output import write_text
@@ -19,6 +21,9 @@ from ..timing import noise
 from ..timing.compare import Blocks, Comparison
 from ..timing.measure import Measurement
 from .result import SCHEMA_VERSION, ModelResult, Result
+
+EVERY_TASK = ("predictions", "labels")
+"""Evidence that stands beside the values; what a task has besides is in `evidence`."""
 
 
 def as_dict(result: Result) -> dict[str, Any]:
@@ -88,13 +93,30 @@ def _model(m: ModelResult) -> dict[str, Any]:
 
 
 def _score(s: Score) -> dict[str, Any]:
-    """What the task measured; `facts` and `evidence` stand there by their own names."""
+    """What the task measured; `facts` stand there by their own names."""
+    more = {name: _kept(rows) for name, rows in s.evidence.items() if name not in EVERY_TASK}
     return {
         "task": s.task, "metric": s.metric.name, "n": s.n, "nonfinite": s.nonfinite,
         "source": s.source, "images_sha256": s.images_sha256,
         "values": {name: asdict(x) for name, x in s.values.items()},
-        "parts": [asdict(part) for part in s.parts], **s.facts, **s.evidence,
+        "parts": [asdict(part) for part in s.parts], **s.facts,
+        **{name: s.evidence[name] for name in EVERY_TASK}, **({"evidence": more} if more else {}),
     }  # fmt: skip
+
+
+def _kept(rows: NDArray[Any]) -> Any:
+    """Rows of evidence; bytes as the text that `_rows` reads."""
+    if rows.dtype != object:
+        return rows
+    return [base64.b64encode(row).decode() for row in rows]
+
+
+def _rows(saved: list[Any]) -> NDArray[Any]:
+    if not (saved and isinstance(saved[0], str)):
+        return np.asarray(saved)
+    rows = np.empty(len(saved), object)
+    rows[:] = [base64.b64decode(text, validate=True) for text in saved]
+    return rows
 
 
 def score_from(saved: Mapping[str, Any]) -> Score:
@@ -105,6 +127,7 @@ def score_from(saved: Mapping[str, Any]) -> Score:
     """
     if "values" not in saved:
         return from_schema_1(saved)
+    evidence = {name: saved[name] for name in EVERY_TASK} | dict(saved.get("evidence", {}))
     nan = float("nan")  # JSON has null for it
     parts: list[dict[str, Any]] = [
         {k: nan if v is None else v for k, v in part.items()} for part in saved["parts"]
@@ -113,7 +136,7 @@ def score_from(saved: Mapping[str, Any]) -> Score:
         saved["task"], int(saved["n"]),
         {str(name): stats.Interval(**x) for name, x in saved["values"].items()},
         tuple(Part(**part) for part in parts),
-        {name: np.asarray(saved[name]) for name in ("predictions", "labels")},
+        {name: _rows(rows) for name, rows in evidence.items()},
         int(saved["nonfinite"]), str(saved["source"]),
         images_sha256=str(saved.get("images_sha256", "")),
     )  # fmt: skip

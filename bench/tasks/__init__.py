@@ -22,6 +22,7 @@ TABLE = {
     "classification": "one class an image",
     "multilabel": "any number of labels an image",
     "regression": "one or more numbers an image",
+    "segmentation": "a class for each pixel",
 }
 """What each task is, by its name, which is that of its file."""
 

@@ -25,6 +25,7 @@ from .task import (
     Outputs,
     Part,
     Prediction,
+    Predictions,
     Score,
     ScoreChange,
     Task,
@@ -177,12 +178,12 @@ class Classification:
         return shares.astype(np.float32)
 
     def predict(
-        self, numbers: NDArray[np.float32], names: Sequence[str], top: int, threshold: float
-    ) -> tuple[Prediction, ...]:
+        self, numbers: Array, names: Sequence[str], top: int, threshold: float, geometry: Any = None
+    ) -> Predictions:
         """The `top` likeliest classes, the best first."""
         # Stable: of equal scores the lower class number is named first, on every machine.
         order = (-numbers).argsort(kind="stable")[:top]
-        return tuple(Prediction(names[int(i)], float(numbers[i]), int(i)) for i in order)
+        return Predictions(Prediction(names[int(i)], float(numbers[i]), int(i)) for i in order)
 
 
 def from_schema_1(saved: Mapping[str, Any]) -> Score:

@@ -24,6 +24,7 @@ from .task import (
     Outputs,
     Part,
     Prediction,
+    Predictions,
     Score,
     ScoreChange,
     Task,
@@ -212,11 +213,11 @@ class MultiLabel:
         return _sigmoid(finite_numbers(outputs, names, model).astype(np.float64)).astype(np.float32)
 
     def predict(
-        self, numbers: NDArray[np.float32], names: Sequence[str], top: int, threshold: float
-    ) -> tuple[Prediction, ...]:
+        self, numbers: Array, names: Sequence[str], top: int, threshold: float, geometry: Any = None
+    ) -> Predictions:
         """The labels above `threshold`, the likeliest first; `top` does not limit them."""
         order = [i for i in (-numbers).argsort(kind="stable") if numbers[i] > threshold]
-        return tuple(Prediction(names[int(i)], float(numbers[i]), int(i)) for i in order)
+        return Predictions(Prediction(names[int(i)], float(numbers[i]), int(i)) for i in order)
 
 
 def _sigmoid(logits: Array) -> Array:

@@ -139,10 +139,11 @@ class Regression:
         return tasks.finite_numbers(outputs, names, model).astype(np.float32)
 
     def predict(
-        self, numbers: NDArray[np.float32], names: Sequence[str], top: int, threshold: float
-    ) -> tuple[tasks.Prediction, ...]:
+        self, numbers: Array, names: Sequence[str], top: int, threshold: float, geometry: Any = None
+    ) -> tasks.Predictions:
         """Every output with its value."""
-        return tuple(tasks.Prediction(x, float(numbers[i]), i) for i, x in enumerate(names))
+        values = enumerate(names)
+        return tasks.Predictions(tasks.Prediction(x, float(numbers[i]), i) for i, x in values)
 
 
 TASK: tasks.Task = Regression()

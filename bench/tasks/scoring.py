@@ -16,6 +16,8 @@ from . import load
 from .task import Array, Evaluator, Score, Task
 
 READ = 64
+"""Images that are read at once, where they are no larger than usual ones."""
+_READ_PIXELS = 64 * 224 * 224
 Batches = Iterable[tuple[NDArray[np.float32], Array]]
 """Images `[B, C, H, W] float32` and targets `[B, ...]`."""
 
@@ -51,8 +53,11 @@ def score(
             f"{session.path}: the input {spec} takes neither floats nor bytes, so no image."
         )
     evaluator = task.evaluator(names, str(session.path))
+    size = call_size(session, batch)
     for images, targets in found:
-        evaluator.update(outputs(session, images, batch), targets)
+        for start in range(0, len(images), size):  # the outputs of one call are in memory
+            part = slice(start, start + size)
+            evaluator.update(outputs(session, images[part], batch), targets[part])
     return evaluator.compute(source)
 
 
@@ -78,9 +83,11 @@ def evaluated(
 
 
 def images_at_once(session: Session, batch: int = 1) -> int:
-    """How many images to read at once: about 64, in whole calls of the model."""
+    """How many images to read at once: about 64, fewer large ones, in whole calls of the model."""
     size = call_size(session, batch)
-    return size * max(READ // size, 1)
+    sides = session.inputs[0].image_size if session.inputs else None
+    fit = _READ_PIXELS // max(sides[0] * sides[1], 1) if sides else READ
+    return size * max(min(READ, fit) // size, 1)
 
 
 def call_size(session: Session, batch: int) -> int:

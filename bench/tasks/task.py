@@ -7,7 +7,7 @@ network's outputs are read, scored and compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..bundle import Preprocess
     from ..data.dataset import Dataset
     from ..data.own_targets import Raw
+    from ..data.preprocess import Geometry
 
 Array: TypeAlias = NDArray[Any]
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
@@ -118,7 +119,7 @@ class ScoreChange:
     only_b: int | None = None
     """Images that one of the two alone has right; None where an image is not right or wrong."""
     negative_flips: float | None = None
-    """Share of the images that A had right and B has wrong."""
+    """Share of the images, or of the pixels, that A had right and B has wrong."""
     negative_flips_interval: tuple[float, float] | None = None
     agreement: float | None = None
     """Share of the decisions that both take alike, right or wrong."""
@@ -150,6 +151,21 @@ class Prediction:
     """Number of the network's output, from 0."""
 
 
+class Predictions(tuple[Prediction, ...]):
+    """What one image shows, the likeliest or largest first."""
+
+    mask: NDArray[np.uint8] | None
+    """`[H, W]` of the image's own size, the class of each pixel; `IGNORED` where the network did
+    not look. None where no pixel has a class of its own."""
+
+    def __new__(
+        cls, found: Iterable[Prediction] = (), mask: NDArray[np.uint8] | None = None
+    ) -> Predictions:
+        made = super().__new__(cls, found)
+        made.mask = mask
+        return made
+
+
 @dataclass(frozen=True)
 class Prepared:
     """An image as a network takes it, with what the task needs of it later."""
@@ -158,8 +174,8 @@ class Prepared:
     """`[C, H, W] float32`."""
     target: Any = None
     """As the evaluator takes it; None where there is none."""
-    geometry: Any = None
-    """How coordinates of the input lead back to the image; None where nothing is located."""
+    geometry: Geometry | None = None
+    """How the input lies in the image; None where nothing is located."""
 
 
 class Evaluator(Protocol):
@@ -255,17 +271,19 @@ class Task(Protocol):
     def describe(self, target: Any, names: Sequence[str]) -> str:
         """A target of the data set in words: `cat`, `cat, dog`, `height 1.8`."""
 
-    def numbers(self, outputs: Outputs, names: Sequence[str], model: str) -> NDArray[np.float32]:
-        """What a user reads for each name, `[B, K] float32`: a probability or a value.
+    def numbers(self, outputs: Outputs, names: Sequence[str], model: str) -> Array:
+        """What a user reads for each name, `[B, K] float32`: a probability or a value; what the
+        network gives in each place, `[B, ...]`, where places have values of their own.
 
         Raises:
             UserError: outputs of another kind, or not finite.
         """
 
     def predict(
-        self, numbers: NDArray[np.float32], names: Sequence[str], top: int, threshold: float
-    ) -> tuple[Prediction, ...]:
-        """What an image shows, from its row `[K]` of `numbers`."""
+        self, numbers: Array, names: Sequence[str], top: int, threshold: float,
+        geometry: Geometry | None = None,
+    ) -> Predictions:  # fmt: skip
+        """What an image shows, from its row of `numbers` and what `prepare` says of it."""
 
 
 def flat(array: Array) -> Array:
@@ -284,13 +302,19 @@ def float_output(outputs: Outputs, model: str, what: str, width: int | None = No
     found = [flat(a) for a in arrays.values() if a.dtype.kind == "f" and flat(a).ndim == 2]
     if found:
         return next((a for a in found if a.shape[1] == width), found[0])
+    raise no_such_output(outputs, model, what, f"[batch, {what} outputs] of floats")
+
+
+def no_such_output(outputs: Outputs, model: str, what: str, expected: str) -> UserError:
+    """What a task says of a network that gives none of the outputs that it takes."""
     shapes = ", ".join(
-        f"{name} {list(a.shape)} {a.dtype}" if name in arrays else f"{name} {type(a).__name__}"
+        f"{name} {list(a.shape)} {a.dtype}" if isinstance(a, np.ndarray)
+        else f"{name} {type(a).__name__}"
         for name, a in outputs.items()
-    )
-    raise UserError(
-        f"{model} is no {what}: expected an output [batch, {what} outputs] of floats, got {shapes}."
-        " Omit --data to time it alone."
+    )  # fmt: skip
+    return UserError(
+        f"{model} is no {what}: expected an output {expected}, got {shapes}. Omit --data to time "
+        "it alone."
     )
 
 

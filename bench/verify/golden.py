@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 LIMITS_DB = {"float32": 80.0, "tf32": 50.0, "float16": 40.0, "bfloat16": 30.0, "int8": 20.0}
 LEAST_EQUAL = 0.75
 """Share of an integer output, such as the indices of the best classes, that must be equal."""
-_DECIDES_AS = {"segmentation": "classification"}
-"""A map of classes decides in each place what a classifier decides of an image."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,6 @@ def compare(
     from ..tasks import TABLE
     from ..tasks import load as load_task
 
-    task = _DECIDES_AS.get(task, task)
     judge = load_task(task) if task in TABLE else None
 
     signal = error = worst = 0.0
