@@ -1,18 +1,20 @@
 """One question to a fresh process of this package: JSON in, marked lines of JSON out.
 
 A file from elsewhere can crash a library, run without end or take all memory. It does so in the
-other process; here that becomes one message.
+other process, whose time, CPU time and memory are limited; here that becomes one message.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,11 @@ _GROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
 )
+_GROUP_USED = Path("/sys/fs/cgroup/memory.current")
+_GROUP_STATISTICS = Path("/sys/fs/cgroup/memory.stat")
+_MEMORY = Path("/proc/meminfo")
+LEAST_MEMORY = 2**30
+"""Bytes that a process is given even where less is free: the libraries alone take a part of it."""
 # As `python -m`, but for the folder that the user is in, which -m would import from first: a
 # numpy.py beside a model from elsewhere must not run. (-P, which does the same, came with 3.11.)
 _START = (
@@ -56,7 +63,12 @@ class Reply:
             name = signal.Signals(-self.status).name
         except ValueError:
             name = f"signal {-self.status}"
-        return f"crashed ({name})" if name != "SIGKILL" else "was killed (out of memory?)"
+        ends = {
+            "SIGKILL": "was killed (out of memory?)",
+            "SIGALRM": "did not come back in time",
+            "SIGXCPU": "did not come back within the CPU time that it has",
+        }
+        return ends.get(name, f"crashed ({name})")
 
     @property
     def last_words(self) -> str:
@@ -77,10 +89,11 @@ def ask(module: str, request: Mapping[str, Any], timeout_s: float) -> Reply:
     Args:
         request: `path` names the file that is worked on; `device`, where it is cpu, bounds memory.
     """
+    cpu_s = math.ceil(timeout_s * _cpus()) + 5
     try:
         done = subprocess.run(
             [sys.executable, "-c", _START, module],
-            input=json.dumps({**request, "parent": os.getpid()}),
+            input=json.dumps({**request, "parent": os.getpid(), "cpu_s": cpu_s}),
             capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as expired:
@@ -88,6 +101,51 @@ def ask(module: str, request: Mapping[str, Any], timeout_s: float) -> Reply:
         text = output if isinstance(output, str) else output.decode(errors="replace")
         return Reply(tuple(_marked(text)), None)
     return Reply(tuple(_marked(done.stdout)), done.returncode, done.stderr)
+
+
+def follow(
+    module: str, request: Mapping[str, Any], heard: Callable[[dict[str, Any]], None],
+    printed: Callable[[str], None],
+) -> Reply:  # fmt: skip
+    """As `ask`, for work whose length nobody knows before: `heard` is told what the process says
+    while it works, and `printed` the other lines on its standard output. Its standard error is that
+    of this process.
+
+    Its limits hold while `bounded` code runs there.
+
+    Args:
+        request: also holds `patience_s`, see `bounded`.
+    """
+    last: dict[str, Any] = {}
+    with subprocess.Popen(
+        [sys.executable, "-c", _START, module], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, errors="replace",
+    ) as process:  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            with suppress(BrokenPipeError), process.stdin as stream:
+                stream.write(json.dumps({**request, "parent": os.getpid()}))
+            for line in process.stdout:
+                said = next(_marked(line), None)
+                if said is not None:
+                    last = said
+                    heard(said)
+                elif line.strip():
+                    printed(line)
+            process.wait()
+        except BaseException:
+            _end(process)
+            raise
+    return Reply((last,) if last else (), process.returncode)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End it as a signal ends a command, which removes its temporary folders."""
+    process.terminate()
+    try:
+        process.wait(2.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _marked(output: str) -> Iterator[dict[str, Any]]:
@@ -102,13 +160,15 @@ def serve(work: Callable[[dict[str, Any]], Mapping[str, Any]]) -> int:
     request = json.load(sys.stdin)
     _end_with(request.get("parent"))
     # On a GPU the driver maps far more addresses than there is memory.
-    _limit(bounded=request.get("device") == "cpu")
+    _limit(memory=request.get("device") == "cpu", cpu_s=request.get("cpu_s"))
+    _allowed.patience_s = request.get("patience_s")
     try:
-        say(**work(request))
+        with ended_by_signals():
+            say(**work(request))
     except UserError as error:
         say(error=str(error), status=error.status)
     except MemoryError:
-        say(error=f"{request['path']} needs more memory than this machine has.", status=2)
+        say(error=f"{request['path']} needs more memory than is free on this machine.", status=2)
     except Exception as error:  # a bad file fails in as many ways as there are libraries
         text = " ".join(str(error).split())[:400]
         say(error=f"{request['path']}: {type(error).__name__}: {text}", status=2)
@@ -122,6 +182,74 @@ def say(**found: Any) -> None:
     sys.stdout.flush()
 
 
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as an error does: its temporary folders are removed, and
+    the processes that it started are ended."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, end) for number in ends}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class _Allowed:
+    """What `bounded` code of this process may take."""
+
+    patience_s: float | None = None
+    now_s: float = 0.0
+    """Seconds of the code that runs; 0: no limit."""
+
+
+_allowed = _Allowed()
+
+
+@contextmanager
+def bounded(seconds: float = 0.0) -> Iterator[None]:
+    """Run code of a model in a process that `follow` started: the system ends the process where the
+    code takes longer than `seconds` and the patience that was asked for. The process itself does
+    nothing for that, so the times that it measures are the same. Elsewhere there is no limit."""
+    before = _allowed.now_s
+    if _allowed.patience_s is None:
+        yield
+        return
+    _allow(seconds + _allowed.patience_s)
+    try:
+        yield
+    finally:
+        _allow(before)
+
+
+def _allow(seconds: float) -> None:
+    """End this process after so many seconds, or when it has used their CPU time; 0: never."""
+    _allowed.now_s = seconds
+    if not hasattr(signal, "setitimer"):  # not on Windows
+        return
+    import resource
+
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    most = math.ceil(used + seconds * _cpus()) + 5 if seconds else hard
+    resource.setrlimit(resource.RLIMIT_CPU, (_least(most, hard), hard))
+
+
+def _cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def memory_limit() -> int:
     """Bytes of memory that this process may have: the machine's, or less by its control group."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -129,6 +257,22 @@ def memory_limit() -> int:
         with suppress(OSError, ValueError):  # "max" is no number
             found.append(int(path.read_text()))
     return min(found)
+
+
+def memory_free() -> int:
+    """Bytes of memory that nothing uses, in the machine and in the control group; what files in
+    the cache take counts as free."""
+    found = [memory_limit()]
+    with suppress(OSError, ValueError, KeyError):
+        found.append(1024 * int(_numbers(_MEMORY)["MemAvailable:"]))
+    with suppress(OSError, ValueError, KeyError):
+        cached = int(_numbers(_GROUP_STATISTICS)["inactive_file"])
+        found.append(memory_limit() - int(_GROUP_USED.read_text()) + cached)
+    return min(found)
+
+
+def _numbers(path: Path) -> dict[str, str]:
+    return {words[0]: words[1] for line in path.read_text().splitlines() if (words := line.split())}
 
 
 def _end_with(parent: int | None) -> None:
@@ -143,16 +287,33 @@ def _end_with(parent: int | None) -> None:
         os._exit(1)
 
 
-def _limit(*, bounded: bool) -> None:
-    """No core files; address space that is plenty for a model and stops one that asks for
-    terabytes."""
+def _limit(*, memory: bool, cpu_s: int | None) -> None:
+    """No core files, so much CPU time, and the memory that is free: a model that asks for more
+    fails, and nothing else on the machine pays for it. Where the system runs out of memory all the
+    same, it ends this process first."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         import resource
     except ImportError:  # not on Windows
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if bounded:
-        most = memory_limit() + 8 * 2**30
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    if cpu_s is not None:
+        _set_limit(resource.RLIMIT_CPU, cpu_s)
+    if memory:
+        # Addresses are more than memory: files that are mapped, stacks that nothing fills.
+        _set_limit(resource.RLIMIT_AS, memory_limit() + 8 * 2**30)
+        _set_limit(resource.RLIMIT_DATA, max(memory_free(), LEAST_MEMORY))
+
+
+def _set_limit(which: int, most: int) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(which)
+    resource.setrlimit(which, (_least(most, hard), hard))
+
+
+def _least(most: int, hard: int) -> int:
+    import resource
+
+    return most if hard == resource.RLIM_INFINITY else min(most, hard)

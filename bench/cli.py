@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+from .apart import ended_by_signals
 from .errors import UserError, reader_gone
 from .run.options import Options
 from .tasks import TABLE
@@ -111,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
                    help="skip the fresh process, which also protects from a "
                    "file that crashes")  # fmt: skip
     g.add_argument("--load-timeout", type=float, default=120.0, metavar="S",
-                   help="time limit of loading in the fresh process, "
+                   help="time limit of loading and of each call of the model, "
                    "seconds, above 0; default: 120")  # fmt: skip
     g.add_argument("--seed", type=int, default=0,
                    help="random seed for inputs and for the splits of "
@@ -179,26 +177,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _main(argv)
 
 
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as an error does: its temporary folders are removed, and
-    the processes that it started are ended."""
-
-    def end(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, end) for number in ends}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _main(argv: list[str]) -> int:
     try:
         status = _run(options(argv))
@@ -228,16 +206,18 @@ def _run(asked: Options) -> int:
     if str(asked.models[0]) == "selftest" and not asked.models[0].exists():
         return _selftest(asked)
     _check(asked)
+    from rich.markup import escape
+
     from .bundle.output import write_text
     from .reports import ci as report_ci
     from .reports import html as report_html
     from .reports import json as report_json
     from .reports import restate, terminal
-    from .run import job
+    from .run import apart
 
     errors, console = terminal.Shown(stderr=True), terminal.Shown()
     with errors.status("") as status:
-        result = job.run(asked, status.update)
+        result = apart.run(asked, lambda text: status.update(escape(text)))
     if asked.json:
         report_json.write(result, asked.json)
     for path, text in (
@@ -272,16 +252,13 @@ def _check(asked: Options) -> None:
 
 def _selftest(asked: Options) -> int:
     from .reports import terminal
-    from .timing import selftest
+    from .run import apart
 
     if len(asked.models) > 2:
         raise UserError("vbench selftest takes no model or one.")
     errors, console = terminal.Shown(stderr=True), terminal.Shown()
     with errors.status("") as status:
-        found = selftest.run(
-            asked.models[1] if len(asked.models) == 2 else None, asked.threads or 1,
-            tell=status.update,
-        )  # fmt: skip
+        found = apart.selftest(asked, status.update)
     terminal.show_selftest(found, console)
     if not found.sound:
         return 3

@@ -21,6 +21,7 @@ def measure(
     threads: int | None = None,
     seconds: float | None = None,
     batch: int | None = None,
+    apart: bool = True,
 ) -> ModelResult:
     """Latency, size and, where there are data, accuracy of a model in the runtime that ships it.
 
@@ -33,6 +34,8 @@ def measure(
         threads: of the runtime; None is its own default.
         seconds: how long to measure; default: two to three.
         batch: images in one call; default: 1, or what the model fixes.
+        apart: whether a process of its own, limited in time, CPU time and memory, runs the model;
+            False runs it in this one, for files that you made.
 
     Returns:
         `median_ms` and `interval_ms` (95 %) of one call, `accuracy`, `artefact` (file and size),
@@ -44,7 +47,7 @@ def measure(
     """
     found: ModelResult = _run(
         (model,), data=data, task=task, runtime=runtime, device=device, threads=threads,
-        seconds=seconds, batch=() if batch is None else (batch,),
+        seconds=seconds, batch=() if batch is None else (batch,), in_child=apart,
     ).models[0]  # fmt: skip
     return found
 
@@ -60,12 +63,14 @@ def compare(
     threads: int | None = None,
     seconds: float | None = None,
     margin: float = 0.01,
+    apart: bool = True,
 ) -> Result:
     """B against A, the baseline: interleaved in one process, so that what drifts hits both.
 
     Args:
         margin: what counts as the same speed, a share of the latency.
         seconds: how long to interleave, at most; default 8, warm-up and the A/A run apart.
+        apart: as of `measure`: both models run in one process of their own.
 
     The other arguments are those of `measure`.
 
@@ -79,15 +84,16 @@ def compare(
     """
     return _run(
         (a, b), data=data, task=task, runtime=runtime, device=device, threads=threads,
-        seconds=seconds, margin=margin,
+        seconds=seconds, margin=margin, in_child=apart,
     )  # fmt: skip
 
 
-def _run(models: tuple[Any, ...], **options: Any) -> Result:
-    from .run.job import run
+def _run(models: tuple[Any, ...], in_child: bool, **options: Any) -> Result:
+    from .run import apart, job
     from .run.options import Options
 
     # A bundle and what `to_onnx` returns hold their path.
     paths = tuple(Path(getattr(model, "path", model)) for model in models)
     # A fresh process, which shows a cold start, is for the command.
-    return run(Options(models=paths, cold_start=False, **options))
+    asked = Options(models=paths, cold_start=False, **options)
+    return apart.run(asked) if in_child else job.run(asked)

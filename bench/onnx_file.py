@@ -31,6 +31,7 @@ BITS = {
     "int4": 4, "uint4": 4, "float4e2m1": 4, "int2": 2, "uint2": 2,
 }  # fmt: skip
 MOST_DIMENSIONS = 64  # of a tensor: the product of a million takes minutes
+MOST_FIELDS = 5_000_000  # of the whole file: 250,000 nodes, and some ten seconds
 DEEPEST = 32  # subgraphs in subgraphs: a corrupt file must not exhaust the stack
 
 
@@ -73,7 +74,7 @@ class OnnxFacts:
 
 
 class _Broken(Exception):
-    """The bytes do not follow the wire format."""
+    """The bytes do not follow the wire format, or take too long to read."""
 
 
 def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
@@ -96,31 +97,6 @@ def _int32(value: int) -> int:
     return value
 
 
-def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, integer value, start, end of the bytes) of a message."""
-    while at < end:
-        tag, at = _varint(data, at, end)
-        if tag > 0xFFFF_FFFF:  # C++ cuts it to 32 bits, and reads another field
-            raise _Broken
-        number, wire = tag >> 3, tag & 7
-        value, start, stop = 0, at, at
-        if wire == 0:
-            value, at = _varint(data, at, end)
-        elif wire == 1:
-            at = stop = at + 8
-        elif wire == 5:
-            at = stop = at + 4
-        elif wire == 2:
-            length, start = _varint(data, at, end)
-            length = _int32(length)
-            at = stop = start + length
-        else:
-            raise _Broken
-        if at > end or number == 0:
-            raise _Broken
-        yield number, value, start, stop
-
-
 def _text(data: memoryview, start: int, end: int) -> str:
     return bytes(data[start:end]).decode("utf-8", "replace")
 
@@ -133,12 +109,41 @@ class _Reader:
         self.external: list[External] = []
         self.int8_reach = 0
         self.unranked: list[str] = []
+        self.left = MOST_FIELDS
+
+    def fields(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """(field number, integer value, start, end of the bytes) of a message."""
+        data = self.data
+        while at < end:
+            self.left -= 1
+            if self.left < 0:
+                raise _Broken(f"it holds more than {MOST_FIELDS:,} fields")
+            tag, at = _varint(data, at, end)
+            if tag > 0xFFFF_FFFF:  # C++ cuts it to 32 bits, and reads another field
+                raise _Broken
+            number, wire = tag >> 3, tag & 7
+            value, start, stop = 0, at, at
+            if wire == 0:
+                value, at = _varint(data, at, end)
+            elif wire == 1:
+                at = stop = at + 8
+            elif wire == 5:
+                at = stop = at + 4
+            elif wire == 2:
+                length, start = _varint(data, at, end)
+                length = _int32(length)
+                at = stop = start + length
+            else:
+                raise _Broken
+            if at > end or number == 0:
+                raise _Broken
+            yield number, value, start, stop
 
     def tensor(self, start: int, end: int) -> None:
         data, dtype, name, entries, outside = self.data, 0, "", dict[str, str](), False
         dims: list[int] = []
         raw: tuple[int, int] | None = None
-        for number, value, a, b in _fields(data, start, end):
+        for number, value, a, b in self.fields(start, end):
             if len(dims) > MOST_DIMENSIONS:
                 raise _Broken
             if number == 1 and a == b:
@@ -155,7 +160,7 @@ class _Reader:
                 raw = a, b
             elif number == 13:
                 key = content = ""
-                for n, _, c, d in _fields(data, a, b):
+                for n, _, c, d in self.fields(a, b):
                     if n == 1:
                         key = _text(data, c, d)
                     elif n == 2:
@@ -188,7 +193,7 @@ class _Reader:
     def graph(self, start: int, end: int, depth: int) -> None:
         if depth > DEEPEST:
             raise _Broken
-        for number, _, a, b in _fields(self.data, start, end):
+        for number, _, a, b in self.fields(start, end):
             if number == 1:
                 self.node(a, b, depth)
             elif number == 5:
@@ -199,26 +204,26 @@ class _Reader:
                 self.sparse_tensor(a, b)
 
     def sparse_tensor(self, start: int, end: int) -> None:
-        for number, _, a, b in _fields(self.data, start, end):
+        for number, _, a, b in self.fields(start, end):
             if number in (1, 2):  # values, indices
                 self.tensor(a, b)
 
     def value(self, start: int, end: int) -> None:
         """An input or an output: its name, and whether its tensor type has a shape."""
         name, shaped = "", True
-        for number, _, a, b in _fields(self.data, start, end):
+        for number, _, a, b in self.fields(start, end):
             if number == 1:
                 name = _text(self.data, a, b)
             elif number == 2:
-                for n, _, c, d in _fields(self.data, a, b):
+                for n, _, c, d in self.fields(a, b):
                     if n == 1:  # of a tensor; sequences and maps have no shape of their own
-                        shaped = any(field == 2 for field, *_ in _fields(self.data, c, d))
+                        shaped = any(field == 2 for field, *_ in self.fields(c, d))
         if not shaped:
             self.unranked.append(name)
 
     def node(self, start: int, end: int, depth: int) -> None:
         operator = domain = ""
-        for number, _, a, b in _fields(self.data, start, end):
+        for number, _, a, b in self.fields(start, end):
             if number == 4:
                 operator = _text(self.data, a, b)
             elif number == 7:
@@ -228,7 +233,7 @@ class _Reader:
         self.operators[f"{domain}.{operator}" if domain else operator] += 1
 
     def attribute(self, start: int, end: int, depth: int) -> None:
-        for number, _, a, b in _fields(self.data, start, end):
+        for number, _, a, b in self.fields(start, end):
             if number in (5, 10):
                 self.tensor(a, b)
             elif number in (6, 11):
@@ -265,16 +270,16 @@ def read(path: str | Path, content: bytes | None = None) -> OnnxFacts:
 def _facts(path: Path, data: memoryview, size: int) -> OnnxFacts:
     try:
         return _read(data, size)
-    except _Broken:
+    except _Broken as broken:
+        why = str(broken) or "it is cut off, damaged or of another kind"
         raise UserError(
-            f"{path} ({size} bytes) is not a whole ONNX file: it is cut off, damaged or of "
-            "another kind. Export or copy it again."
+            f"{path} ({size} bytes) is not a whole ONNX file: {why}. Export or copy it again."
         ) from None
 
 
 def _read(data: memoryview, size: int) -> OnnxFacts:
     reader, ir_version, producer, opsets, graphs = _Reader(data), 0, "", {}, 0
-    for number, value, a, b in _fields(data, 0, size):
+    for number, value, a, b in reader.fields(0, size):
         if number == 1:
             ir_version = value
         elif number in (2, 3) and a < b:
@@ -284,20 +289,20 @@ def _read(data: memoryview, size: int) -> OnnxFacts:
             reader.graph(a, b, 0)
         elif number == 8:
             domain, version = "", 0
-            for n, v, c, d in _fields(data, a, b):
+            for n, v, c, d in reader.fields(a, b):
                 if n == 1:
                     domain = _text(data, c, d)
                 elif n == 2:
                     version = v
             opsets[domain or "ai.onnx"] = version
         elif number == 25:
-            for n, _, c, d in _fields(data, a, b):
+            for n, _, c, d in reader.fields(a, b):
                 if n == 7:
                     reader.node(c, d, 1)
                 elif n == 11:  # the values of attributes that a node leaves out
                     reader.attribute(c, d, 1)
         elif number == 20:  # graphs that train it
-            for n, _, c, d in _fields(data, a, b):
+            for n, _, c, d in reader.fields(a, b):
                 if n in (1, 2):
                     reader.graph(c, d, 1)
     if not graphs or not opsets:

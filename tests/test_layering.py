@@ -230,7 +230,7 @@ def test_nothing_unpickles_or_runs_data() -> None:
 
 def test_only_the_commands_and_what_they_show_print() -> None:
     speakers = {
-        "bench/cli.py", "bench/run/job.py", "bench/reports/terminal.py", "bench/verify/check.py",
+        "bench/cli.py", "bench/run/apart.py", "bench/reports/terminal.py", "bench/verify/check.py",
         "compress/cli.py", "compress/reporting/terminal.py",
         "export/edge/__main__.py",
         *(p.relative_to(ROOT).as_posix() for p in (ROOT / "compress" / "commands").glob("*.py")),

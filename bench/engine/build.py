@@ -18,6 +18,7 @@ from .. import onnx_file
 from ..apart import Reply, ask
 from ..bundle import sha256
 from ..errors import UserError
+from ..runtimes.cuda import has_driver
 from .layers import LayerReport
 from .settings import Settings
 
@@ -77,6 +78,7 @@ def build_engine(
         staging = Path(folder) / out.name
         request = {
             "path": str(onnx_path),
+            "device": "cuda" if has_driver() else "cpu",  # with a GPU memory is not limited
             "out": str(staging),
             "timing_cache": None if timing_cache is None else str(timing_cache),
             "settings": settings.to_json(),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import onnx_file
+from ..apart import bounded
 from ..bundle import MODEL, Preprocess
 from ..bundle.atomic import temporary_folder
 from ..data.dataset import batches_of, watched
@@ -294,7 +295,8 @@ def _more(
         found = replace(found, open_loop=open_loop)
     if options.profile:
         tell("profiling")
-        found = replace(found, profile=session.profile(feed.ring[0]))
+        with bounded():
+            found = replace(found, profile=session.profile(feed.ring[0]))
     more = []
     share = found.harness_share
     if share is not None and found.harness_ns and share > noise.HARNESS_SHARE:

@@ -16,6 +16,7 @@ from time import perf_counter_ns
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..apart import bounded
 from ..errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def open_session(
     chosen = module(name)
     device = device_of(name, device)
     start = perf_counter_ns()
-    session: Session = chosen.open_session(path, device=device, threads=threads, **options)
+    with bounded():
+        session: Session = chosen.open_session(path, device=device, threads=threads, **options)
     session.load_ms = (perf_counter_ns() - start) / 1e6
     return session

@@ -47,6 +47,17 @@ def library() -> Any:
     )
 
 
+def has_driver() -> bool:
+    """Whether the driver's library is here: without it nothing that needs CUDA is started."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
+
+
 class Cuda:
     """The calls, with their error codes turned into `EnvironmentLacks`."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..apart import bounded
 from ..bundle import Preprocess
 from ..data.dataset import Dataset, batches
 from ..errors import UserError
@@ -109,7 +110,8 @@ def outputs(session: Session, images: NDArray[np.float32], batch: int = 1) -> di
         short = size - len(part)
         if short:
             part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
-        found = session.run({spec.name: spec.of_images(part)})
+        with bounded():
+            found = session.run({spec.name: spec.of_images(part)})
         parts.append({name: _rows(a, size, size - short) for name, a in found.items()})
     return {name: _joined([part[name] for part in parts]) for name in parts[0]}
 

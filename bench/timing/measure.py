@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import stats
+from ..apart import bounded
 from ..errors import UserError
 from ..runtimes.session import Facts, Session
 from .inputs import Feed
@@ -180,6 +181,10 @@ class Ring:
 
         Raises `UserError` where the model fails on an input.
         """
+        with bounded(duration_ns / 1e9):
+            return self._spin(duration_ns, least)
+
+    def _spin(self, duration_ns: int, least: int) -> tuple[list[int], list[int]]:
         calls, count, turn, clock = self.calls, len(self.calls), self.turn, perf_counter_ns
         starts: list[int] = []
         times: list[int] = []
@@ -260,6 +265,11 @@ def look(session: Session, feed: Feed, seconds: float) -> Look:
 
     Raises `UserError` where the model fails on one of them.
     """
+    with bounded(seconds):
+        return _look(session, feed, seconds)
+
+
+def _look(session: Session, feed: Feed, seconds: float) -> Look:
     begin = perf_counter_ns()
     outputs = session.run(feed.ring[0])
     first_ms = (perf_counter_ns() - begin) / 1e6

@@ -10,6 +10,7 @@ from time import perf_counter, perf_counter_ns, sleep
 import numpy as np
 
 from .. import stats
+from ..apart import bounded
 from ..errors import UserError
 from ..runtimes.session import Session
 from .inputs import Feed
@@ -46,7 +47,7 @@ def throughput(session: Session, feed: Feed, concurrency: int, seconds: float = 
         except Exception as error:
             errors.append(error)
 
-    _run(work, concurrency, errors, session)
+    _run(work, concurrency, errors, session, seconds)
     done = np.sort(np.concatenate([np.array(e, dtype=np.int64) for e in ends]))
     if len(done) < SLICES:
         raise UserError(
@@ -103,7 +104,7 @@ def open_loop(
         except Exception as error:
             errors.append(error)
 
-    _run(work, concurrency, errors, session)
+    _run(work, concurrency, errors, session, 2 * seconds)
     served = ~np.isnan(ends)
     response = (ends - arrivals)[served] * 1e3
     # The backlog is what had arrived and was not done when the last request came.
@@ -128,13 +129,16 @@ def _check(session: Session, concurrency: int) -> None:
         )
 
 
-def _run(work: object, concurrency: int, errors: list[Exception], session: Session) -> None:
+def _run(
+    work: object, concurrency: int, errors: list[Exception], session: Session, seconds: float
+) -> None:
     assert callable(work)
     threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(concurrency)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with bounded(seconds):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     if errors:
         raise failed(session.path, "under load", errors[0]) from None
 

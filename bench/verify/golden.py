@@ -79,7 +79,9 @@ def check(
     def failed(message: str, state: Literal["fails", "absent"] = "fails") -> Found:
         return Found(runtime, device, model.name, state, message, precision=precision)
 
-    if device == "cuda" and not _has_nvidia_driver():
+    from ..runtimes.cuda import has_driver
+
+    if device == "cuda" and not has_driver():
         return failed("no NVIDIA driver here", "absent")
     reply = ask("vcompress.bench.verify.golden", request, timeout_s)
     answer = reply.answer
@@ -91,19 +93,6 @@ def check(
         absent = answer["status"] == EnvironmentLacks.status
         return failed(answer["error"].removeprefix(f"{model}: "), "absent" if absent else "fails")
     return Found(runtime, device, model.name, precision=precision, **answer)
-
-
-def _has_nvidia_driver() -> bool:
-    """Whether the driver's library is here: without it nothing that needs CUDA is started."""
-    import ctypes
-
-    for name in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            continue
-        return True
-    return False
 
 
 def limit_db(precision: str, device: str) -> float:

@@ -1,24 +1,14 @@
-"""Runs the ONNX checker, shape inference and ONNX Runtime, which can crash on a hostile file.
-
-Run as a program, this module reads one file in a process of its own with bounded time and memory.
-"""
+"""Runs the ONNX checker, shape inference and ONNX Runtime on a file."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx.inliner
 
-from vcompress.bench.apart import ask, serve
-
 from .repair import repaired
-
-Refusal = Callable[[Path], str | None]
 
 
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -79,25 +69,3 @@ def load_refusal(path: Path) -> str | None:
 def has_onnxruntime() -> bool:
     """Whether ONNX Runtime is installed."""
     return find_spec("onnxruntime") is not None
-
-
-def asked_apart(which: Refusal, path: Path, timeout_s: float) -> tuple[str | None, bool]:
-    """What `refusal` or `load_refusal` says in a process of its own, and whether that process ended
-    without an answer."""
-    request = {"path": str(path), "device": "cpu", "which": which.__name__}
-    reply = ask(__name__, request, timeout_s)
-    if reply.status is None:
-        return f"no answer within {timeout_s:g} s", True
-    if reply.status != 0 or "refusal" not in reply.answer:
-        return f"its process {reply.end}", True
-    return reply.answer["refusal"], False
-
-
-def _work(request: dict[str, Any]) -> dict[str, Any]:
-    known = (refusal, repaired_refusal, load_refusal)
-    which = {found.__name__: found for found in known}[request["which"]]
-    return {"refusal": which(Path(request["path"]))}
-
-
-if __name__ == "__main__":
-    sys.exit(serve(_work))

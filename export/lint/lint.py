@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 
 from vcompress.bench import onnx_file
+from vcompress.bench.apart import ask
 from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
 
 from . import channels, checker, functions, onnxruntime, operators, placement, quantised, repair
@@ -27,7 +28,8 @@ TARGETS: dict[str, tuple[Check, ...]] = {
     "tensorrt-rtx": (channels.check, operators.check_rtx, quantised.check, placement.check),
     "onnxruntime": (channels.check, onnxruntime.check),
 }
-CHECKER_TIMEOUT_S = 120.0
+TIMEOUT_S = 120.0
+"""Time limit of the process that reads a file, seconds."""
 
 
 def lint(
@@ -43,8 +45,8 @@ def lint(
         path: any ONNX file; what it names outside its folder is never opened.
         target: tensorrt, tensorrt-rtx or onnxruntime.
         build: build it as well, as these settings say; a file that builds is verified.
-        apart: run the ONNX checker, and ONNX Runtime, in a process of their own, for files that
-            may be hostile.
+        apart: read the file, and run ONNX's checker, its shape inference and ONNX Runtime, in a
+            process of its own that is limited in time and memory, for files that may be hostile.
 
     Raises:
         UserError: no such file or target.
@@ -60,36 +62,87 @@ def lint(
     if build is not None and not target.startswith("tensorrt"):
         raise UserError(f"--build builds for TensorRT; it is not for --target {target}.")
     start = time.perf_counter()
-    found: list[Finding] = []
-
-    def say(rule: str, node: str, message: str) -> None:
-        entry = RULES[rule]
-        found.append(Finding(rule, entry.severity, entry.effect, node, message, entry.cure))
-
-    view = _read(path, say, apart)
-    if view is not None:
-        for check in TARGETS[target]:
-            check(view, say)
-        if target != "onnxruntime":
-            _opset(path, say)
-        elif not any(f.effect == "blocks" for f in found):
-            refusal, _ = _checked(checker.load_refusal, path, apart)
-            if refusal is not None:
-                say("no-kernel", "", refusal)
-            elif checker.has_onnxruntime():  # which knows every operator of the file, then
-                found = [f for f in found if f.rule != "custom-domain"]
-    built = ""
-    if build is not None and view is not None:
+    if build is not None:
         build = replace(build, flavour="tensorrt" if target == "tensorrt" else "tensorrt-rtx")
-        if not _open_axes(view, build, say):
-            built = _build(path, build, say)
+    looked = _look_apart(path, target, build) if apart else look(path, target, build)
+    found, built = list(looked.findings), ""
+    if build is not None and looked.buildable:
+        built = _build(path, build, _say_to(found))
     seconds = time.perf_counter() - start
     verdict = "verified" if built else verdict_of(found)
     ordered = sorted(found, key=lambda f: ORDER.index(f.severity))
     return Report(str(path), target, verdict, tuple(dict.fromkeys(ordered)), built, seconds)
 
 
-def _read(path: Path, say: Say, apart: bool) -> View | None:
+@dataclass(frozen=True)
+class Looked:
+    """What a file shows before it is built."""
+
+    findings: tuple[Finding, ...]
+    buildable: bool
+    """Whether it can be read and all axes have a size."""
+
+
+def look(
+    path: Path, target: str, build: Settings | None, tell: Callable[[Looked], None] | None = None
+) -> Looked:
+    """The findings of a file, in this process.
+
+    Args:
+        tell: is told what was found before each step that may not come back.
+    """
+    found: list[Finding] = []
+    say = _say_to(found)
+
+    def ready() -> None:
+        if tell is not None:
+            tell(Looked(tuple(found), False))
+
+    view = _read(path, say, ready)
+    if view is None:
+        return Looked(tuple(found), False)
+    for check in TARGETS[target]:
+        check(view, say)
+    if target != "onnxruntime":
+        _opset(path, say)
+    elif not any(f.effect == "blocks" for f in found):
+        ready()
+        refusal = checker.load_refusal(path)
+        if refusal is not None:
+            say("no-kernel", "", refusal)
+        elif checker.has_onnxruntime():  # which knows every operator of the file, then
+            found = [f for f in found if f.rule != "custom-domain"]
+    open_axes = build is not None and _open_axes(view, build, say)
+    return Looked(tuple(found), not open_axes)
+
+
+def _look_apart(path: Path, target: str, build: Settings | None) -> Looked:
+    """As `look`, in a process of its own; where that ends without an answer, what it had found."""
+    request = {
+        "path": str(path), "target": target, "device": "cpu",
+        "build": None if build is None else build.to_json(),
+    }  # fmt: skip
+    reply = ask("vcompress.export.lint.worker", request, TIMEOUT_S)
+    reply.raise_error()
+    findings = tuple(Finding(**found) for found in reply.answer.get("findings", ()))
+    if reply.status == 0 and reply.answer.get("whole"):
+        return Looked(findings, reply.answer["buildable"])
+    late = reply.status is None
+    ended = f"no answer within {TIMEOUT_S:g} s" if late else f"its process {reply.end}"
+    found = list(findings)
+    _say_to(found)("checker-failed", "", ended)
+    return Looked(tuple(found), False)
+
+
+def _say_to(found: list[Finding]) -> Say:
+    def say(rule: str, node: str, message: str) -> None:
+        entry = RULES[rule]
+        found.append(Finding(rule, entry.severity, entry.effect, node, message, entry.cure))
+
+    return say
+
+
+def _read(path: Path, say: Say, ready: Callable[[], None]) -> View | None:
     """The graph with all types known, or None where the file is no valid model."""
     try:
         facts = onnx_file.read(path)
@@ -110,17 +163,17 @@ def _read(path: Path, say: Say, apart: bool) -> View | None:
     if endless is not None:
         say("invalid", "", endless)
         return None
-    refusal, crashed = _checked(checker.refusal, path, apart)
-    mendable = refusal is not None and not crashed
-    if mendable and _checked(checker.repaired_refusal, path, apart)[0] is None:
-        mended, found = repair.repaired(model)
-        for rule, node, message in found:
-            say(rule, node, message)
-        return View(checker.inferred(_with_data(mended, model)).graph, path.resolve().parent)
-    if refusal is not None:
-        say("checker-failed" if crashed else "invalid", "", refusal)
+    ready()
+    refusal = checker.refusal(path)
+    if refusal is None:
+        return View(checker.inferred(model).graph, path.resolve().parent)
+    if checker.repaired_refusal(path) is not None:
+        say("invalid", "", refusal)
         return None
-    return View(checker.inferred(model).graph, path.resolve().parent)
+    mended, found = repair.repaired(model)
+    for rule, node, message in found:
+        say(rule, node, message)
+    return View(checker.inferred(_with_data(mended, model)).graph, path.resolve().parent)
 
 
 def _with_data(mended: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -128,10 +181,6 @@ def _with_data(mended: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelPro
     there = {t.name for t in mended.graph.initializer}
     mended.graph.initializer.extend(t for t in model.graph.initializer if t.name not in there)
     return mended
-
-
-def _checked(which: checker.Refusal, path: Path, apart: bool) -> tuple[str | None, bool]:
-    return checker.asked_apart(which, path, CHECKER_TIMEOUT_S) if apart else (which(path), False)
 
 
 def _opset(path: Path, say: Say) -> None:

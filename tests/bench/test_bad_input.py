@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -182,6 +183,64 @@ def test_the_control_group_limits_the_memory(
     for text, right in (("max\n", machine), ("104857600\n", 104857600), (f"{2**63}", machine)):
         limit.write_text(text)
         assert apart.memory_limit() == right
+
+
+def test_free_memory_is_that_of_the_machine_and_of_the_control_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, used, group = (tmp_path / name for name in ("meminfo", "current", "stat"))
+    memory.write_text("MemTotal: 9000 kB\nMemAvailable:    2000 kB\n")
+    for name, file in (("_MEMORY", memory), ("_GROUP_USED", used), ("_GROUP_STATISTICS", group)):
+        monkeypatch.setattr(apart, name, file)
+    monkeypatch.setattr(apart, "memory_limit", lambda: 3_000_000)
+    assert apart.memory_free() == 2_048_000
+    used.write_text("2500000\n")
+    group.write_text("anon 1\ninactive_file 400000\n")
+    assert apart.memory_free() == 900_000
+    memory.unlink()
+    used.unlink()
+    assert apart.memory_free() == 3_000_000
+
+
+LIMITED = """
+import json, resource, sys
+from vcompress.bench.apart import serve
+def work(request):
+    names = ("RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_DATA")
+    return {name: resource.getrlimit(getattr(resource, name))[0] for name in names}
+sys.exit(serve(work))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="these limits are Linux's")
+def test_the_fresh_process_has_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "limited.py").write_text(LIMITED)
+    monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path), *filter(None, sys.path)]))
+    found = apart.ask("limited", {"path": "m", "device": "cpu"}, 10.0).answer
+    cpus = len(os.sched_getaffinity(0))
+    assert (found["RLIMIT_CORE"], found["RLIMIT_CPU"]) == (0, 10 * cpus + 5)
+    assert apart.LEAST_MEMORY <= found["RLIMIT_DATA"] <= apart.memory_limit()
+    on_gpu = apart.ask("limited", {"path": "m", "device": "cuda"}, 10.0).answer
+    assert on_gpu["RLIMIT_DATA"] == resource.getrlimit(resource.RLIMIT_DATA)[0]
+
+
+def test_time_is_limited_for_code_of_a_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is that of the code within, and again that of the code around it."""
+    armed: list[float] = []
+
+    def allow(seconds: float) -> None:
+        armed.append(seconds)
+        apart._allowed.now_s = seconds
+
+    monkeypatch.setattr(apart, "_allow", allow)
+    monkeypatch.setattr(apart, "_allowed", apart._Allowed())
+    with apart.bounded(5.0):
+        pass
+    assert armed == []  # nobody asked for patience: this is the user's own process
+    apart._allowed.patience_s = 10.0
+    with pytest.raises(ValueError, match="within"), apart.bounded(5.0), apart.bounded():
+        raise ValueError("within")
+    assert armed == [15.0, 10.0, 15.0, 0.0]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a feature of Linux")

@@ -16,7 +16,7 @@ from PIL import Image
 from vcompress.bench import cli
 from vcompress.bench.bundle import bundle
 from vcompress.bench.data.dataset import Dataset
-from vcompress.bench.run import job
+from vcompress.bench.run import apart, job
 from vcompress.bench.tasks import open_dataset
 from vcompress.bench.timing.compare import CompareEffort
 from vcompress.bench.timing.measure import Effort
@@ -309,6 +309,7 @@ def test_two_models_are_compared_on_the_same_images(
         warmup=Effort(warmup_seconds=0.02, warmup_runs=5, most_warmup_seconds=0.05),
     )  # fmt: skip
     monkeypatch.setattr(job, "CompareEffort", short)
+    monkeypatch.setattr(apart, "run", job.run)
     status, out, _ = run(
         capsys, models / "classifier.onnx", models / "half.onnx", "--data", "digits", *QUICK,
         "--limit", "50", "--json", tmp_path / "r.json",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vcompress.bench.apart import Reply
 from vcompress.bench.errors import UserError
 from vcompress.compress.cli import main
 from vcompress.export.lint import RULES, Report, lint, verdict_of
@@ -24,6 +28,7 @@ from lint_graphs.net import FLOAT, INT8, UINT8, Net
 
 BY_NAME = {case.name: case for case in CASES}
 ROOT = Path(__file__).parents[2]
+lint_module = import_module("vcompress.export.lint.lint")
 
 
 def saved(model: onnx.ModelProto, tmp_path: Path, name: str = "model") -> Path:
@@ -132,6 +137,52 @@ def test_functions_without_end_are_refused_at_once(
     report = lint(path, apart=False)
     assert (report.verdict, rules(report)) == ("blocked", {"invalid"})
     assert report.seconds < 5
+
+
+def test_a_function_that_holds_much_and_is_called_often_is_refused_at_once(tmp_path: Path) -> None:
+    """64 kB, 8,000 times: half a gigabyte of nodes."""
+    opset = [helper.make_opsetid("", 21), helper.make_opsetid("f", 1)]
+    held = numpy_helper.from_array(np.zeros(16_384, np.float32))
+    constant = helper.make_node("Constant", [], ["c"], value=held)
+    added = helper.make_node("ReduceSum", ["c"], ["s"], keepdims=0)
+    leaf = [constant, added, helper.make_node("Add", ["x", "s"], ["y"])]
+    bodies = {"A": leaf}
+    for name, inner in (("B", "A"), ("C", "B"), ("D", "C")):
+        bodies[name] = [
+            helper.make_node(
+                inner, ["x" if i == 0 else f"t{i}"], ["y" if i == 19 else f"t{i + 1}"], domain="f"
+            )
+            for i in range(20)
+        ]
+    functions = [helper.make_function("f", n, ["x"], ["y"], b, opset) for n, b in bodies.items()]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("D", ["x"], ["y"], domain="f")], "g",
+        [info("x", FLOAT, [1])], [info("y", FLOAT, [1])],
+    )  # fmt: skip
+    model = helper.make_model(graph, functions=functions, opset_imports=opset, ir_version=10)
+    report = lint(saved(model, tmp_path), apart=False)
+    assert (report.verdict, rules(report)) == ("blocked", {"invalid"})
+    assert "256 MiB" in report.findings[0].message
+    assert report.seconds < 5
+
+
+def test_what_was_found_before_the_process_ended_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(BY_NAME["zero_point_3"].make(), tmp_path)
+    whole = lint(path, apart=False)
+    part = {"findings": [asdict(f) for f in whole.findings[:1]], "buildable": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(lint_module, "ask", lambda *_: Reply((part,), -signal.SIGSEGV))
+        report = lint(path)
+    assert report.verdict == "blocked"
+    assert report.findings[0] == whole.findings[0]
+    assert [f.message for f in report.findings[1:]] == ["its process crashed (SIGSEGV)"]
+    monkeypatch.setattr(lint_module, "TIMEOUT_S", 0.05)
+    report = lint(path)
+    assert (report.verdict, rules(report)) == ("unverified", {"checker-failed"})
+    assert report.findings[0].message == "no answer within 0.05 s"
 
 
 def saved_raw(calls: dict[str, list[str]], tmp_path: Path) -> Path:
