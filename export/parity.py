@@ -280,10 +280,12 @@ def first_divergence(model: nn.Module, path: Path, images: Tensor) -> str | None
         return None
     proto = onnx.load(str(path))
     maker = {n.output[0]: n for n in proto.graph.node}
-    unrounded = {  # tensor -> what its QuantizeLinear reads; a constant has none
+    unrounded = {  # tensor -> what its QuantizeLinear reads; constants and padded ones have none
         n.output[0]: maker[n.input[0]].input[0]
         for n in proto.graph.node
-        if n.op_type == "DequantizeLinear" and n.input[0] in maker
+        if n.op_type == "DequantizeLinear"
+        and n.input[0] in maker
+        and maker[n.input[0]].op_type == "QuantizeLinear"
     }
     steps = _roundings(model)
     wanted = [t for t in dict.fromkeys(steps.values()) if t in unrounded]

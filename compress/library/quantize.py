@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -19,7 +17,6 @@ from ..pruning.shadow import shadow
 from ..quantization.ptq import Scheme
 from ..quantization.quality import LEAST_DB
 from ..quantization.repairs import Choice, Repairs, repaired
-from ..quantization.trace import is_traceable
 from .loaders import Batches, Transform, take
 
 log = logging.getLogger(__name__)
@@ -117,12 +114,11 @@ def quantize(
     answer(net, found[:1], output)
     calibration, others = _divided(found, images, held_out)
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
-    with _known_size(net, tuple(found.shape[1:])):
-        made, repairing = repaired(
-            net, found[:1].to(device), torch.split(calibration, PART), others,
-            Scheme(target, observer, weight_bits, keep_float),
-            Repairs(equalize, correct_bias, adaround), output, min_sqnr_db,
-        )  # fmt: skip
+    made, repairing = repaired(
+        net, found[:1].to(device), torch.split(calibration, PART), others,
+        Scheme(target, observer, weight_bits, keep_float),
+        Repairs(equalize, correct_bias, adaround), output, min_sqnr_db,
+    )  # fmt: skip
     where = quantization.placement(made)
     layers, tensors = quantization.count_quantised(where)
     if not where.get("graph", True):
@@ -136,21 +132,6 @@ def quantize(
         unchanged=shadow(net, lambda tensor: torch.empty_like(tensor, device="meta")),
     )  # fmt: skip
     return quantized
-
-
-@contextmanager
-def _known_size(net: nn.Module, shape: tuple[int, ...]) -> Iterator[None]:
-    """Let the trace know the size of the input, where it does not go through without."""
-    if is_traceable(net) or hasattr(net, "input_shape"):
-        yield
-        return
-    vars(net)["input_shape"] = shape
-    try:
-        if not is_traceable(net):
-            del vars(net)["input_shape"]
-        yield
-    finally:
-        vars(net).pop("input_shape", None)
 
 
 def _divided(found: Tensor, images: int, held_out: int) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vcompress.bench.bundle import MODEL, Bundle, InputSpec, Preprocess, bundle
-from vcompress.bench.bundle.history import Entry, Metrics, TestScore, threads_of
+from vcompress.bench.bundle.history import (
+    Entry,
+    Latency,
+    Metrics,
+    TestScore,
+    threads_of,
+    to_json,
+)
 from vcompress.bench.config import plain
 from vcompress.bench.data.dataset import Dataset
 from vcompress.export import integers, parity
@@ -27,6 +34,7 @@ from ..models.precision import precision_of
 from ..pruning.sparsity import sparsity_of
 from ..quantization import target_of
 from ..reporting.page import write_report
+from ..reporting.speed import SPEED
 from ..robustness.measure import measure as measure_robustness
 from .float_first import Before, against
 from .measure import (
@@ -41,6 +49,7 @@ from .measure import (
 )
 from .openvino_proof import openvino_parity
 from .proof import export_checked
+from .speed import timed_against
 
 log = logging.getLogger(__name__)
 
@@ -111,12 +120,15 @@ def finish(
                 precision_of(network.model),
             )
         test, change = _tested(file, labelled if runs else None, runtime, own, before)
+        timed, speed = None, dict[str, Any]()
+        if runs:
+            timed, speed = _timed(file, images, runtime, threads, before, entry)
         metrics = Metrics(
             test=test,
             parameters=count_parameters(model),
             macs=count_macs(model, images[:1]),
             onnx_bytes=file.stat().st_size,
-            latency=latency(file, images, runtime, threads) if runs else None,
+            latency=timed,
             parity=plain(asdict(proof)),
             parity_openvino=plain(openvino_parity(network.model, file, images, runtime, task)),
             export=plain({**asdict(exported), "path": MODEL, **_in_integers(model, file)}),
@@ -132,7 +144,7 @@ def finish(
         _write_golden(folder, held_out.numpy(), runs)
         if dataset is not None and dataset.bad_images:
             entry = replace(entry, bad_images=_bad_images(dataset))
-        details = {**entry.details, **change}
+        details = {**entry.details, **change, **speed}
         everything[-1] = replace(
             entry, metrics=metrics, task=task, details=details, packages=loaded_packages()
         )
@@ -153,6 +165,20 @@ def _tested(
     found = scored(file, data, runtime)
     change = against(before, found, runtime.name) if before is not None else {}
     return found.record(runtime.name), change
+
+
+def _timed(
+    file: Path, images: Tensor, runtime: Runtime, threads: int, before: Before | None, entry: Entry
+) -> tuple[Latency, dict[str, Any]]:
+    """The latency of the file, and details of its speed against float.
+
+    A verdict has timed both already, and where the file does not ship nothing is said.
+    """
+    here = runtime.ships_in == runtime.name
+    if before is None or before.runtime != runtime.name or not here or "verdict" in entry.details:
+        return latency(file, images, runtime, threads), {}
+    found, speed = timed_against(file, before.file, images, runtime, threads)
+    return found, {SPEED: to_json(speed)}
 
 
 def _in_integers(model: nn.Module, file: Path) -> dict[str, Any]:

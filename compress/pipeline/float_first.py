@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from vcompress.bench.bundle import MODEL, Bundle
@@ -23,11 +24,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Before:
-    """The float network on the held-out images."""
+    """The float network before it was quantised."""
 
-    score: Score
+    file: Path
+    """Its ONNX file."""
     runtime: str
     """Name of the runtime that ran it."""
+    score: Score | None
+    """On the held-out images; None where nothing is labelled."""
 
 
 @dataclass
@@ -37,19 +41,21 @@ class FloatFirst:
     bundle: Bundle | None
     data: Data
     before: Before | None = None
-    """What came out; None where the network is in no bundle, there are no labels, or its file
-    cannot run here."""
+    """What came out; None where the network is in no bundle, or its file cannot run here."""
 
     def __call__(self, target: str) -> None:
         """Run the bundle's `model.onnx` in the runtime of `target`, or in ONNX Runtime where that
         is not here, and say what came out."""
         bundle, data = self.bundle, self.data
-        if bundle is None or MODEL not in bundle.files or not data.dataset.labelled:
+        if bundle is None or MODEL not in bundle.files:
             return
         file = bundle.file(MODEL)
         if not process_state().is_main_process or not parity.runs_on_cpu(file):
             return
         runtime, _ = runtime_for(load_target(target), file)
+        self.before = Before(file, runtime.name, None)
+        if not data.dataset.labelled:
+            return
         found = scored(file, data, runtime)
         judged = found.metric
         log.info(
@@ -57,13 +63,13 @@ class FloatFirst:
             judged.title, judged.text(found.value), judged.span(*found.interval), found.n,
             data.dataset.source, runtime.name,
         )  # fmt: skip
-        self.before = Before(found, runtime.name)
+        self.before = Before(file, runtime.name, found)
 
 
 def against(before: Before, score: Score, runtime: str) -> dict[str, Any]:
     """What the entry of the history says of the change, paired on the same images; empty where
     another runtime ran them. The log says it in a sentence."""
-    if runtime != before.runtime:
+    if runtime != before.runtime or before.score is None:
         return {}
     change = load(score.task).compare(before.score, score)
     log.info("against float: %s", text_of(change))

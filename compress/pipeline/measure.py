@@ -149,6 +149,11 @@ def latency(
     with open_session(file, **where, threads=threads) as session:
         feed = from_images(session.inputs[0], images.numpy(), 1, "held-out images")
         found = measure.measure(session, feed, measure.Effort.quick(LATENCY_SECONDS))
+    return latency_of(found, runtime, threads)
+
+
+def latency_of(found: measure.Measurement, runtime: Runtime, threads: int) -> Latency:
+    """What the history keeps of a measurement of one image at a time."""
     low, high = found.interval_ms
     return Latency(
         median_ms=found.median_ms,

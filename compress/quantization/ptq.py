@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .calibration import calibrate
 from .placement import prepare
 from .quality import check_prepared
+from .trace import known_size
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ def quantised(
     Raises:
         UserError: what `prepare` and `calibrate` refuse.
     """
-    prepared = prepare(
-        model, example, target=scheme.target, weight_bits=scheme.weight_bits,
-        keep_float=scheme.keep_float,
-    )  # fmt: skip
+    with known_size(model, example):
+        prepared = prepare(
+            model, example, target=scheme.target, weight_bits=scheme.weight_bits,
+            keep_float=scheme.keep_float,
+        )  # fmt: skip
     if calibration:
         check_prepared(model, prepared, calibration[:1])
     calibrate(prepared, calibration, scheme.observer)

@@ -17,7 +17,7 @@ from .bias_correction import correct_bias
 from .equalize import equalize
 from .ptq import Scheme, quantised
 from .quality import COARSE_BITS, LEAST_DB, check_level
-from .trace import Untraceable
+from .trace import Untraceable, known_size
 
 Choice = Literal["auto", "on", "off"]
 GAIN_DB = 0.1
@@ -85,7 +85,8 @@ def repaired(
     if repairs.equalize != "off":
         equal, moved = model, list[str]()
         try:
-            equal, moved = equalize(model, calibration)
+            with known_size(model, example):
+                equal, moved = equalize(model, calibration)
         except Untraceable:  # it was traced around a module that this one has to look into
             if repairs.equalize == "on":
                 raise

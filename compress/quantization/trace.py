@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -244,6 +246,22 @@ def is_traceable(model: nn.Module) -> bool:
     except Untraceable:
         return False
     return True
+
+
+@contextmanager
+def known_size(model: nn.Module, example: Tensor) -> Iterator[None]:
+    """Let traces know the size of the one input, like `example` [1, C, H, W], where the network
+    does not go through without."""
+    if hasattr(model, "input_shape") or is_traceable(model):
+        yield
+        return
+    vars(model)["input_shape"] = tuple(example.shape[1:])
+    try:
+        if not is_traceable(model):
+            del vars(model)["input_shape"]
+        yield
+    finally:
+        vars(model).pop("input_shape", None)
 
 
 def _defaults(model: nn.Module, inputs: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from .engines import engine_section
 from .integers import integer_text
 from .latency import across, measured_in, missed, remarks, title
 from .robustness import robustness_section
+from .speed import speed_of, text_of
 from .terminal import score_title
 from .verdict import verdict_section
 
@@ -276,8 +277,11 @@ def _table(entries: Sequence[_Measured]) -> str:
 
 
 def _asked_cell(entry: Entry) -> str:
-    """What a stage was asked to cut a network to, and what it reached; what runs in integers."""
-    found = [text for text in (asked_and_reached(entry), integer_text(entry)) if text]
+    """What a stage was asked to cut a network to, and what it reached; how fast int8 is against
+    float, and what runs in integers."""
+    speed = speed_of(entry)
+    texts = (speed and text_of(speed), asked_and_reached(entry), integer_text(entry))
+    found = [text for text in texts if text]
     return "".join(f"<small>{escape(text)}</small>" for text in found)
 
 

@@ -21,6 +21,7 @@ from .against_float import float_lines
 from .budget import budget_lines
 from .integers import integer_lines
 from .latency import latency_text
+from .speed import speed_lines
 
 if TYPE_CHECKING:
     from ..quantization.sensitivity import LayerSensitivity
@@ -44,7 +45,10 @@ def print_history(bundle: Bundle) -> None:
     for row in rows(bundle.history):
         table.add_row(*(Text(printable(cell)) for cell in row))
     history = bundle.history
-    notes = [*budget_lines(history), *integer_lines(history), *float_lines(history)]
+    notes = [
+        *speed_lines(history), *budget_lines(history), *integer_lines(history),
+        *float_lines(history),
+    ]  # fmt: skip
     if notes:
         table.caption, table.caption_justify = Text("\n".join(map(printable, notes))), "left"
     # A pipe or a log has no width of its own; a narrow default would cut the numbers.

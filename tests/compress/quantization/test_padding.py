@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vcompress.compress import quantization as q
-from vcompress.compress import quantize
+from vcompress.compress.quantization import ptq
+from vcompress.compress.quantization.ptq import Scheme
 from vcompress.export import onnx_export, parity
 from vcompress.export.runtime import run_onnx
 
@@ -124,6 +125,7 @@ def test_a_padded_convolution_runs_in_integers(
     got = run_onnx(file, images().numpy(), optimised=True)[0]
     assert parity.compare(parity.run_torch(model, images()), got).sqnr_db > 30
     assert parity.compare(parity.run_torch(made, images()), got).sqnr_db > 60
+    assert parity.first_divergence(made, file, images()) is None
 
 
 def test_what_tensorrt_pads_is_rounded_again_behind_it(tmp_path: Path) -> None:
@@ -162,7 +164,9 @@ def test_padding_that_depends_on_the_size_of_the_map_is_traced_and_restored(tmp_
             nn.Linear(16, 5),
         )
     )  # fmt: skip
-    quantised, file = quantize(model, images(), images=24, held_out=8), tmp_path / "m.onnx"
+    scheme = Scheme("onnxruntime")
+    quantised, file = ptq.quantised(model, images()[:1], [images()], scheme), tmp_path / "m.onnx"
+    assert not hasattr(model, "input_shape")
     again = q.restore(model, q.placement(quantised))  # which knows no size by itself
     again.load_state_dict(quantised.state_dict())
     onnx_export.export(q.to_export(again.eval()), file, ("input", (3, 16, 16)))
