@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from .graph import Graph, attribute, per_axis
+from .graph import Array, Graph, attribute, per_axis
 
 
 def rewrite(proto: onnx.ModelProto) -> int:
-    """Apply every rewrite in place; the number of DequantizeLinear nodes that are not needed any
-    more, since integers are padded."""
+    """Apply every rewrite in place; by how many the DequantizeLinear nodes have become fewer: those
+    of padded integers less those that are there twice now."""
     graph = Graph(proto)
     constants_to_initializers(graph)
     store_integers(graph)
@@ -21,9 +21,10 @@ def rewrite(proto: onnx.ModelProto) -> int:
     fold_bn(graph)
     global_pools(graph)
     open_windows(graph)
+    added = keep_weights_float(graph)
     name_quantised(graph)
     graph.write_back()
-    return merged
+    return merged - added
 
 
 def constants_to_initializers(graph: Graph) -> None:
@@ -228,6 +229,101 @@ def open_windows(graph: Graph) -> None:
             graph.nodes.insert(graph.nodes.index(node), new)
             node.input[0] = out
     graph.index()
+
+
+_MOVED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
+"""What ONNX Runtime moves a DequantizeLinear behind."""
+
+
+def keep_weights_float(graph: Graph) -> int:
+    """Layers in floating point between two roundings stay that; the number of DequantizeLinear
+    nodes that were added.
+
+    ONNX Runtime rounds the weights of such a layer by itself, to one scale for the whole tensor
+    (its transformer WeightBiasQuantization). It leaves those alone whose input has a scale for each
+    channel: here the same one for all.
+    """
+    added = 0
+    for node in list(graph.nodes):
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+            continue
+        weight = graph.value(node.input[1])
+        if weight is None or weight.dtype != np.float32 or not _is_rounded_next(graph, node):
+            continue
+        way = [node]
+        before = graph.maker.get(node.input[0])
+        while before is not None and before.op_type in _MOVED:
+            way.append(before)
+            before = graph.maker.get(before.input[0])
+        if before is None or before.op_type != "DequantizeLinear" or len(before.input) < 3:
+            continue
+        scale, zero = (graph.value(name) for name in before.input[1:3])
+        if scale is None or zero is None or scale.size != 1 or zero.dtype != np.uint8:
+            continue
+        channels = _inputs(node, weight) if len(way) == 1 else _second(graph, before.output[0])
+        if channels is None or channels < 2:
+            continue
+        added += _own_way(graph, way, before, scale, zero, channels)
+    return added
+
+
+def _own_way(
+    graph: Graph, way: list[onnx.NodeProto], rounded: onnx.NodeProto, scale: Array, zero: Array,
+    channels: int,
+) -> int:  # fmt: skip
+    """Give the first of `way` a DequantizeLinear of its own, with a scale for each channel, through
+    nodes of its own; whether another still needs the old one."""
+    name = f"{way[0].output[0]}_input"
+    made = onnx.NodeProto()
+    made.CopyFrom(rounded)
+    made.name, made.output[0] = name, name
+    made.input[1] = graph.store(f"{name}_scale", np.full(channels, scale.item(), scale.dtype))
+    made.input[2] = graph.store(f"{name}_zero_point", np.full(channels, zero.item(), zero.dtype))
+    kept = [a for a in made.attribute if a.name != "axis"]
+    del made.attribute[:]
+    made.attribute.extend([*kept, helper.make_attribute("axis", 1)])
+    place = graph.nodes.index(rounded) + 1
+    graph.nodes.insert(place, made)
+    for number, node in enumerate(reversed(way[1:])):
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[0] = made.output[0]
+        copy.name = copy.output[0] = f"{name}_{number}"
+        graph.nodes.insert(graph.nodes.index(node) + 1, copy)
+        made = copy
+    way[0].input[0] = made.output[0]
+    graph.index()
+    for node in (*way[1:], rounded):
+        if graph.readers.get(node.output[0]) or node.output[0] in graph.outputs:
+            return 1
+        graph.drop(node)
+        graph.index()
+    return 0
+
+
+def _is_rounded_next(graph: Graph, node: onnx.NodeProto) -> bool:
+    after = graph.only_reader(node.output[0])
+    while after is not None and after.op_type in ("Relu", "Clip"):
+        after = graph.only_reader(after.output[0])
+    return after is not None and after.op_type == "QuantizeLinear"
+
+
+def _inputs(node: onnx.NodeProto, weight: Array) -> int:
+    """Channels that a layer reads."""
+    if node.op_type == "ConvTranspose":
+        return int(weight.shape[0])
+    if node.op_type == "Conv":
+        return int(weight.shape[1]) * int(attribute(node, "group", 1))
+    return int(weight.shape[1 if attribute(node, "transB", 0) else 0])
+
+
+def _second(graph: Graph, name: str) -> int | None:
+    """The second dimension of a tensor, where the file has it."""
+    for info in graph.graph.value_info:
+        shape = info.type.tensor_type.shape.dim
+        if info.name == name and len(shape) > 1:
+            return shape[1].dim_value or None
+    return None
 
 
 def _rank_is(graph: Graph, name: str, rank: int) -> bool:
