@@ -7,6 +7,7 @@ Both rules apply inside again: a module that was left whole is itself quantised 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from vcompress.bench.errors import UserError
 
 from .quantizers import weight_axis
+from .shaped import input_shape
 from .trace import Untraceable, trace
 
 MOST_LEAVES = 64
@@ -29,10 +31,41 @@ class Traced:
 
     graph: fx.GraphModule
     leaves: dict[str, str]
+    sizes: tuple[int, ...] | None = None
+    """Those of the one input without the batch, where the trace needed them."""
 
 
-def trace_around(model: nn.Module, inputs: int) -> Traced:
-    """Trace a network of so many inputs, around the modules that stop the tracer.
+def trace_network(model: nn.Module, inputs: tuple[Tensor, ...], whole: bool) -> Traced:
+    """Trace a network of these inputs, around the modules that stop the tracer. Where one does, the
+    trace is tried again with the sizes of the input, on which a forward pass may branch.
+
+    Args:
+        whole: whether it is the whole network, whose inputs are batches of images.
+
+    Raises:
+        Untraceable: the network's own forward pass stops it.
+    """
+    sizes = input_shape(model)
+    stopped: Untraceable | None = None
+    found: Traced | None = None
+    try:
+        found = trace_around(model, len(inputs), sizes)
+    except Untraceable as error:
+        stopped = error
+    if whole and sizes is None and len(inputs) == 1 and (found is None or found.leaves):
+        with contextlib.suppress(Untraceable):
+            again = trace_around(model, 1, tuple(inputs[0].shape[1:]))
+            if found is None or len(again.leaves) < len(found.leaves):
+                return again
+    if found is None:
+        assert stopped is not None
+        raise stopped
+    return found
+
+
+def trace_around(model: nn.Module, inputs: int, sizes: tuple[int, ...] | None = None) -> Traced:
+    """Trace a network of so many inputs, around the modules that stop the tracer; `trace` explains
+    the sizes.
 
     Raises:
         Untraceable: the network's own forward pass stops it.
@@ -40,7 +73,7 @@ def trace_around(model: nn.Module, inputs: int) -> Traced:
     leaves: dict[str, str] = {}
     while True:
         try:
-            return Traced(trace(model, frozenset(leaves), inputs), leaves)
+            return Traced(trace(model, frozenset(leaves), inputs, sizes), leaves, sizes)
         except Untraceable as error:
             if error.stopped is None or error.stopped in leaves or len(leaves) >= MOST_LEAVES:
                 raise

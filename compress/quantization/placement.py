@@ -27,10 +27,9 @@ from .graph import (
     source,
 )
 from .in_place import CHANGES_INPUT
-from .parts import prepare_children, put, record_inputs, submodule, trace_around, traceable_form
+from .parts import prepare_children, put, record_inputs, submodule, trace_network, traceable_form
 from .quality import check_prepared
 from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of, with_quantised_weight
-from .shaped import input_shape
 from .targets import Plan, Target, load_target
 from .trace import Untraceable, inside, record_shapes, shape, trace
 
@@ -106,7 +105,7 @@ def _prepare(
     """A quantised copy of the network, or of the part at `prefix`; or why there is nothing."""
     form = traceable_form(model)
     try:
-        traced = trace_around(form, len(inputs))
+        traced = trace_network(form, inputs, whole=not prefix)
     except Untraceable as error:
         return _in_parts(model, inputs, prefix, job, str(error))
     graph = traced.graph
@@ -146,8 +145,8 @@ def _prepare(
     description = _describe(nodes, plan, job.target, job.weight_bits)
     if form is not model:
         description["wrapped"] = True
-    if (sizes := input_shape(form)) is not None:
-        description["sizes"] = list(sizes)
+    if traced.sizes is not None:
+        description["sizes"] = list(traced.sizes)
     if len(inputs) > 1:
         description["inputs"] = len(inputs)
     if traced.leaves:

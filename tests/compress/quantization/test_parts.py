@@ -49,11 +49,20 @@ class Branching(nn.Module):
 
 
 class Sized(Branching):
-    """Branches on a shape, which an export can follow."""
+    """Branches on a shape."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] < 8:
             x = nn.functional.interpolate(x, size=8)
+        return self.head(self.backbone(x).mean((2, 3)))
+
+
+class Checked(Branching):
+    """Asks for a tensor, which an export can follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError("expected a tensor")
         return self.head(self.backbone(x).mean((2, 3)))
 
 
@@ -63,7 +72,9 @@ class Stubborn(nn.Module):
         self.inner = nn.Conv2d(8, 8, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) if x.shape[2] > 1 else x
+        if not isinstance(x, Tensor):
+            raise TypeError("expected a tensor")
+        return self.inner(x)
 
 
 class Around(nn.Module):
@@ -89,7 +100,7 @@ def restored(model: nn.Module, prepared: nn.Module) -> nn.Module:
     return again.eval()
 
 
-@pytest.mark.parametrize(("kind", "layers"), [(Branching, 3), (Sized, 3), (Around, 4)])
+@pytest.mark.parametrize(("kind", "layers"), [(Branching, 3), (Checked, 3), (Around, 4)])
 def test_what_can_be_traced_is_quantised_and_restored_bit_for_bit(
     kind: type[nn.Module], layers: int
 ) -> None:
@@ -113,6 +124,31 @@ def test_what_can_be_traced_is_quantised_and_restored_bit_for_bit(
     assert len(sensitivity(prepared, [(x, torch.zeros(16).long())])) == layers
 
 
+class SizedInside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 3, 1), Sized()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(torch.relu(self.stem(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("kind", "layers"), [(Sized, 3), (SizedInside, 4)])
+def test_a_network_that_branches_on_a_shape_is_quantised_whole(
+    kind: type[nn.Module], layers: int
+) -> None:
+    torch.manual_seed(0)
+    model, x = kind().eval(), images()
+    prepared = quantised(model, x)
+    where = q.placement(prepared)
+    assert "parts" not in where and where["sizes"] == [3, 16, 16] and where["float"] == []
+    assert q.count_quantised(where)[0] == layers
+    again = restored(model, prepared)
+    with torch.no_grad():
+        assert torch.equal(again(x), prepared(x))
+        assert sqnr_db(model(x), prepared(x)) > 25
+
+
 def test_a_step_of_training_reaches_every_part() -> None:
     torch.manual_seed(0)
     prepared = quantised(Around(), images()).train()
@@ -120,7 +156,7 @@ def test_a_step_of_training_reaches_every_part() -> None:
     assert all(p.grad is not None for p in prepared.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("kind", [Sized, Around])
+@pytest.mark.parametrize("kind", [Checked, Around])
 def test_the_exported_file_computes_the_same(kind: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     deployed = q.to_export(quantised(kind().eval(), images()))
@@ -138,7 +174,7 @@ def test_a_branch_on_a_value_cannot_be_exported_and_says_so(tmp_path: Path) -> N
 
 
 def test_a_pattern_keeps_a_part_in_floating_point() -> None:
-    prepared = q.prepare(Sized(), images(1), target="onnxruntime", keep_float=("backbone.3",))
+    prepared = q.prepare(Checked(), images(1), target="onnxruntime", keep_float=("backbone.3",))
     where = q.placement(prepared)
     assert q.count_quantised(where)[0] == 2
     assert {"name": "backbone.3", "operation": "conv", "reason": "asked for"} in where["float"]
@@ -147,11 +183,11 @@ def test_a_pattern_keeps_a_part_in_floating_point() -> None:
 def test_a_repair_that_was_asked_for_is_refused_in_parts_and_auto_leaves_it() -> None:
     torch.manual_seed(0)
     x, scheme = images(), Scheme("onnxruntime")
-    made, found = repaired(Sized().eval(), x[:1], [x], x, scheme, Repairs())
+    made, found = repaired(Checked().eval(), x[:1], [x], x, scheme, Repairs())
     assert q.count_quantised(q.placement(made))[0] == 3
     assert found["sqnr_db"] == found["sqnr_db_before"] > 25
     with pytest.raises(UserError, match=r"equalize, adaround = on: .*quantised in parts"):
-        repaired(Sized().eval(), x[:1], [x], x, scheme, Repairs(equalize="on", adaround="on"))
+        repaired(Checked().eval(), x[:1], [x], x, scheme, Repairs(equalize="on", adaround="on"))
 
 
 def test_nothing_that_can_be_quantised_names_the_line_that_stopped_the_tracer() -> None:
@@ -164,7 +200,7 @@ def test_nothing_that_can_be_quantised_names_the_line_that_stopped_the_tracer() 
 
 
 def test_a_placement_whose_part_is_missing_is_refused() -> None:
-    where = q.placement(quantised(Sized(), images()))
+    where = q.placement(quantised(Checked(), images()))
     with pytest.raises(UserError, match=r"part 'backbone'.*same architecture"):
         q.restore(nn.Sequential(nn.Conv2d(3, 4, 1)), where)
 
