@@ -56,6 +56,8 @@ if(NOT TARGET vcompress::vcompress)
     INTERFACE_INCLUDE_DIRECTORIES "${_vcompress_root}/include")
 endif()
 
+set(VCOMPRESS_GATE "${CMAKE_CURRENT_LIST_DIR}/gate.py" CACHE INTERNAL "")
+
 function(vcompress_add_model target)
   cmake_parse_arguments(
     PARSE_ARGV 1 arg "EMBED" "BUNDLE;NAME;KEY;GATE;DESTINATION" "GATE_ARGS")
@@ -149,7 +151,7 @@ function(vcompress_add_model target)
     set(passed "${out}/${arg_NAME}.gate-passed")
     add_custom_command(
       OUTPUT "${passed}"
-      COMMAND "${VCOMPRESS_PYTHON}" -m vcompress.bench.cli "${bundle}" --gate "${gate}"
+      COMMAND "${VCOMPRESS_PYTHON}" "${VCOMPRESS_GATE}" "${bundle}" --gate "${gate}"
               ${arg_GATE_ARGS}
       COMMAND "${CMAKE_COMMAND}" -E touch "${passed}"
       DEPENDS "${gate}" ${sources}

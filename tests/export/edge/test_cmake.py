@@ -278,8 +278,12 @@ def test_the_build_fails_when_the_gate_fails(
     project = application(tmp_path, f"GATE gate.toml GATE_ARGS {arguments}")
     (project.source / "gate.toml").write_text(f"max_size_mb = {limit}\n")
     bundle = write_bundle(tmp_path / "bundle")
+    project.build.mkdir()
+    for name in ("vcompress", "argparse", "numpy"):  # none of them may be taken for the real one
+        (project.build / f"{name}.py").write_text("raise SystemExit('hostile code ran')")
     assert project.configure(f"-DBUNDLE={bundle}").returncode == 0
     done = project.compile()
+    assert "hostile" not in done.stdout + done.stderr
     assert (done.returncode == 0) == passes, done.stdout
     assert (project.build / "application").exists() == passes
     assert "max_size_mb" in done.stdout
