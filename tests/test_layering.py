@@ -246,7 +246,11 @@ def test_only_the_commands_and_what_they_show_print() -> None:
 
 def test_what_is_one_tasks_own_stands_in_its_two_files() -> None:
     """No other code knows these tasks by their name: a new one is a file in each half."""
-    homes, own = {"bench/tasks/__init__.py"}, {"multilabel", "regression", "segmentation"}
+    # COCO's JSON has a key of that name.
+    homes, own = (
+        {"bench/tasks/__init__.py", "bench/data/coco.py"},
+        {"multilabel", "regression", "segmentation"},
+    )
     for package in MAY_IMPORT:
         for file in files(package):
             name = file.relative_to(ROOT).as_posix()

@@ -29,7 +29,7 @@ _NO_DATA = frozenset(
      "thumbs.db", "desktop.ini"]
 )  # fmt: skip
 """What systems and file servers put beside the user's files; so do names with a dot in front."""
-_WORDS = {
+WORDS = {
     "train": "train", "training": "train", "trainset": "train",
     "val": "val", "valid": "val", "validation": "val", "valset": "val",
     "test": "test", "testing": "test", "testset": "test",
@@ -98,7 +98,7 @@ def open_folder(folder: Path, seed: int) -> Dataset:
             if not inside.images:
                 raise UserError(
                     f"{here[name]}: no images in this class folder"
-                    f"{_said(inside.left_out, ' (there are ', ')')}. Add images or remove it."
+                    f"{said(inside.left_out, ' (there are ', ')')}. Add images or remove it."
                 )
             paths += inside.images
             labels += [number] * len(inside.images)
@@ -129,7 +129,7 @@ def open_folder(folder: Path, seed: int) -> Dataset:
     return Dataset(
         str(folder), names, targets, splits, fingerprint(digest, splits),
         lambda i: read_image(paths[i]), IMAGENET, seed=seed, drawn=not found, undivided=undivided,
-        left_out=_said(+left_out, f"{folder}: left out: "),
+        left_out=said(+left_out, f"{folder}: left out: "),
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def _folders(folder: Path) -> list[Path]:
 def _split_of(name: str) -> str | None:
     """The split that a folder's name means: the one word of a split in it."""
     words = re.split(r"[^a-z]+", name.casefold())
-    found = {_WORDS[word] for word in words if word in _WORDS}
+    found = {WORDS[word] for word in words if word in WORDS}
     return found.pop() if len(found) == 1 else None
 
 
@@ -234,7 +234,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _said(left_out: Counter[str], before: str, after: str = "") -> str:
+def said(left_out: Counter[str], before: str, after: str = "") -> str:
     """`left out: .heic (2), broken links (1)`; empty where nothing was."""
     kinds = ", ".join(f"{kind} ({count:,})" for kind, count in sorted(left_out.items()))
     return f"{before}{kinds}{after}" if kinds else ""

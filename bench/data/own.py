@@ -26,9 +26,9 @@ from ..config import from_mapping
 from ..errors import UserError, nearest
 from ..own_code import import_own, raised
 from ..text import is_name
-from .dataset import Dataset
-from .own_targets import Names, ReadTargets, is_subset, listed, plain_target
-from .preprocess import read_image
+from .dataset import IGNORED, Dataset
+from .own_targets import Names, ReadTargets, as_mask, is_subset, listed, plain_target
+from .preprocess import read_image, size_of, whole_preprocess
 from .sources import usual_preprocess
 from .splits import SPLITS, fingerprint, val_from_train
 
@@ -71,13 +71,63 @@ def open_own(source: str, root: str | None, seed: int, read: ReadTargets) -> Dat
         sample = _sample(part, name, source)
         for i, (content, _) in sample.items():
             digest.update(f"{name}\0{i}\0".encode() + content)
-        items = [sample[i][1] if i in sample else x for i, x in enumerate(raw[name])]
+        items = [plain_target(sample[i][1]) if i in sample else x for i, x in enumerate(raw[name])]
         if items != raw[name]:
             _, again = read({name: items}, names, source)
             _check_alike(targets[_rows(given, ends, name)], again, name, source)
     return Dataset(
         source, names, targets, splits, fingerprint(digest, splits), image,
         preprocess or usual_preprocess(_readable(image, splits["test"])), root, seed,
+    )  # fmt: skip
+
+
+def open_own_masks(source: str, root: str | None, seed: int) -> Dataset:
+    """As `open_own`, where the target of an image is its mask, see `own_targets.as_mask`. A mask is
+    asked for when it is needed, as an image is. Targets are `[N, 0]`.
+
+    Without `classes`, they are the numbers that the masks of up to 16 images of each split show.
+
+    Raises:
+        UserError: no such factory, one that fails, or masks that do not fit their images.
+    """
+    parts, classes, preprocess = _understood(_call(source, root, seed), source)
+    ends, given = list(accumulate(len(part) for part in parts.values())), tuple(parts)
+
+    def item(number: int) -> tuple[Any, Any, str]:
+        part = bisect_right(ends, number)
+        name, i = given[part], number - (ends[part - 1] if part else 0)
+        return *_item(parts[name], i, name, source), f"{source}: image {i} of {name}"
+
+    def image(number: int) -> Image.Image:
+        found, _, where = item(number)
+        return _picture(found, where)
+
+    def mask(number: int) -> Image.Image:
+        found, target, where = item(number)
+        size = (
+            size_of(Path(found)) if isinstance(found, (str, Path)) else _picture(found, where).size
+        )
+        read = as_mask(target, names, f"{where}: its mask")
+        if (read.shape[1], read.shape[0]) != size:
+            raise UserError(
+                f"{where}: its mask has {read.shape[1]}x{read.shape[0]} pixels, and the image "
+                f"{size[0]}x{size[1]}. Give both in one size."
+            )
+        return Image.fromarray(read)
+
+    digest, highest = hashlib.sha256("\0".join(classes or ()).encode()), 1
+    for name, part in parts.items():
+        for i, (content, target) in _sample(part, name, source).items():
+            read = as_mask(target, classes, f"{source}: image {i} of {name}: its mask")
+            highest = max(highest, int(read[read != IGNORED].max(initial=0)))
+            digest.update(f"{name}\0{i}\0".encode() + content + read.tobytes())
+    names = classes or tuple(map(str, range(highest + 1)))
+    targets = np.zeros((ends[-1], 0), np.int64)
+    splits = _splits(given, ends, names, targets, seed, source)
+    return Dataset(
+        source, names, targets, splits, fingerprint(digest, splits), image,
+        preprocess or whole_preprocess(_readable(image, splits["test"]).size), root, seed,
+        mask=mask,
     )  # fmt: skip
 
 
@@ -286,7 +336,7 @@ def _sample(part: Any, name: str, source: str) -> dict[int, tuple[bytes, Any]]:
                     f"{where} is another one each time. Leave random transforms out; --augment "
                     f"chooses those of training."
                 )
-            found[i] = content, plain_target(first[1])
+            found[i] = content, first[1]
     return found
 
 

@@ -8,14 +8,17 @@ order of the splits. Where no names are given, the first split's targets define 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..errors import UserError, nearest
 from ..text import is_name
-from .dataset import LARGEST
+from .dataset import IGNORED, LARGEST
+from .mask_values import MOST, numbers_or_colours, stored
 
 Names: TypeAlias = tuple[str, ...]
 Raw: TypeAlias = Mapping[str, Sequence[Any]]
@@ -102,6 +105,50 @@ def number_targets(raw: Raw, names: Names | None, source: str) -> tuple[Names, N
     width = len(rows[0])
     known = names or (("number",) if width == 1 else tuple(f"number {k}" for k in range(width)))
     return known, np.array(rows, dtype=np.float32)
+
+
+def as_mask(value: Any, names: Names | None, where: str) -> NDArray[np.uint8]:
+    """A mask as the user's code gives it, `[H, W]`: a PIL image or a file of one, grey or with a
+    palette; or whole numbers `[H, W]` in an array, a tensor or lists, `IGNORED` for no class.
+
+    Args:
+        names: of the classes, where they are known.
+
+    Raises:
+        UserError: anything else, or a number that is no class.
+    """
+    if isinstance(value, (str, Path)):
+        value = stored(Path(value))
+    elif isinstance(value, Image.Image):
+        value = numbers_or_colours(value)
+    elif hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    found = np.asarray(value)
+    if found.ndim == 3 and 1 in (found.shape[0], found.shape[2]):
+        found = found[0] if found.shape[0] == 1 else found[..., 0]
+    if found.ndim != 2 or not found.size or found.dtype.kind not in "iub":
+        raise UserError(
+            f"{where} is {list(found.shape)} {found.dtype}; expected whole numbers [height, "
+            f"width], or a PIL image of them."
+        )
+    most = len(names) if names is not None else MOST
+    odd = (found != IGNORED) & ((found < 0) | (found >= most))
+    if odd.any():
+        raise UserError(
+            f"{where} holds {int(found[odd][0])}; expected classes from 0 to {most - 1}, and "
+            f"{IGNORED} for pixels that do not count."
+        )
+    return found.astype(np.uint8)
+
+
+def mask_targets(raw: Raw, names: Names | None, source: str) -> tuple[Names, NDArray[np.int64]]:
+    """Masks, which stand in no row: `[N, 0]`. Their classes are checked."""
+    highest = 1
+    for name, i, value in _each(raw):
+        found = as_mask(value, names, f"{source}: target {i} of {name}")
+        highest = max(highest, int(found[found != IGNORED].max(initial=0)))
+    count = sum(map(len, raw.values()))
+    return names or tuple(map(str, range(highest + 1))), np.zeros((count, 0), np.int64)
 
 
 def is_subset(part: Any) -> bool:

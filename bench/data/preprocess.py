@@ -135,3 +135,32 @@ def read_image(path: Path) -> Image.Image:
         raise UserError(
             f"{path}: cannot be read as an image ({error}). Repair or remove the file."
         ) from None
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height of an image file, as its header says, turned as EXIF says.
+
+    Raises:
+        UserError: no file, or no image.
+    """
+    Image.preinit()
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else image.size
+    except Exception as error:  # Pillow's decoders raise many kinds on a damaged file
+        raise UserError(
+            f"{path}: cannot be read as an image ({error}). Repair or remove the file."
+        ) from None
+
+
+def whole_preprocess(size: tuple[int, int]) -> Preprocess:
+    """The whole image, none of it cut away, in about its own shape: the shorter side at most 256
+    pixels, the longer one at most twice that, both whole multiples of 32.
+
+    Args:
+        size: width and height of an image.
+    """
+    short = min(256, *size)
+    width, height = (max(32, 32 * round(short * min(side / min(size), 2) / 32)) for side in size)
+    return Preprocess(size=(height, width))

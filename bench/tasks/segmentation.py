@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import stats
-from ..data import own, scenes
+from ..data import masks, own, own_targets, scenes
 from ..data.dataset import IGNORED, Dataset
 from ..errors import UserError
 from ..own_code import is_own_data
@@ -219,19 +219,16 @@ class Segmentation:
     metrics = tuple(map(metric, ("mIoU", "pixel_accuracy", "boundary_f1")))
     decides = "pixel class"
     answers: tuple[str, ...] = ()
+    read_targets = staticmethod(own_targets.mask_targets)
 
     def open(self, source: str, root: str | None, seed: int, download: bool) -> Dataset:
-        """`scenes` (also called `digits`: several of them over each other on a textured ground)."""
+        """`scenes` (also called `digits`: several of them over each other on a textured ground), a
+        folder of images and masks, COCO's JSON, or own code."""
         if source in ("scenes", "digits"):
             return scenes.segmentation_scenes(seed)
         if is_own_data(source):
-            return own.open_own(source, root, seed, self.read_targets)
-        raise UserError(f"--data {source!r:.200}: expected scenes.")
-
-    def read_targets(
-        self, raw: Any, names: tuple[str, ...] | None, source: str
-    ) -> tuple[tuple[str, ...], Array]:
-        raise UserError(f"{source}: masks from code are not read yet.")
+            return own.open_own_masks(source, root, seed)
+        return masks.open_masks(source, seed)
 
     def prepare(self, preprocess: Any, image: Any, target: Any = None) -> tasks.Prepared:
         from ..data.preprocess import apply, apply_to_mask, geometry
