@@ -12,7 +12,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet -e '.[cpu,train,timm,track,rtx,openvino,edge,release,lora,hf,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[cpu,train,timm,track,rtx,openvino,edge,release,lora,hf,smp,dev]'
 	touch $@
 
 demo: $(VENV)/installed

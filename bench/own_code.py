@@ -28,7 +28,9 @@ def is_own_data(source: str) -> bool:
 
 def is_factory(model: str) -> bool:
     """Whether the name of a network has the form `module:function`; nothing is imported."""
-    return ":" in model and not model.startswith(("timm:", "hf:"))
+    module, colon, _ = model.partition(":")
+    # deeplabv3+timm:NAME is a head on a backbone.
+    return bool(colon) and module not in ("timm", "hf", "smp") and "+" not in module
 
 
 def check_trusted(name: str, trust: str | None, what: str) -> None:

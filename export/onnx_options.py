@@ -25,6 +25,7 @@ from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.ranges import at_least, check_ranges
 from vcompress.bench.tasks import load
 
+from . import onnx_maps
 from .graph import opset_of, save
 from .onnx_export import ExportError
 from .onnx_preprocess import IMAGE, Embedding, prepend, preprocess_model
@@ -35,6 +36,8 @@ Run = Callable[[Mapping[str, Array]], list[Array]]
 
 FLOAT_SQNR_DB, QUANTISED_SQNR_DB = 60.0, 40.0
 """Least signal to error against the plain file; in int8 a last bit may turn a tie into a step."""
+LEAST_SAME = 0.999
+"""Least share of the pixels with the same class."""
 MOST_LEVELS = 1
 """Most levels of 255 between the embedded resize, rounded in float32, and Pillow's."""
 
@@ -60,6 +63,10 @@ class OnnxOptions:
     """Answer with the probability of each label in place of logits."""
     top_k: Annotated[int | None, at_least(1)] = None
     """Answer with the k best scores and their class numbers."""
+    resize_in_graph: bool = False
+    """Answer with logits at the size of the image in place of the network's stride."""
+    argmax: bool = False
+    """Answer with the number of each pixel's class, uint8, in place of logits."""
     slim: bool = False
     """Clean the graph with onnxslim; kept only if every quantiser and the numbers stay."""
     infer_shapes: bool = False
@@ -73,7 +80,10 @@ class OnnxOptions:
     def check_task(self, task: str) -> None:
         """Raise a UserError for an answer that makes no sense of the task's outputs."""
         answers = load(task).answers
-        given = {"softmax": self.softmax, "sigmoid": self.sigmoid, "top_k": self.top_k is not None}
+        given = {
+            "softmax": self.softmax, "sigmoid": self.sigmoid, "top_k": self.top_k is not None,
+            "resize_in_graph": self.resize_in_graph, "argmax": self.argmax,
+        }  # fmt: skip
         odd = next((name for name, asked in given.items() if asked and name not in answers), None)
         if odd is not None:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in answers)
@@ -117,7 +127,9 @@ def refine(
     proof = _Proof(proto, before, preprocess, options, images)
     if options.static_batch is not None:
         fix_batch(proto, options.static_batch)
-    if options.softmax or options.sigmoid or options.top_k is not None:
+    if options.resize_in_graph or options.argmax:
+        onnx_maps.add_answer(proto, options.resize_in_graph, options.argmax)
+    elif options.softmax or options.sigmoid or options.top_k is not None:
         add_answer(proto, options)
     if before is not None:
         prepend(proto, before)
@@ -314,9 +326,8 @@ class _Proof:
                 self.fed.append(np.repeat(wanted, batch, axis=0))
             rows.append(network({name: given})[0].astype(np.float64))
             if ours is not None:
-                end_to_end.append(
-                    int(network({name: wanted})[0].argmax()) == int(rows[-1].argmax())
-                )
+                same = network({name: wanted})[0].argmax(1) == rows[-1].argmax(1)
+                end_to_end.append(float(same.mean()))
         self.logits = np.concatenate(rows)
         if ours is not None:
             most = MOST_LEVELS if options.embed_preprocess == "resize" else 0
@@ -339,7 +350,11 @@ class _Proof:
         entry = proto.graph.input[0].name
         answers = [[a[:1] for a in run({entry: fed})] for fed in self.fed]
         got = [np.concatenate(column).astype(np.float64) for column in zip(*answers, strict=True)]
+        if self.options.argmax:
+            return [*self.notes, self._same_classes(got[0], proto, name)]
         want = _probabilities(self.logits, self.options)
+        if self.options.resize_in_graph:
+            want = onnx_maps.resized(want, onnx_maps.input_size(proto))
         if self.options.top_k is not None:
             scores, classes = got[0], got[1].astype(np.int64)
             best = -np.sort(-want, axis=1)[:, : self.options.top_k]
@@ -357,6 +372,18 @@ class _Proof:
             *self.notes,
             f"against the plain file: SQNR {sqnr:.1f} dB on {len(self.fed)} images",
         ]
+
+    def _same_classes(self, got: Array, proto: onnx.ModelProto, name: str) -> str:
+        logits = self.logits
+        if self.options.resize_in_graph:
+            logits = onnx_maps.resized(logits, onnx_maps.input_size(proto))
+        share = float((logits.argmax(1) == got).mean())
+        if share < LEAST_SAME:
+            raise ExportError(
+                f"{name} does not answer as the plain file does: the class of {share:.3%} of the "
+                f"pixels is the same on {len(self.fed)} images, expected {LEAST_SAME:.1%}."
+            )
+        return f"against the plain file: {share:.3%} of the pixels on {len(self.fed)} images"
 
 
 def session(model: bytes) -> Run:

@@ -125,6 +125,7 @@ class Classification:
     name = "classification"
     metrics = (metric("top1"), metric("top5"))
     decides = "best class"
+    maps = False
     answers: tuple[str, ...] = ("softmax", "top_k")
     prepare = staticmethod(whole_image)
     read_targets = staticmethod(own_targets.class_targets)

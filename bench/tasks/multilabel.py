@@ -163,6 +163,7 @@ class MultiLabel:
     name = "multilabel"
     metrics = tuple(map(metric, ("mAP", "f1_micro", "f1_macro", "exact_match")))
     decides = "labels"
+    maps = False
     answers: tuple[str, ...] = ("sigmoid",)
     prepare = staticmethod(whole_image)
     read_targets = staticmethod(own_targets.label_targets)

@@ -96,13 +96,13 @@ class Regression:
     name = "regression"
     metrics = tuple(map(metric, ("mae", "rmse", "r2")))
     decides = ""
+    maps = False
     answers: tuple[str, ...] = ()
     prepare = staticmethod(tasks.whole_image)
     read_targets = staticmethod(own_targets.number_targets)
 
     def open(self, source: str, root: str | None, seed: int, download: bool) -> Dataset:
-        """`digits` (the number that two of them form), or a folder with `targets.csv` (columns
-        image and one for each number), or own code."""
+        """`digits` (what two of them form), a folder with `targets.csv`, or own code."""
         if is_own_data(source):
             return own.open_own(source, root, seed, self.read_targets)
         digits = source == "digits"

@@ -218,7 +218,8 @@ class Segmentation:
     name = "segmentation"
     metrics = tuple(map(metric, ("mIoU", "pixel_accuracy", "boundary_f1")))
     decides = "pixel class"
-    answers: tuple[str, ...] = ()
+    maps = True
+    answers: tuple[str, ...] = ("resize_in_graph", "argmax")
     read_targets = staticmethod(own_targets.mask_targets)
 
     def open(self, source: str, root: str | None, seed: int, download: bool) -> Dataset:

@@ -219,6 +219,10 @@ class Task(Protocol):
         """What an output decides, as a sentence names it: best class, labels; empty for nothing."""
 
     @property
+    def maps(self) -> bool:
+        """Whether the outputs are maps `[B, K, h, w]`, and the targets masks `[B, H, W]`."""
+
+    @property
     def answers(self) -> tuple[str, ...]:
         """What an exported file can make of its outputs: softmax, top_k, sigmoid."""
 

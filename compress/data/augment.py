@@ -1,4 +1,5 @@
-"""Augmentation of training images: each alone before preprocessing, then batches (MixUp, CutMix).
+"""Augmentation of training images: each alone, or with its mask, before preprocessing; then batches
+(MixUp, CutMix).
 
 All of it draws from torch's global generator; `seeded` gives that a seed of its own.
 """
@@ -8,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.tv_tensors import Mask
 
+from vcompress.bench.data.dataset import IGNORED
 from vcompress.bench.errors import UserError
 
 Augment = Literal["auto", "none", "affine", "crop-flip", "rand", "trivial"]
@@ -77,6 +81,55 @@ def image_transform(
     if not steps:
         return None
     return steps[0] if len(steps) == 1 else v2.Compose(steps)
+
+
+def image_and_mask_transform(
+    kind: Augment, size: Sequence[int], erase: float = 0.0, fill: Sequence[float] = (0.5,) * 3
+) -> Callable[[Image.Image, Image.Image], tuple[Image.Image, Image.Image]] | None:
+    """As `image_transform`, moving an image and its mask (mode `L`) alike; None where nothing is
+    changed. What comes in from outside the image is of no class.
+
+    `auto` and `crop-flip` scale by 0.5 to 2, crop, mirror, and change brightness, contrast and
+    saturation, as DeepLab and its successors are trained (arXiv:1706.05587).
+
+    Raises:
+        UserError: RandAugment and TrivialAugment, which move the image alone.
+    """
+    if kind in ("rand", "trivial"):
+        raise UserError(
+            f"--augment {kind} moves the pixels of images and not those of masks. Give crop-flip, "
+            f"affine or none."
+        )
+    colour = tuple(round(255 * share) for share in fill)
+    outside: dict[Any, Any] = {Image.Image: colour if len(colour) > 1 else colour[0], Mask: IGNORED}
+    steps: list[Any] = []
+    if kind == "affine":
+        steps.append(
+            v2.RandomAffine(
+                10, translate=(0.1, 0.1), scale=(0.9, 1.1), shear=5, interpolation=_BILINEAR,
+                fill=outside,
+            )
+        )  # fmt: skip
+    elif kind != "none":
+        steps += [
+            v2.ScaleJitter(tuple(size), scale_range=(0.5, 2.0)),
+            v2.RandomCrop(list(size), pad_if_needed=True, fill=outside),
+            v2.RandomHorizontalFlip(),
+        ]
+        if len(fill) == 3:
+            steps.append(v2.ColorJitter(0.3, 0.3, 0.3))
+    if not steps and not erase:
+        return None
+    moved = v2.Compose(steps) if steps else None
+    erased = _Erase(erase, colour) if erase else None
+
+    def change(image: Image.Image, mask: Image.Image) -> tuple[Image.Image, Image.Image]:
+        if moved is not None:
+            image, tensor = moved(image, Mask(np.array(mask)[None]))
+            mask = Image.fromarray(tensor[0].numpy())
+        return (image if erased is None else erased(image)), mask
+
+    return change
 
 
 class _Erase:

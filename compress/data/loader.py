@@ -19,10 +19,10 @@ from torch import Tensor
 
 from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data.dataset import Dataset
-from vcompress.bench.data.preprocess import apply, to_mode
+from vcompress.bench.data.preprocess import apply, apply_to_mask, to_mode
 from vcompress.bench.errors import UserError
 
-from .augment import Augment, Mix, crops, image_transform, seeded
+from .augment import Augment, Mix, crops, image_and_mask_transform, image_transform, seeded
 
 _MOST_BAD_IN_A_ROW = 100
 
@@ -30,6 +30,10 @@ _MOST_BAD_IN_A_ROW = 100
 def split_of(dataset: Dataset, wanted: str) -> str:
     """The split `wanted`, or `test` where the data have none: they may be there to measure on."""
     return wanted if len(dataset.splits[wanted]) else "test"
+
+
+_Augmentation = Callable[[Image.Image, Any], tuple[Image.Image, Any]]
+"""From an image and its mask, or None, to changed ones."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Data:
         rank: int = 0, world: int = 1, view: int | None = None, samples: bool = False,
     ) -> Loader:  # fmt: skip
         """Batches of `(images [B, C, H, W] float32, targets [B, ...])`, the targets as the data set
-        has them: `[B] int64` classes, `[B, K] int8` labels, `[B, K] float32` numbers.
+        has them: `[B] int64` classes, `[B, K] int8` labels, `[B, K] float32` numbers, `[B, H, W]
+        uint8` masks.
 
         With `train`, shuffled and augmented for `epoch`, the shorter last batch left out. With
         `world` processes, `batch_size` is that of all together and each loads its own part. A
@@ -141,8 +146,12 @@ class Data:
         chosen = np.concatenate(shares)
         return chosen[torch.randperm(len(chosen), generator=generator).numpy()]
 
-    def _augmentation(self) -> Callable[[Image.Image], Image.Image] | None:
-        return image_transform(self.augment, self.largest, self.erase, self.preprocess.mean)
+    def _augmentation(self) -> _Augmentation | None:
+        given = self.augment, self.largest, self.erase, self.preprocess.mean
+        if self.dataset.mask is not None:
+            return image_and_mask_transform(*given)
+        alone = image_transform(*given)
+        return None if alone is None else lambda image, mask: (alone(image), mask)
 
     @property
     def largest(self) -> tuple[int, int]:
@@ -198,7 +207,7 @@ class Loader:
 
 class _Images(torch.utils.data.Dataset[Any]):
     def __init__(
-        self, data: Data, epoch: int, augmentation: Callable[[Image.Image], Image.Image] | None,
+        self, data: Data, epoch: int, augmentation: _Augmentation | None,
         samples: bool = False, instead: npt.NDArray[np.int64] | None = None,
     ) -> None:  # fmt: skip
         self.data, self.epoch, self.augmentation = data, epoch, augmentation
@@ -207,7 +216,8 @@ class _Images(torch.utils.data.Dataset[Any]):
         """Where another image is taken from for one that cannot be read."""
         others = data.views if samples and data.yields_views else ()
         self.preprocesses = (data.preprocess, *others)
-        if augmentation is not None and crops(data.augment, data.largest):
+        masks = data.dataset.mask is not None and data.augment in ("auto", "crop-flip")
+        if augmentation is not None and (masks or crops(data.augment, data.largest)):
             # The crop was drawn already: another one would lose its border.
             self.preprocesses = tuple(replace(p, resize=None) for p in self.preprocesses)
 
@@ -233,18 +243,22 @@ class _Images(torch.utils.data.Dataset[Any]):
             turn += 1
 
     def _item(self, index: int, again: int) -> tuple[Any, ...]:
-        image = self.data.dataset.image(index)
+        dataset = self.data.dataset
+        image, mask = dataset.image(index), None if dataset.mask is None else dataset.mask(index)
         if self.augmentation is not None:
-            image = self._augmented(image, index, again)
+            image, mask = self._augmented(image, mask, index, again)
         values, *others = (torch.from_numpy(apply(p, image)) for p in self.preprocesses)
-        target = torch.as_tensor(self.data.dataset.targets[index])
+        row = dataset.targets[index] if mask is None else apply_to_mask(self.preprocesses[0], mask)
+        target = torch.as_tensor(np.array(row))
         return (values, target, (index, self.epoch, others)) if self.samples else (values, target)
 
-    def _augmented(self, image: Image.Image, index: int, again: int = 0) -> Image.Image:
+    def _augmented(
+        self, image: Image.Image, mask: Any, index: int, again: int = 0
+    ) -> tuple[Image.Image, Any]:
         colours = {p.channels for p in (self.data.preprocess, *self.data.views)}
         image = to_mode(image, max(colours, key=len))  # RGBA, RGB, L
         with seeded(_mix(self.data.seed, self.epoch, index, *([again] if again else []))):
-            return self.augmentation(image)  # type: ignore[misc]
+            return self.augmentation(image, mask)  # type: ignore[misc]
 
 
 def _collate(found: list[Any]) -> tuple[Any, dict[int, str]] | UserError:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vcompress.bench.bundle import IMAGENET
-from vcompress.bench.data.dataset import Dataset, OnBadImage
+from vcompress.bench.data.dataset import IGNORED, Dataset, OnBadImage
 from vcompress.bench.data.folders import find_images
 from vcompress.bench.data.preprocess import read_image
 from vcompress.bench.errors import UserError
@@ -33,14 +33,24 @@ def with_unlabelled(dataset: Dataset, folder: Path, flag: str = "--unlabelled") 
     digest = hashlib.sha256(dataset.fingerprint.encode())
     _add(digest, folder, files)
     own, count, extra = dataset.image, len(dataset.targets), len(files)
+    masks, targets = dataset.mask, dataset.targets
+    if masks is not None:  # a row that says whether there is one
+        targets = np.zeros((count, 1), np.int8)
 
     def image(number: int) -> Image.Image:
         return own(number) if number < count else read_image(files[number - count])
 
+    def mask(number: int) -> Image.Image:
+        assert masks is not None
+        if number < count:
+            return masks(number)
+        return Image.new("L", read_image(files[number - count]).size, IGNORED)
+
     train = np.concatenate([dataset.splits["train"], np.arange(count, count + extra)])
     return replace(
         dataset,
-        targets=np.concatenate([dataset.targets, _without_label(dataset.targets, extra)]),
+        targets=np.concatenate([targets, _without_label(targets, extra)]),
+        mask=None if masks is None else mask,
         splits={**dataset.splits, "train": train},
         fingerprint=digest.hexdigest(),
         image=image,

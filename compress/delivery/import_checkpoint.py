@@ -19,7 +19,7 @@ from vcompress.bench.config import plain
 from vcompress.bench.data.classes import fits, read_names, some, with_outputs
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
-from vcompress.bench.tasks import CLASSIFICATION, open_dataset
+from vcompress.bench.tasks import CLASSIFICATION, load, open_dataset
 
 from ..bundles import licences
 from ..bundles.entry import record_entry
@@ -83,7 +83,10 @@ def import_checkpoint(
     network = found.network
     labels = _labels(labels_file, network.spec, found.labels, dataset)
     network.model.eval()
-    check_forward(network.model, noise(1, preprocess), network.spec.classes, network.spec.name)
+    check_forward(
+        network.model, noise(1, preprocess), network.spec.classes, network.spec.name,
+        maps=load(task).maps,
+    )  # fmt: skip
     entry = replace(
         record_entry("import", network.spec, {"weights": found.file.name}, options),
         inputs={"weights": {"path": str(found.file), "sha256": bundles.sha256(found.file)}},

@@ -41,6 +41,25 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
     return (maps[0] - maps[1]).square().sum(1).mean()
 
 
+def structure(student: Tensor, teacher: Tensor, most: int = 256) -> Tensor:
+    """Mean squared difference of how alike the places of two feature maps `[B, C, H, W]` are to one
+    another, by the cosine; numbers of channels and sizes may differ.
+
+    Both are pooled to one grid of at most `most` places first, of which each pair is compared.
+
+    Liu et al.: Structured Knowledge Distillation for Semantic Segmentation, CVPR 2019,
+    arXiv:1903.04197, the pair-wise part.
+    """
+    sides = [min(s, t) for s, t in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+    while sides[0] * sides[1] > most:
+        sides = [max(1, side // 2) for side in sides]
+    alike = []
+    for maps in (student, teacher):
+        nodes = F.normalize(F.adaptive_max_pool2d(maps, sides).flatten(2), dim=1)
+        alike.append(nodes.transpose(1, 2) @ nodes)
+    return (alike[0] - alike[1]).square().mean()
+
+
 def infonce(
     student: Tensor, teacher: Tensor, labels: Tensor | None = None, temperature: float = 0.1
 ) -> Tensor:

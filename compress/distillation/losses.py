@@ -60,7 +60,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
 
     Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
     """
-    _check(student_logits, teacher_logits, temperature)
+    check_logits(student_logits, teacher_logits, temperature)
     divergence = _divergence(student_logits / temperature, teacher_logits / temperature)
     return divergence * temperature**2
 
@@ -85,7 +85,7 @@ def dkd(
 
     Zhao et al.: Decoupled Knowledge Distillation, CVPR 2022, arXiv:2203.08679.
     """
-    _check(student_logits, teacher_logits, temperature)
+    check_logits(student_logits, teacher_logits, temperature)
     student, teacher = student_logits / temperature, teacher_logits / temperature
     target = F.one_hot(labels, student.shape[1]).bool()
     binary = _divergence(_binary(student, target), _binary(teacher, target))
@@ -108,7 +108,7 @@ def dist(
 
     Huang et al.: Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, arXiv:2205.10536.
     """
-    _check(student_logits, teacher_logits, temperature)
+    check_logits(student_logits, teacher_logits, temperature)
     student = F.softmax(student_logits / temperature, dim=1)
     teacher = F.softmax(teacher_logits / temperature, dim=1)
     between = 1 - F.cosine_similarity(_centred(student, 1), _centred(teacher, 1), dim=1).mean()
@@ -150,7 +150,8 @@ def _standardised(logits: Tensor) -> Tensor:
     return centred / (centred.std(1, keepdim=True) + 1e-7)
 
 
-def _check(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:
+def check_logits(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:
+    """Raise a UserError for logits of other shapes, or a temperature that is not above 0."""
     if not temperature > 0:
         raise UserError(f"temperature = {temperature}: it must be above 0 (4 is usual).")
     if student_logits.shape != teacher_logits.shape:

@@ -15,7 +15,7 @@ from vcompress.bench.errors import UserError
 
 from ..data.loader import Samples
 from ..models.layout import beside
-from . import feature_losses
+from . import feature_losses, map_losses
 from .features import Pair, align
 from .losses import total
 from .terms import ON_FEATURES, ON_MAPS
@@ -49,7 +49,7 @@ class Answer:
     """What the teachers say about a batch."""
 
     logits: Tensor
-    """`[T, B, K] float32`."""
+    """`[T, B, K] float32`, or maps `[T, B, K, h, w]`."""
     features: tuple[tuple[Tensor, ...], ...]
     """For each teacher the outputs of its feature points, as the modules give them."""
 
@@ -188,6 +188,8 @@ class TaughtLoss(nn.Module):
                 elif name == "fitnet":
                     ours = align(self.projections[key](ours), _size(theirs))
                     found.append(feature_losses.fitnet(ours, theirs))
+                elif name == "skd":
+                    found.append(feature_losses.structure(ours, theirs))
                 elif name == "srd":
                     ours = self.projections[key](feature_losses.embedding(ours))
                     found.append(feature_losses.srd(ours, feature_losses.embedding(theirs)))
@@ -254,7 +256,8 @@ def live(
                     own = own.contiguous(memory_format=torch.channels_last)
             logits.append(teacher.in_order(run[t](own).float()))
             features.append(tuple(seen[t][pair.teacher.name] for pair in pairs[t]))
-        return Answer(torch.stack(logits), tuple(features))
+        alike = [map_losses.resized(x, logits[0].shape[2:]) if x.ndim == 4 else x for x in logits]
+        return Answer(torch.stack(alike), tuple(features))
 
     return ask
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 # A loss to the weight that it has alone, so that it stands beside the labels as kd does.
 WEIGHTS = {
     "kd": 1.0, "dkd": 1.0, "dist": 1.0, "lskd": 1.0,
-    "fitnet": 5.0, "at": 50.0, "infonce": 1.0, "srd": 1.0, "self": 1.0,
+    "cwd": 3.0, "skd": 10.0, "fitnet": 5.0, "at": 50.0, "infonce": 1.0, "srd": 1.0, "self": 1.0,
 }  # fmt: skip
 ON_MAPS = ("fitnet", "at")
 """Losses that compare feature maps, at every pair of modules."""
-ON_FEATURES = (*ON_MAPS, "infonce", "srd")
-"""Those and the losses that compare embeddings, which the last pair gives."""
+ON_FEATURES = (*ON_MAPS, "skd", "infonce", "srd")
+"""Those and the losses that compare structure or embeddings, which the last pair gives."""
 
 
 def check_task(terms: Collection[str], task: TrainingTask) -> None:

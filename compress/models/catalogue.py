@@ -1,5 +1,5 @@
-"""Networks by name: an alias, a name of torchvision, `timm:NAME`, `hf:NAME`, or the user's own
-`module:factory`.
+"""Networks by name: an alias, a name of torchvision, `timm:NAME`, `hf:NAME`, one for segmentation
+(`segmentation.py`), or the user's own `module:factory`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vcompress.bench.errors import EnvironmentLacks, UserError, nearest, to_inst
 from vcompress.bench.own_code import check_trusted, import_own, is_factory, raised
 from vcompress.export.folding import modernise
 
-from . import channels, huggingface, pretrained
+from . import channels, huggingface, pretrained, segmentation
 from .head import note_head, of_classes, with_outputs
 from .outputs import choosing
 from .pretrained import TIMM
@@ -188,13 +188,11 @@ def build(spec: ModelSpec, weights: str | None = None, key: str | None = None) -
     if paths := _head_paths(spec, model):
         note_head(model, paths, spec.classes)
     if weights == "default":
-        _load_matching(model, _pretrained(spec), paths)
+        _load_default(spec, model, paths)
     elif weights is not None:
-        from .checkpoints import load_into
-
         # Auxiliary heads may have other classes in the file too.
         beside = _varying(spec, model) if is_factory(spec.name) else ()
-        load_into(model, Path(weights), heads=tuple(dict.fromkeys((*paths, *beside))), key=key)
+        _load_file(model, Path(weights), tuple(dict.fromkeys((*paths, *beside))), key)
     modernise(model)
     return model
 
@@ -258,7 +256,7 @@ def _head_paths(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
     differ in a network for one class more. None where that does not tell."""
     if spec.head is not None:
         return (spec.head,)
-    recorded: tuple[str, ...] = ()
+    recorded = segmentation.head_paths(model)
     if spec.name.startswith(huggingface.PREFIX):
         recorded = tuple(n for n, _ in model.named_modules() if n.startswith(huggingface.HEAD))
     elif spec.name.startswith(TIMM):
@@ -297,17 +295,20 @@ def _varying_head(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
 def _factory(name: str) -> Any:
     if name.startswith(TIMM):
         return _timm_factory(name.removeprefix(TIMM))
+    found = segmentation.factory(name, lambda backbone: _factory(ALIASES.get(backbone, backbone)))
+    if found is not None:
+        return found
     if is_factory(name):
         return import_own(name)
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        hint = nearest(name, [*ALIASES, *known])
+        hint = nearest(name, [*ALIASES, *known, *segmentation.names()])
         raise UserError(
             f"unknown model {name!r}.{hint} Expected an alias ({', '.join(list(ALIASES)[:6])}, "
-            f"...), a torchvision classification name, timm:NAME, hf:NAME, module:factory, or a "
-            f"bundle."
+            f"...), a name of torchvision, timm:NAME, hf:NAME, HEAD+BACKBONE such as "
+            f"deeplabv3+r18, module:factory, or a bundle."
         )
     return torchvision.models.get_model_builder(name)
 
@@ -357,6 +358,37 @@ def _pretrained(spec: ModelSpec) -> dict[str, Tensor]:
             f"transformers: hf:FOLDER."
         )
     return huggingface.weights(spec.folder)
+
+
+def _load_default(spec: ModelSpec, model: nn.Module, paths: tuple[str, ...]) -> None:
+    """The library's pretrained weights; of a head on a backbone, the backbone's."""
+    _, plus, backbone = spec.name.partition("+")
+    if not plus:
+        _load_matching(model, _pretrained(spec), paths)
+        return
+    from .checkpoints import load_backbone
+
+    source = ALIASES.get(backbone, backbone)
+    trunk = segmentation.backbone_of(model)
+    assert trunk is not None
+    load_backbone(trunk, pretrained.tensors(source, {}), f"the weights of {source}")
+
+
+def _load_file(model: nn.Module, file: Path, heads: tuple[str, ...], key: str | None) -> None:
+    """Weights of the whole network, or of its backbone alone where it has one and they fit that."""
+    from .checkpoints import load_into
+
+    backbone = segmentation.backbone_of(model)
+    try:
+        load_into(model, file, heads=heads, key=key)
+    except UserError as whole:
+        if backbone is None:
+            raise
+        try:
+            load_into(backbone, file, key=key)
+        except UserError:
+            raise whole from None
+        log.info("%s: weights of the backbone alone; the head starts anew", file)
 
 
 def _load_matching(model: nn.Module, tensors: Mapping[str, Tensor], heads: tuple[str, ...]) -> None:

@@ -135,7 +135,21 @@ def load_into(
     Raises:
         UserError: names the tensors that are missing, left over, or of another shape.
     """
-    root = _tree(path, key)
+    return _load(model, _tree(path, key), path, heads)
+
+
+def load_backbone(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load a classification network's `tensors` into its trunk `model`; the rest is left over.
+
+    Raises:
+        UserError: as `load_into`; `where` stands in place of the file.
+    """
+    root = _Node()
+    _grow(root, dict(tensors), set())
+    _load(model, root, Path(where), ())
+
+
+def _load(model: nn.Module, root: _Node, path: Path, heads: Sequence[str]) -> Loaded:
     own = model.state_dict()
     fits = _fits(root, model, heads)
     if not fits:

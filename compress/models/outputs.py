@@ -112,10 +112,14 @@ def mean_loss(outputs: Any, loss: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
 
 
-def check_forward(model: nn.Module, example: Tensor, classes: int, name: str = "") -> None:
-    """Raise a UserError where the network does not turn `example` into `[1, classes]` logits."""
+def check_forward(
+    model: nn.Module, example: Tensor, classes: int, name: str = "", *, maps: bool = False
+) -> None:
+    """Raise a UserError where the network does not turn `example` into `[1, classes]` logits, or
+    into `[1, classes, h, w]` where the task has `maps` of them."""
     found = run(model, example, name)
-    if isinstance(found, Tensor) and tuple(found.shape) == (1, classes):
+    axes = 4 if maps else 2
+    if isinstance(found, Tensor) and found.shape[:2] == (1, classes) and found.ndim == axes:
         return
     if isinstance(found, Tensor):
         got = str(list(found.shape))
@@ -125,8 +129,14 @@ def check_forward(model: nn.Module, example: Tensor, classes: int, name: str = "
             ", ".join(f"{k} {list(v.shape)}" for k, v in shapes.items()) or "no tensors"
         )
     raise UserError(
-        f"The network gives {got} for one image; expected logits [1, {classes}], one for each "
-        f"class of the data. Of several outputs, --output NAME takes another."
+        f"The network gives {got} for one image; expected logits "
+        + (
+            f"[1, {classes}, h, w], for each pixel one for each class of the data. Take a network "
+            f"for segmentation, such as lraspp+mnv2."
+            if maps
+            else f"[1, {classes}], one for each class of the data. Of several outputs, --output "
+            f"NAME takes another."
+        )
     )
 
 

@@ -17,7 +17,7 @@ from vcompress.bench.data.classes import imagenet_classes
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.export.modes import evaluating
 
-from . import huggingface
+from . import huggingface, segmentation
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def preprocess(name: str, weights: str | None, usual: Preprocess) -> Preprocess:
     """
     if name.startswith(huggingface.PREFIX):
         return huggingface.preprocess(name) or usual
-    if weights is None:
+    if weights is None or segmentation.is_one(name):
         return usual
     found = None
     if name.startswith(TIMM):

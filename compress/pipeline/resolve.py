@@ -18,7 +18,7 @@ from vcompress.bench.data.classes import fits, named_outputs, with_outputs
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.errors import UserError
 from vcompress.bench.own_code import is_factory, is_own_data
-from vcompress.bench.tasks import CLASSIFICATION, open_dataset
+from vcompress.bench.tasks import CLASSIFICATION, load, open_dataset
 
 from .. import quantization
 from ..bundles import heritage
@@ -255,7 +255,9 @@ def _started(network: Network, data: Data) -> Network:
     task = training_task(data.dataset)
     if not task.starts:
         return network
-    check_forward(network.model, data.example, len(data.classes), network.spec.name)
+    check_forward(
+        network.model, data.example, len(data.classes), network.spec.name, maps=task.deployed.maps
+    )
     try:
         names = heads(network.model, len(data.classes), data.example)
     except UserError as error:
@@ -274,7 +276,8 @@ def open_network(value: str, options: Options) -> tuple[Network, Data, str]:
         check_buildable(found)
     data = open_data(options, [] if found is None else [found], [value])
     network = start_network(value, found, data, options)
-    check_forward(network.model, data.example, len(data.classes), network.spec.name)
+    maps = load(data.dataset.task).maps
+    check_forward(network.model, data.example, len(data.classes), network.spec.name, maps=maps)
     return network, data, short_name(value)
 
 

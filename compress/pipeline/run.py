@@ -18,6 +18,7 @@ from vcompress.bench.bundle.atomic import MARK, claimed, drop_folder, take_folde
 from vcompress.bench.bundle.history import Entry, threads_of
 from vcompress.bench.config import plain
 from vcompress.bench.errors import UserError
+from vcompress.bench.tasks import load
 
 from .. import stages
 from ..bundles import heritage, licences
@@ -108,7 +109,8 @@ def run_stage(
         teachers=load_teachers(roles, opened, data, options), threads=threads,
         rehearse=Rehearsal(source, data), measure_first=first_score,
     )  # fmt: skip
-    check_forward(source.model, data.example, len(data.classes), source.spec.name)
+    maps = load(data.dataset.task).maps
+    check_forward(source.model, data.example, len(data.classes), source.spec.name, maps=maps)
 
     entry = replace(
         record_entry(stage.name, source.spec, asdict(config), options),

@@ -30,11 +30,13 @@ log = logging.getLogger(__name__)
 class Config(TaughtConfig):
     """Options of `vcompress distill`."""
 
-    method: Literal["kd", "dkd", "dist", "lskd", "fitnet", "at", "infonce", "srd", "self"] = "kd"
+    method: Literal[
+        "kd", "dkd", "dist", "lskd", "cwd", "fitnet", "at", "skd", "infonce", "srd", "self"
+    ] = "kd"
     """Distillation loss. On the outputs: kd (Hinton's), dkd (decoupled), dist (correlation), lskd
-    (standardised). On features: fitnet (hints), at (attention), infonce (contrast in the batch),
-    srd (projected embeddings). Without a teacher: self, which learns from the average of the
-    student's own weights."""
+    (standardised), cwd (each class's map). On features: skd (pairs of places), fitnet (hints), at
+    (attention), infonce (contrast in the batch), srd (projected embeddings). Without a teacher:
+    self, which learns from the average of the student's own weights."""
     losses: tuple[str, ...] = ()
     """Several losses with their weights in place of --method, such as kd=1 at=50; in a recipe a
     table."""
@@ -105,7 +107,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     terms, data, count = config.terms(), context.data, _views(config)
     task = training_task(data.dataset)
     check_task(terms, task)
-    teachers = _teachers(config, context)
+    teachers = _teachers(config, context, task)
     for teacher in teachers:
         if count_parameters(model) > count_parameters(teacher.model):
             log.warning(
@@ -166,17 +168,16 @@ def _explained(model: nn.Module, teachers: Sequence[Teacher], context: Context) 
     from ..tasks import training_task
     from ..training.processes import process_state
 
-    if not teachers or not process_state().is_main_process:
+    task = training_task(context.data.dataset)
+    if not teachers or task.deployed.maps or not process_state().is_main_process:
         return ""
     first = teachers[0]
     teacher = Viewer("teacher", first.model.to("cpu"), first.preprocess, first.order)
     student = Viewer("student", model, context.data.preprocess)
-    return disagreements_section(
-        training_task(context.data.dataset), teacher, student, context.data
-    )
+    return disagreements_section(task, teacher, student, context.data)
 
 
-def _teachers(config: Config, context: Context) -> list[Teacher]:
+def _teachers(config: Config, context: Context, task: TrainingTask) -> list[Teacher]:
     from ..distillation.teaching import Teacher
 
     found = list(context.teachers)
@@ -194,7 +195,7 @@ def _teachers(config: Config, context: Context) -> list[Teacher]:
     classes = len(context.data.classes)
     for teacher in found:
         logits = teacher.in_order(_logits(teacher, context.data))
-        if logits.shape[1] != classes:
+        if logits.shape[1] != classes or (logits.ndim == 4) != task.deployed.maps:
             raise UserError(
                 f"The student gives {(1, classes)} and the teacher {tuple(logits.shape)} logits; "
                 f"both must know the same classes."
@@ -278,7 +279,10 @@ def _cached(
     from ..distillation.teaching import Answer
     from ..training.processes import process_state
 
-    outputs = [Output(f"logits-{t}", (len(data.classes),), "float32") for t in range(len(teachers))]
+    outputs = [
+        Output(f"logits-{t}", tuple(_logits(teacher, data).shape[1:]), "float32")
+        for t, teacher in enumerate(teachers)
+    ]
     outputs += [
         Output(f"features-{t}-{pair.teacher.name}", pair.teacher.raw[1:], "float16")
         for t, found in enumerate(pairs) for pair in found

@@ -17,6 +17,7 @@ from .contract import Kind, Outcome, Role, Stage
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..data.loader import Data
     from ..tasks.task import TrainingTask
 
 
@@ -44,6 +45,11 @@ class Config(TrainConfig):
     """Show each class equally often."""
     focal: Annotated[float, at_least(0)] = 0.0
     """Gamma of the focal loss, 0 or more (2 is usual); 0 is cross entropy."""
+    dice: Annotated[float, at_least(0)] = 0.0
+    """Weight of the Dice loss beside the cross entropy of pixels, 0 or more (1 is usual); 0 is
+    off."""
+    class_weights: Literal["none", "frequency"] = "none"
+    """Weights of the classes of pixels. frequency: the inverse square root of each one's share."""
     adversarial: Literal["none", "fgsm", "pgd"] = "none"
     """Attack that changes the training images."""
     epsilon: Annotated[float, share(zero=False)] = 0.03
@@ -100,7 +106,10 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             "rank": config.lora, "layers": len(adapted.layers), "trained": adapted.trained
         }  # fmt: skip
     hooks = _hooks(model, config, context, task)
-    details |= fit(model, config, context, _loss(config), name="finetune", **hooks)
+    loss = _loss(config)
+    if task.deployed.maps:
+        loss = _loss_of_maps(config, data, details)
+    details |= fit(model, config, context, loss, name="finetune", **hooks)
     if adapted is not None:
         details["lora"]["merge_error"] = adapted.merge(data.images("val", 8))
     return Outcome(model, details)
@@ -112,7 +121,9 @@ def _check(config: Config, task: TrainingTask) -> None:
     for option, given, suits in (
         ("mixup", config.mixup > 0, task.mixes),
         ("cutmix", config.cutmix > 0, task.mixes),
-        ("focal", config.focal > 0, task.has_classes),
+        ("focal", config.focal > 0, task.has_classes or task.deployed.maps),
+        ("dice", config.dice > 0, task.deployed.maps),
+        ("class-weights", config.class_weights != "none", task.deployed.maps),
         ("balanced", config.balanced, task.has_classes),
     ):
         if given and not suits:
@@ -126,6 +137,32 @@ def _loss(config: Config) -> Any:
 
     def loss(logits: Tensor, _: Tensor, labels: Tensor) -> Tensor:
         return focal(logits, labels, config.focal, config.label_smoothing)
+
+    return loss
+
+
+def _loss_of_maps(config: Config, data: Data, details: dict[str, Any]) -> Any:
+    """Cross entropy, or the focal loss, of each pixel, and the Dice loss, as the options weigh
+    them; None for cross entropy alone."""
+    if not (config.focal or config.dice or config.class_weights != "none"):
+        return None
+    import torch
+
+    from ..distillation.map_losses import dice, resized
+    from ..training.focal import focal_of_pixels
+
+    weights = None
+    if config.class_weights == "frequency":
+        from ..data.frequencies import class_weights
+
+        weights = class_weights(data)
+        details["class_weights"] = [round(float(w), 4) for w in weights]
+
+    def loss(logits: Tensor, _: Tensor, masks: Tensor) -> Tensor:
+        logits = resized(logits, masks.shape[1:])
+        each = None if weights is None else torch.as_tensor(weights, device=logits.device)
+        found = focal_of_pixels(logits, masks, config.focal, config.label_smoothing, each)
+        return found + config.dice * dice(logits, masks) if config.dice else found
 
     return loss
 

@@ -2,7 +2,8 @@
 
 A file of this folder has a frozen dataclass with these methods and `fitted(targets)`, which makes
 one for the training targets of a data set. Every function is pure; shapes are `[B, K]` for the
-network's outputs, and the targets are as `bench/data` has them.
+network's outputs, `[B, K, h, w]` where the task has maps, and the targets are as `bench/data` has
+them.
 """
 
 from __future__ import annotations

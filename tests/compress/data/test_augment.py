@@ -162,7 +162,7 @@ def test_a_training_crop_is_the_input_as_it_is(tiny_data: Callable[..., Data]) -
     transform = data._augmentation()
     assert transform is not None
     with seeded(_mix(0, 0, 5)):
-        expected = np.asarray(transform(data.dataset.image(5)))
+        expected = np.asarray(transform(data.dataset.image(5), None)[0])
     assert np.allclose(found[0].numpy(), expected.transpose(2, 0, 1) / 255, atol=1e-6)
 
 

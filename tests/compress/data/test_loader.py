@@ -88,7 +88,7 @@ def test_an_augmented_epoch_leaves_the_random_state_alone(tiny_data: Callable[..
     torch.manual_seed(5)
     from vcompress.compress.data.loader import _Images
 
-    _Images(data, 0, data._augmentation())._augmented(image, 0)
+    _Images(data, 0, data._augmentation())._augmented(image, None, 0)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -228,5 +228,6 @@ def test_crops_are_as_large_as_the_largest_network_takes(tiny_data: Callable[...
     data = replace(data, views=(replace(data.preprocess, size=(48, 8)),))
     from vcompress.compress.data.loader import _Images
 
-    cropped = _Images(data, 0, data._augmentation())._augmented(data.dataset.image(0), 0)
+    images = _Images(data, 0, data._augmentation())
+    cropped, _ = images._augmented(data.dataset.image(0), None, 0)
     assert cropped.size == (16, 48)

@@ -153,7 +153,7 @@ def test_every_loss_on_features_trains_the_student_below_them(name: str) -> None
             "projections.fitnet-0-0.weight": [8, 4, 1, 1],
             "projections.fitnet-0-1.weight": [16, 8, 1, 1],
         },
-        "at": {},
+        "at": {}, "skd": {},
         "infonce": {
             "projections.infonce-0-1.weight": [128, 8], "projections.infonce-0-1.bias": [128],
             "projections.infonce-0-1-teacher.weight": [128, 16],
@@ -303,4 +303,4 @@ def test_a_teacher_takes_its_own_view_of_the_image() -> None:
 
 
 def test_every_loss_has_a_weight_of_its_own() -> None:
-    assert set(WEIGHTS) == {*losses.ON_LOGITS, *ON_FEATURES, "self"}
+    assert set(WEIGHTS) == {*losses.ON_LOGITS, "cwd", *ON_FEATURES, "self"}
