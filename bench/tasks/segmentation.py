@@ -144,10 +144,11 @@ class _Evaluator:
         said, finite = _classes(output, (mask.shape[0], mask.shape[1]), width)
         self.nonfinite += not finite
         counts = pixels.confusion(mask, said, width)
-        hits, truth, given = counts.diagonal(), counts.sum(1), counts[:, :-1].sum(0)
+        counted = counts[:width]
+        hits, truth, given = counted.diagonal(), counted.sum(1), counted[:, :width].sum(0)
         self.rows.append(
-            (truth, np.bincount(said.ravel(), minlength=width + 1)[:width], hits.copy(),
-             truth + given - hits, pixels.edges_in_common(mask, said, width))
+            (truth, counts[:, :width].sum(0), hits.copy(), truth + given - hits,
+             pixels.edges_in_common(mask, said, width))
         )  # fmt: skip
         self.maps.append(zlib.compress(np.where(mask == IGNORED, mask, said).tobytes(), _FAST))
         self.right.append(zlib.compress(np.packbits(said == mask).tobytes(), _FAST))

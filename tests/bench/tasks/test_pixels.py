@@ -9,6 +9,7 @@ import torch
 from vcompress.bench.bundle import Preprocess
 from vcompress.bench.data.preprocess import Geometry, geometry
 from vcompress.bench.tasks.pixels import (
+    _between,
     at_size_of_image,
     best_classes,
     confusion,
@@ -36,6 +37,19 @@ def test_resized_logits_decide_as_torchs_do(small: tuple[int, int], large: tuple
         assert finite
         assert clear.mean() > 0.99
         assert (found == resized.argmax(0).numpy())[clear].all()
+
+
+def test_classes_that_cannot_win_are_left_out_and_change_nothing() -> None:
+    rng = np.random.default_rng(5)
+    for n in range(100):
+        classes, *sides = (int(x) for x in rng.integers(2, 20, 3))
+        size = [int(rng.integers(2, 5) * side + 1) for side in sides]
+        logits = rng.normal(size=(classes, *sides)) * rng.choice([0.001, 1, 100])
+        logits += 4 * rng.normal(size=(classes, 1, 1)) * (n % 2)
+        logits = (np.round(logits) if n % 3 == 0 else logits).astype(np.float32)  # with ties
+        rows, columns = (places(a, b) for a, b in zip(sides, size, strict=True))
+        whole = _between(_between(logits, columns, 2), rows, 1)
+        assert (best_classes(logits, rows, columns)[0] == whole.argmax(0)).all()
 
 
 def test_of_equal_logits_the_lower_class_is_taken_and_nan_is_none() -> None:
@@ -98,6 +112,7 @@ def test_confusion_counts_every_pixel_but_the_ignored() -> None:
     for i in range(4):
         for j in range(5):
             assert counts[i, j] == ((truth == i) & (said == j)).sum()
+    assert counts[4].tolist() == np.bincount(said[truth == 255], minlength=5).tolist()
 
 
 def by_hand(truth: np.ndarray, said: np.ndarray, classes: int) -> np.ndarray:

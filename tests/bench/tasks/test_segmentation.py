@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from vcompress.bench.bundle import Preprocess
@@ -65,6 +66,28 @@ def test_miou_leaves_out_classes_that_are_nowhere_and_pixels_that_are_ignored() 
     assert not found.says_one_thing
     assert found.record().metric == "mIoU"
     assert set(found.record().values) == {"pixel_accuracy", "boundary_f1"}
+
+
+def test_miou_is_torchmetrics() -> None:
+    classification = pytest.importorskip("torchmetrics.classification")
+    rng = np.random.default_rng(0)
+    for classes in (2, 5, 30):
+        truth = rng.integers(0, max(classes - 2, 2), (4, 40, 30)).astype(np.uint8)
+        said = np.where(rng.random(truth.shape) < 0.5, truth, rng.integers(0, classes, truth.shape))
+        truth[rng.random(truth.shape) < 0.1] = 255
+        found = evaluated(TASK, said, truth, list(map(str, range(classes)))).compute()
+        pair = torch.from_numpy(said).long(), torch.from_numpy(truth).long()
+        counts = classification.MulticlassConfusionMatrix(classes, ignore_index=255)(*pair).double()
+        unions = counts.sum(0) + counts.sum(1) - counts.diag()
+        each = (counts.diag() / unions)[unions > 0]
+        assert found.value == pytest.approx(float(each.mean()), abs=1e-9)
+        # Its own result is divided in float32.
+        reported = classification.MulticlassJaccardIndex(classes, ignore_index=255)(*pair)
+        assert found.value == pytest.approx(float(reported), abs=1e-6)
+        accuracy = classification.MulticlassAccuracy(classes, average="micro", ignore_index=255)
+        assert found.values["pixel_accuracy"].value == pytest.approx(
+            float(accuracy(*pair)), abs=1e-6
+        )
 
 
 def test_a_class_that_is_predicted_and_nowhere_true_counts_as_nought() -> None:
