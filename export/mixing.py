@@ -23,6 +23,9 @@ LEAST = 1e-3
 LEAST_ROUNDED = 0.3
 """The same where tensors are rounded to 8 bits: values near a tie move by a whole step."""
 
+_Seen = dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]]
+"""Inputs and outputs of each call of a module, by its path and the number of the call."""
+
 
 def mixed_layer(model: nn.Module, images: Tensor, rounds: bool = False) -> str | None:
     """The first layer whose output for an image changes with the batch while its inputs do not.
@@ -41,11 +44,26 @@ def mixed_layer(model: nn.Module, images: Tensor, rounds: bool = False) -> str |
     images, least = images[:IMAGES], LEAST_ROUNDED if rounds else LEAST
     with evaluating(model):
         together, alone = _seen(model, images), _seen(model, images[:1])
+    layer = _first_apart(model, together, alone, least)
+    return None if layer is None or unsteady_layer(model, images, rounds) else layer
+
+
+def unsteady_layer(model: nn.Module, images: Tensor, rounds: bool = False) -> str | None:
+    """The first layer that gives something else when the same images come again, as `mixed_layer`
+    names it; None where none does."""
+    least = LEAST_ROUNDED if rounds else LEAST
+    with evaluating(model):
+        one, other = _seen(model, images[:IMAGES]), _seen(model, images[:IMAGES])
+    return _first_apart(model, one, other, least)
+
+
+def _first_apart(model: nn.Module, one: _Seen, other: _Seen, least: float) -> str | None:
+    """The first call whose outputs differ while its inputs do not, where the network's do."""
     root = ("", 1)
-    if root not in together or not _differ(together[root][1], alone[root][1], least):
+    if root not in one or root not in other or not _differ(one[root][1], other[root][1], least):
         return None
-    for key, (inputs, outputs) in alone.items():
-        before = together.get(key)
+    for key, (inputs, outputs) in other.items():
+        before = one.get(key)
         if before is None or _differ(before[0], inputs, least):
             continue
         if _differ(before[1], outputs, least):
@@ -63,12 +81,9 @@ def across_the_batch(layer: str) -> str:
     )
 
 
-_Values = tuple[list[Tensor], list[Tensor]]
-
-
-def _seen(model: nn.Module, images: Tensor) -> dict[tuple[str, int], _Values]:
+def _seen(model: nn.Module, images: Tensor) -> _Seen:
     """Inputs and outputs of every call of every module for the first image, by path and number."""
-    found: dict[tuple[str, int], _Values] = {}
+    found: _Seen = {}
     calls: Counter[str] = Counter()
 
     paths = {module: path for path, module in model.named_modules()}

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from vcompress.bench.bundle import InputSpec
 from vcompress.bench.errors import UserError, nearest
 
+from .failures import reason, without_form
 from .folding import folded
 from .graph import opset_of
 from .opsets import WRITTEN, check_opset, lowered
@@ -197,7 +198,8 @@ def _to_proto(
                 verbose=False,
             )
     except Exception as error:
-        raise _no_export(model, error) from error
+        _check_traces(model, example, output, dynamic)  # which says more
+        raise _no_export(model, reason(model, error)) from error
     assert program is not None
     traced = program.exported_program
     assert traced is not None
@@ -213,29 +215,37 @@ def _shapes(dynamic: bool) -> Any:
     return ({0: torch.export.Dim("batch")},) if dynamic else None
 
 
-def _no_export(model: nn.Module, error: Exception) -> ExportError:
-    last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-    return ExportError(
-        f"{type(model).__name__} cannot be exported to ONNX: {last[0]}. Look for a branch on a "
-        "value or on the batch size in its forward pass."
-    )
+def _no_export(model: nn.Module, why: str) -> ExportError:
+    return ExportError(f"{type(model).__name__} cannot be exported to ONNX: {why}")
 
 
 def check_traces(model: nn.Module, shape: tuple[int, ...], output: str | None = None) -> None:
     """Take the first step of an export, where most that cannot be exported fails: it costs a tenth.
 
     Raises:
-        ExportError: the network cannot be traced for a batch of any size.
+        ExportError: the network cannot be traced for a batch of any size, or does what ONNX has no
+            operator for.
     """
-    model = folded(model)
-    inputs = _inputs(_example(model, shape), dynamic=True)
+    _check_traces(folded(model), _example(model, shape), output, dynamic=True)
+
+
+def _check_traces(model: nn.Module, example: Tensor, output: str | None, dynamic: bool) -> None:
     try:
         with _silence(), torch.no_grad():
-            torch.export.export(
-                _Logits(model, output).eval(), inputs, dynamic_shapes=_shapes(True), strict=False
-            )
+            traced = torch.export.export(
+                _Logits(model, output).eval(), _inputs(example, dynamic),
+                dynamic_shapes=_shapes(dynamic), strict=False,
+            )  # fmt: skip
     except Exception as error:
-        raise _no_export(model, error) from error
+        raise _no_export(model, reason(model, error)) from error
+    with _silence(), _one_registry(), torch.no_grad():
+        unknown = without_form(traced)
+    if unknown:
+        raise _no_export(
+            model,
+            f"ONNX has no form of {unknown}. Compute the same from other operations, or leave it "
+            "to what comes after the network.",
+        )
 
 
 def _example(model: nn.Module, shape: tuple[int, ...]) -> Tensor:

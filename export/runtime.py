@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vcompress.bench.errors import UserError
+
 Array = npt.NDArray[Any]
 
 
 def open_session(model: Path | bytes, *, optimised: bool) -> Any:
-    """An `onnxruntime.InferenceSession`, with all graph optimisations or without any."""
+    """An `onnxruntime.InferenceSession`, with all graph optimisations or without any.
+
+    Raises:
+        UserError: ONNX Runtime has no kernel for an operator as it stands there.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -21,11 +27,15 @@ def open_session(model: Path | bytes, *, optimised: bool) -> Any:
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # nothing is timed
-    return onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else str(model),
-        options,
-        providers=["CPUExecutionProvider"],
-    )
+    given = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
+        said = " ".join(str(error).split()).rpartition(" : ")[2]
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} does not run the exported network: {said}. "
+            "It computes in float32 on the CPU: look for float64 or integers in the forward pass."
+        ) from None
 
 
 def run_onnx(

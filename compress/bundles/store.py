@@ -12,15 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.errors import UserError
+from vcompress.export.mixing import unsteady_layer
+from vcompress.export.modes import evaluating
+from vcompress.export.parity import rounds_activation
 
 from .. import quantization
 from ..models import changes
 from ..models.catalogue import ModelSpec, build, spec_from_json
+from ..models.faithful import tensors_of
 from ..models.layout import same_outputs
 from ..models.precision import Precision, precision_of, set_precision
 
@@ -96,8 +101,10 @@ def check_reloads(network: Network, folder: Path, images: Tensor) -> None:
     `network` on `images` `[N, C, H, W]`.
 
     Raises:
-        UserError: it cannot be loaded, or it computes something else.
+        UserError: it cannot be loaded, or it computes something else; or the network gives NaN, or
+            something else for the same images.
     """
+    _check_steady(network.model, images)
     if not network.has_factory:
         return
     text = (folder / ARCHITECTURE).read_text(encoding="utf-8")
@@ -109,6 +116,23 @@ def check_reloads(network: Network, folder: Path, images: Tensor) -> None:
             "outputs that is no parameter, no buffer and no number that fell."
             + (f" Attributes that training changed: {', '.join(odd[:5])}." if odd else "")
             + " Keep it in a buffer (register_buffer)."
+        )
+
+
+def _check_steady(model: nn.Module, images: Tensor) -> None:
+    layer = unsteady_layer(model, images, any(map(rounds_activation, model.modules())))
+    if layer is not None:
+        raise UserError(
+            f"The network gives something else when the same images come again: {layer} draws "
+            "random numbers or keeps what it has seen, in evaluation too. Let it do so in training "
+            "alone (if self.training)."
+        )
+    with evaluating(model), torch.no_grad():
+        outputs = tensors_of(model(images[:1].to(next(model.parameters()).device)))
+    if any(bool(torch.isnan(out).any()) for out in outputs if out.is_floating_point()):
+        raise UserError(
+            "The network gives NaN for a real image. Look for a logarithm or a root of what may be "
+            "negative, a division by what may be 0, or weights that are NaN."
         )
 
 

@@ -41,6 +41,7 @@ _ARCHIVES = {
 }
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 _ZIP = b"PK\x03\x04"
+_PICKLE = b"\x80"
 _OLD_PICKLES = 4
 """A file of the old format is so many pickles before its tensors: magic number, version, system,
 content."""
@@ -149,16 +150,22 @@ def _is_safetensors(path: Path) -> bool:
 def _other_kind(path: Path) -> str | None:
     """What the file is instead of a checkpoint, and what to do; None where it may be one."""
     with path.open("rb") as file:
-        start = file.read(256)
+        start = file.read(512)
     if start.startswith(_ZIP):
         try:
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
-        except Exception:  # damaged: torch's reader says so
-            return None
+        except Exception:  # the table at the end of an archive is not there
+            return "damaged, or not all of it has arrived; copy or download it again"
         names = {entry.filename.rpartition("/")[2] for entry in entries}
         said = next((said for name, said in _ARCHIVES.items() if name in names), None)
         unpacked = sum(entry.file_size for entry in entries)
+        if said is None and "data.pkl" not in names:
+            some = ", ".join(sorted(names)[:3]) or "nothing"
+            said = (
+                f"an archive that torch.save has not written (it holds {some}); expected the "
+                f"weights: {_SAVE}"
+            )
         if said is None and unpacked > path.stat().st_size:  # a megabyte may hold a gigabyte
             said = (
                 f"{path.stat().st_size:,} bytes that unpack to {unpacked:,}; torch.save compresses "
@@ -170,7 +177,12 @@ def _other_kind(path: Path) -> str | None:
             "an ONNX file, which is measured as it is (vbench) and cannot be trained; give the "
             f"checkpoint that it was exported from: {_SAVE}"
         )
-    return next((said for magic, said in _MAGIC.items() if start.startswith(magic)), None)
+    if not start:
+        return "an empty file; copy or download it again"
+    said = next((said for magic, said in _MAGIC.items() if start.startswith(magic)), None)
+    if said is None and start[:1] != _PICKLE and b"ustar" not in start:
+        said = f"neither an archive nor a pickle, as torch.save writes them: {_SAVE}"
+    return said
 
 
 def _kinds(path: Path) -> set[str]:

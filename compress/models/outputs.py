@@ -176,12 +176,25 @@ def _why(model: nn.Module, example: Tensor, error: Exception, name: str) -> str:
         )
     said = raised(error, name) if ":" in name else f"{type(error).__name__}: {text}"
     said = said.replace(str(error), text) if str(error) else said
-    advice = (
-        " Give another --image-size, or mend that layer where it is for other inputs."
-        if isinstance(error, (RuntimeError, ValueError, AssertionError)) and _SIZES.search(text)
-        else ""
-    )
+    advice = ""
+    if isinstance(error, (RuntimeError, ValueError, AssertionError)) and _SIZES.search(text):
+        advice = (
+            " Mend that layer, which is for other inputs at any image size."
+            if _fails_alike(model, example, text)
+            else " Give another --image-size, or mend that layer where it is for other inputs."
+        )
     return f"The network fails on an input {shape}{_in(model, error)}: {said}.{advice}"
+
+
+def _fails_alike(model: nn.Module, example: Tensor, text: str) -> bool:
+    """Whether images of twice the size end in the same message."""
+    larger = example.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    try:
+        with evaluating(model), torch.no_grad():
+            model(larger)
+    except Exception as error:  # whatever a user's forward pass raises
+        return (str(error).strip().splitlines() or [""])[0] == text
+    return False
 
 
 def _in(model: nn.Module, error: Exception) -> str:

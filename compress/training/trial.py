@@ -67,10 +67,22 @@ def try_out(
             if "modified by an inplace operation" in str(error):
                 raise _overwritten(error) from error
             seconds = math.nan
+        else:
+            _check_learns(network)
         network.zero_grad()
         lay_out(network, torch.contiguous_format)
         mixes = _mixes(network, images, rounds=autocast is not None)
     return Trial(layout, seconds, mixes), network
+
+
+def _check_learns(network: nn.Module) -> None:
+    learns = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if learns and all(parameter.grad is None for parameter in learns):
+        raise UserError(
+            "the network cannot be trained: what it gives depends on none of its weights by "
+            "operations that gradients follow. Look for detach(), no_grad(), numpy or .data in its "
+            "forward pass."
+        )
 
 
 def _overwritten(error: Exception) -> UserError:

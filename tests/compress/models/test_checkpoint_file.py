@@ -69,14 +69,18 @@ def test_a_whole_pickled_module_is_refused(net: nn.Module, tmp_path: Path) -> No
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read(tmp_path / "nothing.pth")
-    for name, content in (
-        ("empty.pth", b""), ("text.pth", b"hello world\n"), ("zip.pth", b"PK\x03\x04" + b"\0" * 90),
-        ("empty.safetensors", b""), ("text.safetensors", b"hello world, no tensors"),
+    np.savez(tmp_path / "arrays.npz", a=np.ones(3))
+    for name, content, said in (
+        ("empty.pth", b"", "an empty file"),
+        ("text.pth", b"hello world\n", "neither an archive nor a pickle"),
+        ("zip.pth", b"PK\x03\x04" + b"\0" * 90, "not all of it has arrived"),
+        ("arrays.npz", (tmp_path / "arrays.npz").read_bytes(), "has not written (it holds a.npy)"),
+        ("empty.safetensors", b"", ""), ("text.safetensors", b"hello world, no tensors", ""),
     ):  # fmt: skip
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError) as caught:
             read(tmp_path / name)
-        assert name in str(caught.value)
+        assert name in str(caught.value) and said in str(caught.value)
 
 
 def test_a_file_without_weights_says_what_it_has(net: nn.Module, tmp_path: Path) -> None:

@@ -70,6 +70,34 @@ class Exits(Net):
         return early if early.softmax(1).max() > 0.9 else self.fc(x + 1)
 
 
+class Random(Net):
+    def forward(self, x):
+        x = self.body(x)
+        return self.fc(x + torch.randn_like(x))
+
+
+class Counted(Net):
+    """What it gives grows with every image that it has seen."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x):
+        self.seen += 1
+        return self.fc(self.body(x)) + self.seen
+
+
+class Logarithm(Net):
+    def forward(self, x):
+        return self.fc(torch.log(self.body(x) - 1e6))
+
+
+class Detached(Net):
+    def forward(self, x):
+        return self.fc(self.body(x)).detach()
+
+
 class State(Net):
     def get_extra_state(self):
         return {"version": 3}
@@ -83,6 +111,10 @@ def counts(num_classes=3): return Counts(num_classes)
 def grows(num_classes=3): return Grows(num_classes)
 def exits(num_classes=3): return Exits(num_classes)
 def state(num_classes=3): return State(num_classes)
+def random(num_classes=3): return Random(num_classes)
+def counted(num_classes=3): return Counted(num_classes)
+def logarithm(num_classes=3): return Logarithm(num_classes)
+def detached(num_classes=3): return Detached(num_classes)
 def lazy(num_classes=3):
     net = Net(num_classes)
     net.fc = nn.LazyLinear(num_classes)
@@ -114,9 +146,16 @@ def no_training(*_: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("exits", "Exits cannot be exported to ONNX.*branch on a value.*Nothing has been trained"),
+        (
+            "exits",
+            "Exits cannot be exported to ONNX.*branches on a value.*Nothing has been trained",
+        ),
         ("grows", "computes something else once it is loaded again.*gain.*register_buffer"),
         ("state", "'_extra_state' of a State is a dict, and only tensors are saved"),
+        ("random", "something else when the same images come again: Random draws random numbers"),
+        ("counted", "something else when the same images come again: Counted .* keeps what it has"),
+        ("logarithm", "The network gives NaN for a real image"),
+        ("detached", "cannot be trained: what it gives depends on none of its weights"),
         ("lazy", "the layer fc is a LazyLinear.*Give its input width: nn.Linear"),
     ],
 )
