@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from vcompress.bench.errors import UserError, nearest
 
 from . import checkpoint_file
 from .channels import fitted
+from .checkpoint_norms import under_names_of
+from .checkpoint_tree import Node, leaf
 
 log = logging.getLogger(__name__)
 
-_AVERAGED = {"ema", "swa", "avg", "average", "averaged", "shadow", "polyak", "teacher"}
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Auxiliary heads are only for training, and counters only matter to an average without momentum.
 _DISPENSABLE = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
@@ -48,53 +49,12 @@ class Loaded:
     left_over: tuple[str, ...]
 
 
-@dataclass
-class _Node:
-    """A name in the file, with what lies below it."""
-
-    key: tuple[str, ...] = ()
-    """The keys of dictionaries that lead to it."""
-    prefix: tuple[str, ...] = ()
-    """The parts of a tensor's name, below those keys."""
-    children: dict[str, _Node] = field(default_factory=dict)
-    tensor: Tensor | None = None
-    listed: Sequence[Tensor] = ()
-    """Tensors without names, as some averages keep the parameters."""
-
-    def nodes(self) -> Iterator[_Node]:
-        """This one and all below it, in the order of the file."""
-        yield self
-        for child in self.children.values():
-            yield from child.nodes()
-
-    def at(self, path: str) -> _Node | None:
-        """What lies at the dotted `path`."""
-        found: _Node | None = self
-        for part in path.split("."):
-            found = None if found is None else found.children.get(part)
-        return found
-
-    @property
-    def path(self) -> str:
-        return ".".join((*self.key, *self.prefix))
-
-    @property
-    def holds(self) -> bool:
-        """Whether there are tensors in it or below it."""
-        return any(node.tensor is not None or node.listed for node in self.nodes())
-
-    @property
-    def averaged(self) -> bool:
-        words = re.split(r"[^a-z]+", self.path.lower())
-        return not _AVERAGED.isdisjoint(words)
-
-
 @dataclass(frozen=True)
 class _Fit:
     """What a part of the file holds of a network."""
 
-    node: _Node
-    taken: Mapping[str, _Node]
+    node: Node
+    taken: Mapping[str, Node]
     """The network's tensors by name, and where they lie in the file."""
     fitting: int
     """How many of its parameters have the network's shape; a head may have another."""
@@ -144,12 +104,12 @@ def load_backbone(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -
     Raises:
         UserError: as `load_into`; `where` stands in place of the file.
     """
-    root = _Node()
+    root = Node()
     _grow(root, dict(tensors), set())
     _load(model, root, Path(where), ())
 
 
-def _load(model: nn.Module, root: _Node, path: Path, heads: Sequence[str]) -> Loaded:
+def _load(model: nn.Module, root: Node, path: Path, heads: Sequence[str]) -> Loaded:
     own = model.state_dict()
     fits = _fits(root, model, heads)
     if not fits:
@@ -189,14 +149,14 @@ def _load(model: nn.Module, root: _Node, path: Path, heads: Sequence[str]) -> Lo
     return Loaded(".".join(node.key) or None, prefix, tuple(missing), left_over)
 
 
-def _tree(path: Path, key: str | None) -> _Node:
+def _tree(path: Path, key: str | None) -> Node:
     """The names of the file as a tree, from `key` downwards.
 
     Raises:
         UserError: there are no tensors in it, or no such key.
     """
     content = checkpoint_file.read(path)
-    root = _Node()
+    root = Node()
     _grow(root, content, set())
     if key is not None:
         found = root.at(key)
@@ -215,7 +175,7 @@ def _tree(path: Path, key: str | None) -> _Node:
     return root
 
 
-def _grow(node: _Node, content: Any, seen: set[int]) -> None:
+def _grow(node: Node, content: Any, seen: set[int]) -> None:
     """Put the tensors of `content` below `node`; what stands in several places counts once."""
     source = content
     if isinstance(content, checkpoint_file.StandIn):
@@ -234,20 +194,13 @@ def _grow(node: _Node, content: Any, seen: set[int]) -> None:
     ):  # the file may give an OrderedDict an `items` of its own
         if isinstance(value, Tensor):
             if _readable(value):
-                _leaf(node, str(name).split(".", _DEEPEST_NAME), value)
+                leaf(node, str(name).split(".", _DEEPEST_NAME), value)
             continue
         text = str(name)
-        below = _Node((*node.key, text), node.prefix)
+        below = Node((*node.key, text), node.prefix)
         _grow(below, value, seen)
         if below.children or below.listed:
             node.children.setdefault(text, below)
-
-
-def _leaf(node: _Node, parts: list[str], tensor: Tensor) -> None:
-    for part in parts:
-        made = _Node(node.key, (*node.prefix, part))
-        node = node.children.setdefault(part, made)
-    node.tensor = tensor
 
 
 def _readable(tensor: Tensor) -> bool:
@@ -257,20 +210,20 @@ def _readable(tensor: Tensor) -> bool:
     )
 
 
-def _fits(root: _Node, model: nn.Module, heads: Sequence[str]) -> list[_Fit]:
+def _fits(root: Node, model: nn.Module, heads: Sequence[str]) -> list[_Fit]:
     """The parts of the file that hold something of the network, the one to take first: that with
     the most of its parameters, then averaged ones."""
     own = model.state_dict()
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    network = _Node()
+    network = Node()
     for name, tensor in own.items():
-        _leaf(network, name.split("."), tensor)
+        leaf(network, name.split("."), tensor)
     found = []
     ordered = dict(model.named_parameters())
     for node in root.nodes():
         if [t.shape for t in node.listed] == [p.shape for p in ordered.values()] and ordered:
             pairs = zip(ordered, node.listed, strict=True)
-            taken = {name: _Node(node.key, (name,), tensor=tensor) for name, tensor in pairs}
+            taken = {name: Node(node.key, (name,), tensor=tensor) for name, tensor in pairs}
             found.append(_Fit(node, taken, len(parameters)))
         if not node.children.keys().isdisjoint(network.children):
             taken = dict(_matched(node, network, ""))
@@ -285,10 +238,11 @@ def _fits(root: _Node, model: nn.Module, heads: Sequence[str]) -> list[_Fit]:
     return sorted(found, key=lambda fit: (-fit.fitting, not fit.node.averaged))
 
 
-def _matched(node: _Node, network: _Node, name: str) -> Iterator[tuple[str, _Node]]:
+def _matched(node: Node, network: Node, name: str) -> Iterator[tuple[str, Node]]:
     """The network's tensors that the file has below `node`, whatever wraps its modules."""
+    children = under_names_of(network, node)
     for part, wanted in network.children.items():
-        below = node.children.get(part)
+        below = children.get(part)
         if below is None:
             continue
         full = f"{name}.{part}" if name else part
@@ -299,7 +253,7 @@ def _matched(node: _Node, network: _Node, name: str) -> Iterator[tuple[str, _Nod
         yield from _matched(_unwrapped(below, wanted), wanted, full)
 
 
-def _unwrapped(node: _Node, network: _Node) -> _Node:
+def _unwrapped(node: Node, network: Node) -> Node:
     """`node`, or what lies below it where it holds nothing else, and nothing of the network's."""
     while node.children.keys().isdisjoint(network.children):
         inner = [c for n, c in node.children.items() if n in _WRAPPERS]
@@ -310,10 +264,11 @@ def _unwrapped(node: _Node, network: _Node) -> _Node:
     return node
 
 
-def _left_over(root: _Node, fits: Sequence[_Fit]) -> Iterator[str]:
+def _left_over(root: Node, fits: Sequence[_Fit]) -> Iterator[str]:
     """Names in the dictionary of the taken part that are neither taken nor of a copy."""
     node = fits[0].node
-    used = {id(one) for fit in fits for one in fit.taken.values()}
+    taken = [one for fit in fits for one in fit.taken.values()]
+    used = {id(part) for one in taken for part in (one, *one.made_of)}
     same = [n for n in root.nodes() if n.tensor is not None and n.key == node.key]
     for one in same:
         inside = one.prefix[: len(node.prefix)] == node.prefix
