@@ -87,13 +87,21 @@ def _resize(
 ) -> onnx.NodeProto:
     """By whole factors where they are such, which every runtime takes, else to a size."""
     how = {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"}
-    name, graph = "vcompress/size", proto.graph
+    name, graph, opset, roi = "vcompress/size", proto.graph, opset_of(proto), ""
+    if opset < 11:
+        raise UserError(
+            f"--resize-in-graph: operator set {opset} has no such interpolation. Give --opset 11 "
+            f"or later."
+        )
+    if opset < 13:  # it has to be there, and is not read
+        roi = "vcompress/roi"
+        graph.initializer.append(numpy_helper.from_array(np.zeros(0, np.float32), roi))
     whole = all(w % s == 0 for s, w in zip(size, wanted, strict=True))
     if whole:
         scales = [1.0, 1.0, *(w / s for s, w in zip(size, wanted, strict=True))]
         graph.initializer.append(numpy_helper.from_array(np.array(scales, np.float32), name))
-        return helper.make_node("Resize", [source, "", name], [made], "vcompress/resize", **how)
-    if opset_of(proto) < 18:
+        return helper.make_node("Resize", [source, roi, name], [made], "vcompress/resize", **how)
+    if opset < 18:
         raise UserError(
             f"--resize-in-graph: {size[0]} x {size[1]} to {wanted[0]} x {wanted[1]} is by no whole "
             f"factor, which takes operator set 18 or later. Give --opset 18."

@@ -20,6 +20,7 @@ def rewrite(proto: onnx.ModelProto) -> int:
     merged = pad_integers(graph)
     fold_bn(graph)
     global_pools(graph)
+    scale_resizes(graph)
     open_windows(graph)
     added = keep_weights_float(graph)
     name_quantised(graph)
@@ -202,6 +203,38 @@ def global_pools(graph: Graph) -> None:
             )
         graph.nodes[place : place + 1] = new
     graph.index()
+
+
+def scale_resizes(graph: Graph) -> None:
+    """Resize to sizes that are joined to the input's batch and channels, by whole factors: the
+    factors are written instead, so no shape is computed and every operator set holds it."""
+    dims = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.graph.value_info
+    }
+    for node in list(graph.nodes):
+        if node.op_type != "Resize" or len(node.input) < 4 or attribute(node, "axes") is not None:
+            continue
+        joined = graph.maker.get(node.input[3])
+        if joined is None or joined.op_type != "Concat" or len(joined.input) != 2:
+            continue
+        of, size = graph.maker.get(joined.input[0]), graph.value(joined.input[1])
+        own = dims.get(node.input[0], [])[2:]
+        if of is None or of.op_type != "Shape" or of.input[0] != node.input[0] or size is None:
+            continue
+        first_two = (attribute(of, "start", 0), attribute(of, "end")) == (0, 2)
+        if not first_two or len(own) != len(size) or not all(own):
+            continue
+        if any(int(to) % of_ for to, of_ in zip(size, own, strict=True)):
+            continue
+        scales = [1.0, 1.0, *(int(to) // of_ for to, of_ in zip(size, own, strict=True))]
+        stored = graph.store(f"{node.output[0]}_scales", np.array(scales, np.float32))
+        del node.input[2:]
+        node.input.append(stored)
+        graph.index()
+        for left in (joined, of):
+            if not any(graph.readers.get(name) for name in left.output):
+                graph.drop(left)
+                graph.index()
 
 
 def open_windows(graph: Graph) -> None:

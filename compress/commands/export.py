@@ -31,6 +31,10 @@ class FileFlags:
     top_k: int | None = None
     """Number of best scores, with their class numbers, that the file gives (classification), 1 or
     more."""
+    resize_in_graph: bool = False
+    """Give logits at the size of the image and not at the network's stride (segmentation)."""
+    argmax: bool = False
+    """Give the number of each pixel's class, uint8, and no logits (segmentation)."""
     static_batch: int | None = None
     """Fixed number of images in a call, 1 or more. Default: free."""
     slim: bool = False
