@@ -37,6 +37,8 @@ _MASK_ENDING = re.compile(
 _IMAGE_ENDING = re.compile(r"[_\-. ]+(leftimg8bit|image|img|rgb|sat)$", re.IGNORECASE)
 _OTHER_FORM = re.compile(r"_(color|colour|instanceids?|instances?|polygons)$", re.IGNORECASE)
 """What lies beside the masks and shows the same in another form."""
+_BESIDE = frozenset([".csv", ".txt", ".json", ".xml", ".md", ".yaml", "files without a suffix"])
+"""What says something of the data and is none."""
 _PREFERRED = ("labeltrainids", "labelids")
 _LISTS = (".", "splits", "lists", "ImageSets/Segmentation", "annotations")
 
@@ -101,7 +103,8 @@ def find_pairs(root: Path) -> tuple[list[Pair], Counter[str]]:
 
 def _look(root: Path) -> _Folder:
     seen = find_images(root)
-    found = _Folder(root, left_out=seen.left_out)
+    left_out = Counter({k: n for k, n in seen.left_out.items() if k not in _BESIDE})
+    found = _Folder(root, left_out=left_out)
     for path in seen.images:
         parts = path.relative_to(root).parts[:-1]
         role, split, inside = "", "", []

@@ -228,13 +228,15 @@ def _parts(result: Result, most: int = 40) -> str:
         cells = "".join(
             f'<td><span class="bar" style="width:{s.parts[i].value / scale * 120:.0f}px;'
             f'background:{svg.COLOURS[k]}"></span> {_part(shown, s.parts[i])}</td>'
+            if s.parts[i].n
+            else "<td></td>"  # it is neither there nor named, which is nothing to score
             for k, (_, s) in enumerate(scores)
         )
         lines.append(f"<tr><td>{escape(first.parts[i].name)}</td>{cells}</tr>")
     which = f", the {most} worst" if len(order) == most else ""
-    kind = "class" if first.task == "classification" else "name"
+    kind, title = shown.parts, shown.of_one or shown.title
     return (
-        f"<h2>{escape(shown.title)} by {kind}{which}</h2><table><tr><th>{kind}</th>{head}</tr>"
+        f"<h2>{escape(title)} by {kind}{which}</h2><table><tr><th>{kind}</th>{head}</tr>"
         f"{''.join(lines)}</table>"
     )
 

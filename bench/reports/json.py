@@ -106,17 +106,13 @@ def _score(s: Score) -> dict[str, Any]:
 
 def _kept(rows: NDArray[Any]) -> Any:
     """Rows of evidence; bytes as the text that `_rows` reads."""
-    if rows.dtype != object:
-        return rows
-    return [base64.b64encode(row).decode() for row in rows]
+    return base64.b64encode(rows.tobytes()).decode() if rows.dtype == np.uint8 else rows
 
 
-def _rows(saved: list[Any]) -> NDArray[Any]:
-    if not (saved and isinstance(saved[0], str)):
+def _rows(saved: list[Any] | str) -> NDArray[Any]:
+    if not isinstance(saved, str):
         return np.asarray(saved)
-    rows = np.empty(len(saved), object)
-    rows[:] = [base64.b64decode(text, validate=True) for text in saved]
-    return rows
+    return np.frombuffer(base64.b64decode(saved, validate=True), np.uint8)
 
 
 def score_from(saved: Mapping[str, Any]) -> Score:

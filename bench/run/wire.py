@@ -55,11 +55,7 @@ def _packed(value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, bytes):
-        return {"bytes": base64.b64encode(value).decode()}
-    if isinstance(value, np.ndarray) and value.dtype.kind == "O":  # its buffer holds addresses
-        return {"objects": [list(value.shape), *map(_packed, value.ravel())]}
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:  # that would be addresses
         held = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
         return {"array": [value.dtype.str, value.shape, held]}
     if isinstance(value, Path):
@@ -81,13 +77,6 @@ def _unpacked(held: Any) -> Any:
     if kind == "array":
         dtype, shape, content = inner
         return np.frombuffer(base64.b64decode(content), np.dtype(dtype)).reshape(shape).copy()
-    if kind == "objects":
-        shape, *items = inner
-        objects = np.empty(len(items), object)
-        objects[:] = [_unpacked(item) for item in items]
-        return objects.reshape(shape)
-    if kind == "bytes":
-        return base64.b64decode(inner)
     if kind == "path":
         return Path(inner)
     if kind in ("tuple", "list"):

@@ -20,6 +20,10 @@ class Metric:
     unit: Literal["%", ""] = "%"
     """`%`: a share from 0 to 1 that is shown times 100; empty: in the unit of the targets."""
     higher_is_better: bool = True
+    of_one: str = ""
+    """What the number of one class or label is called, where that is something else."""
+    parts: Literal["class", "name"] = "name"
+    """What stands beside the number of one part."""
 
     def text(self, value: float) -> str:
         """`98.61 %`, or `0.4127` for a metric without a unit."""
@@ -45,13 +49,13 @@ class Metric:
 
 
 _KNOWN = (
-    Metric("top1", "top-1"),
+    Metric("top1", "top-1", parts="class"),
     Metric("top5", "top-5"),
-    Metric("mAP", "mAP"),
+    Metric("mAP", "mAP", of_one="average precision"),
     Metric("f1_micro", "F1, micro"),
     Metric("f1_macro", "F1, macro"),
     Metric("exact_match", "exact match"),
-    Metric("mIoU", "mIoU"),
+    Metric("mIoU", "mIoU", of_one="IoU", parts="class"),
     Metric("pixel_accuracy", "pixel accuracy"),
     Metric("boundary_f1", "boundary F1"),
     Metric("mae", "MAE", "", higher_is_better=False),

@@ -6,7 +6,7 @@ Counts are kept of each image, and of all pixels one compressed map: no set of l
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,8 +111,8 @@ class _Evaluator:
     model: str
     rows: list[tuple[Array, ...]] = field(default_factory=list)
     """For each image `[K]` truth, predicted, hits and union; then `[4, K]` edges."""
-    maps: list[bytes] = field(default_factory=list)
-    right: list[bytes] = field(default_factory=list)
+    pixels: list[bytes] = field(default_factory=list)
+    """For each image two compressed maps: the classes, then which of them are right."""
     nonfinite: int = 0
 
     def update(self, outputs: Outputs, targets: Array) -> None:
@@ -150,8 +150,8 @@ class _Evaluator:
             (truth, counts[:, :width].sum(0), hits.copy(), truth + given - hits,
              pixels.edges_in_common(mask, said, width))
         )  # fmt: skip
-        self.maps.append(zlib.compress(np.where(mask == IGNORED, mask, said).tobytes(), _FAST))
-        self.right.append(zlib.compress(np.packbits(said == mask).tobytes(), _FAST))
+        for kept in (np.where(mask == IGNORED, mask, said), np.packbits(said == mask)):
+            self.pixels.append(zlib.compress(kept.tobytes(), _FAST))
 
     def value(self) -> float:
         _, _, hits, unions, _ = self._all()
@@ -180,7 +180,8 @@ class _Evaluator:
         return Score(
             "segmentation", n, values, parts,
             {"predictions": given, "labels": truth, "hits": hits, "unions": unions,
-             "maps": _texts(self.maps), "right": _texts(self.right)},
+             "pixels": np.frombuffer(b"".join(self.pixels), np.uint8),
+             "ends": np.cumsum(list(map(len, self.pixels)))},
             self.nonfinite, source,
         )  # fmt: skip
 
@@ -191,13 +192,6 @@ class _Evaluator:
         if not found[0].any():
             raise UserError("No pixel of the masks has a class, so there is nothing to measure.")
         return found
-
-
-def _texts(found: list[bytes]) -> Array:
-    """`[N]` of bytes, as they are."""
-    array = np.empty(len(found), object)
-    array[:] = found
-    return array
 
 
 def _classes(output: Array, size: tuple[int, int], width: int) -> tuple[NDArray[np.uint8], bool]:
@@ -322,14 +316,22 @@ class Segmentation:
 def _pixels_in_common(a: Score, b: Score) -> tuple[Array, Array]:
     """For each image the pixels that A had right and B has wrong, and those that both say alike."""
     lost, same = [], []
-    kept = [x.evidence[name] for name in ("right", "maps") for x in (a, b)]
-    for right_a, right_b, map_a, map_b in zip(*kept, strict=True):
-        bits_a, bits_b, said_a, said_b = (
-            np.frombuffer(zlib.decompress(x), np.uint8) for x in (right_a, right_b, map_a, map_b)
-        )
-        lost.append(int(np.unpackbits(bits_a & ~bits_b).sum()))
+    for (said_a, bits_a), (said_b, bits_b) in zip(_maps(a), _maps(b), strict=True):
+        lost.append(int(np.unpackbits(np.bitwise_and(bits_a, ~bits_b)).sum()))
         same.append(int(((said_a == said_b) & (said_a != IGNORED)).sum()))
     return np.array(lost), np.array(same)
+
+
+def _maps(score: Score) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """For each image the class of each pixel, and bits of those that are right."""
+    held, ends = score.evidence["pixels"].tobytes(), score.evidence["ends"].tolist()
+    for n in range(0, len(ends), 2):
+        starts = (ends[n - 1] if n else 0), ends[n]
+        said, right = (
+            np.frombuffer(zlib.decompress(held[start:end]), np.uint8)
+            for start, end in zip(starts, ends[n : n + 2], strict=True)
+        )
+        yield said, right
 
 
 TASK: tasks.Task = Segmentation()
