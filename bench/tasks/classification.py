@@ -29,6 +29,7 @@ from .task import (
     Score,
     ScoreChange,
     Task,
+    WholeImages,
     check_width,
     clear_margin,
     finite_numbers,
@@ -37,7 +38,6 @@ from .task import (
     no_images,
     right_and_wrong,
     same_images,
-    whole_image,
 )
 
 
@@ -119,15 +119,13 @@ def _part(name: str, n: int, hits: int) -> Part:
     return Part(name, n, share.value, share.low, share.high, f"{hits} of {n}")
 
 
-class Classification:
+class Classification(WholeImages):
     """The label is a class's number, `[N] int64`; the network gives logits `[B, K]`."""
 
     name = "classification"
     metrics = (metric("top1"), metric("top5"))
     decides = "best class"
-    maps = False
     answers: tuple[str, ...] = ("softmax", "top_k")
-    prepare = staticmethod(whole_image)
     read_targets = staticmethod(own_targets.class_targets)
 
     def open(self, source: str, root: str | None, seed: int, download: bool) -> Dataset:

@@ -28,6 +28,7 @@ from .task import (
     Score,
     ScoreChange,
     Task,
+    WholeImages,
     check_width,
     clear_margin,
     finite_numbers,
@@ -36,7 +37,6 @@ from .task import (
     no_images,
     right_and_wrong,
     same_images,
-    whole_image,
 )
 
 THRESHOLD = 0.5
@@ -157,15 +157,13 @@ def _score(
     )  # fmt: skip
 
 
-class MultiLabel:
+class MultiLabel(WholeImages):
     """The target is 0 or 1 for each label, `[N, K] int8`; the network gives logits `[B, K]`."""
 
     name = "multilabel"
     metrics = tuple(map(metric, ("mAP", "f1_micro", "f1_macro", "exact_match")))
     decides = "labels"
-    maps = False
     answers: tuple[str, ...] = ("sigmoid",)
-    prepare = staticmethod(whole_image)
     read_targets = staticmethod(own_targets.label_targets)
 
     def open(self, source: str, root: str | None, seed: int, download: bool) -> Dataset:

@@ -90,15 +90,13 @@ class _Evaluator:
         return predicted, targets, int((~finite).sum())
 
 
-class Regression:
+class Regression(tasks.WholeImages):
     """The target is a number for each output, `[N, K] float32`; the network gives `[B, K]`."""
 
     name = "regression"
     metrics = tuple(map(metric, ("mae", "rmse", "r2")))
     decides = ""
-    maps = False
     answers: tuple[str, ...] = ()
-    prepare = staticmethod(tasks.whole_image)
     read_targets = staticmethod(own_targets.number_targets)
 
     def open(self, source: str, root: str | None, seed: int, download: bool) -> Dataset:

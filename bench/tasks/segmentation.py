@@ -6,7 +6,7 @@ Counts are kept of each image, and of all pixels one compressed map: no set of l
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -284,6 +284,9 @@ class Segmentation:
         beyond = int((margin > tasks.clear_margin(reference, limit_db)).sum())
         return Agreement(share, beyond, self.decides)
 
+    def masks(self, score: Score) -> tasks.Maps:
+        return _Maps(score)
+
     def describe(self, target: Any, names: Sequence[str]) -> str:
         """The classes of a mask, the largest first: `road 61 %, sky 20 %`."""
         counts = np.bincount(np.asarray(target).ravel(), minlength=256)[: len(names)]
@@ -316,22 +319,32 @@ class Segmentation:
 def _pixels_in_common(a: Score, b: Score) -> tuple[Array, Array]:
     """For each image the pixels that A had right and B has wrong, and those that both say alike."""
     lost, same = [], []
-    for (said_a, bits_a), (said_b, bits_b) in zip(_maps(a), _maps(b), strict=True):
-        lost.append(int(np.unpackbits(np.bitwise_and(bits_a, ~bits_b)).sum()))
+    for (said_a, right_a), (said_b, right_b) in zip(_Maps(a), _Maps(b), strict=True):
+        lost.append(int((right_a & ~right_b).sum()))
         same.append(int(((said_a == said_b) & (said_a != IGNORED)).sum()))
     return np.array(lost), np.array(same)
 
 
-def _maps(score: Score) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """For each image the class of each pixel, and bits of those that are right."""
-    held, ends = score.evidence["pixels"].tobytes(), score.evidence["ends"].tolist()
-    for n in range(0, len(ends), 2):
-        starts = (ends[n - 1] if n else 0), ends[n]
-        said, right = (
-            np.frombuffer(zlib.decompress(held[start:end]), np.uint8)
-            for start, end in zip(starts, ends[n : n + 2], strict=True)
+class _Maps(Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]]):
+    """The maps of a score, unpacked when they are asked for."""
+
+    def __init__(self, score: Score) -> None:
+        self._held, self._ends = score.evidence["pixels"], score.evidence["ends"]
+
+    def __len__(self) -> int:
+        return len(self._ends) // 2
+
+    def __getitem__(self, n: Any) -> Any:
+        if not 0 <= n < len(self):
+            raise IndexError(n)
+        said, right = (self._part(2 * n + k) for k in range(2))
+        return said, np.unpackbits(right, count=len(said)).view(np.bool_)
+
+    def _part(self, number: int) -> NDArray[np.uint8]:
+        start = int(self._ends[number - 1]) if number else 0
+        return np.frombuffer(
+            zlib.decompress(self._held[start : int(self._ends[number])].tobytes()), np.uint8
         )
-        yield said, right
 
 
 TASK: tasks.Task = Segmentation()

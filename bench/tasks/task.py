@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[Any]
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 """What a network gives for a batch, by the name of the output."""
+Maps: TypeAlias = Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]]
+"""For each image the class of each pixel, `[H * W]`, `IGNORED` where the target has none, and
+whether it is the right one."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +275,9 @@ class Task(Protocol):
                 that size does not explain counts as clear.
         """
 
+    def masks(self, score: Score) -> Maps | None:
+        """What a network found in the pixels of each scored image; None without `maps`."""
+
     def describe(self, target: Any, names: Sequence[str]) -> str:
         """A target of the data set in words: `cat`, `cat, dog`, `height 1.8`."""
 
@@ -394,6 +400,16 @@ def whole_image(preprocess: Preprocess, image: Image.Image, target: Any = None) 
     from ..data.preprocess import apply
 
     return Prepared(apply(preprocess, image), target)
+
+
+class WholeImages:
+    """What the tasks share whose targets stand for an image as a whole."""
+
+    maps = False
+    prepare = staticmethod(whole_image)
+
+    def masks(self, score: Score) -> None:
+        """None: no pixel has a class of its own."""
 
 
 def no_images() -> UserError:

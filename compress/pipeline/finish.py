@@ -33,6 +33,7 @@ from ..models.cost import count_macs, count_parameters
 from ..models.precision import precision_of
 from ..pruning.sparsity import sparsity_of
 from ..quantization import target_of
+from ..reporting.masks import masks_section
 from ..reporting.page import write_report
 from ..reporting.speed import SPEED
 from ..robustness.measure import measure as measure_robustness
@@ -119,7 +120,8 @@ def finish(
                 "ONNX Runtime has no %s on this CPU: accuracy and latency are not measured",
                 precision_of(network.model),
             )
-        test, change = _tested(file, labelled if runs else None, runtime, own, before)
+        test, change, pictures = _tested(file, labelled if runs else None, runtime, own, before)
+        section += pictures
         timed, speed = None, dict[str, Any]()
         if runs:
             timed, speed = _timed(file, images, runtime, threads, before, entry)
@@ -156,15 +158,18 @@ def finish(
 
 def _tested(
     file: Path, data: Data | None, runtime: Runtime, own: OwnMetric | None, before: Before | None
-) -> tuple[TestScore | None, dict[str, Any]]:
-    """The score of the file, and details of what it changed against `before`."""
+) -> tuple[TestScore | None, dict[str, Any], str]:
+    """The score of the file, details of what it changed against `before`, and pictures of it."""
     if data is None:
-        return None, {}
+        return None, {}, ""
     if own is not None:
-        return own_score(file, data, own, runtime), {}
+        return own_score(file, data, own, runtime), {}, ""
     found = scored(file, data, runtime)
     change = against(before, found, runtime.name) if before is not None else {}
-    return found.record(runtime.name), change
+    pictures = masks_section(
+        data.dataset, data.preprocess, found, before.score if before is not None else None
+    )
+    return found.record(runtime.name), change, pictures
 
 
 def _timed(

@@ -1,7 +1,7 @@
 """The part of a report that belongs to one stage alone, taken over into a new report.
 
 It lies in a bundle as HTML, and a bundle may come from anybody. So it is read, and what it holds of
-our own few kinds (headings, paragraphs, pictures with their captions) is written anew.
+our own few kinds (headings, paragraphs, pictures with captions, bars) is written anew.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ LIMIT = 16 * 2**20
 _KINDS = {
     "h2": {}, "div": {}, "figure": {}, "figcaption": {},
     "p": {"class": r"soft"},
+    "table": {}, "tr": {}, "th": {"class": r"left"}, "td": {"class": r"left"},
+    "meter": {"value": r"[01]\.\d{1,6}"},
     "img": {
-        "src": r"data:image/png;base64,[A-Za-z0-9+/]+=*", "width": r"\d{1,4}", "height": r"\d{1,4}",
+        "src": r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*", "width": r"\d{1,4}",
+        "height": r"\d{1,4}",
         "alt": r"(?s:.*)",
     },
 }  # fmt: skip
