@@ -34,6 +34,17 @@ PAGE_POLICY = (
 """Stands in the head of every page: nothing runs in it, nothing is fetched, whatever it holds."""
 
 
+def document(title: str, style: str, body: str) -> str:
+    """A page of HTML that stands alone. The title is text; style and body are as they are shown."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{PAGE_POLICY}\n"
+        f"<title>{escape(title)}</title>\n<style>{style}</style></head>\n"
+        f"<body>\n{body}\n</body></html>\n"
+    )
+
+
 def _harmless(character: str) -> bool:
     """Spaces of any kind and the joiners of Persian, Malayalam and emoji belong to names; control
     characters, ends of lines and marks of direction do not."""

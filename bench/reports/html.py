@@ -8,7 +8,7 @@ import numpy as np
 
 from ..tasks.metrics import Metric
 from ..tasks.task import Part
-from ..text import PAGE_POLICY, escape
+from ..text import document, escape
 from ..timing.compare import Comparison
 from . import svg, terminal
 from .result import ModelResult, Result
@@ -51,13 +51,7 @@ def page(result: Result) -> str:
         f'<h2>Latency</h2><div class="plots">{_latency(result)}</div>',
         _sweep(result), _parts(result), _profile(result), _environment(result),
     ]  # fmt: skip
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"{PAGE_POLICY}"
-        f"<title>vbench: {escape(title)}</title><style>{STYLE}</style></head><body>"
-        f"{''.join(body)}</body></html>\n"
-    )
+    return document(f"vbench: {title}", STYLE, "".join(body))
 
 
 def _verdict(result: Result) -> str:

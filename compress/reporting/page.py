@@ -15,7 +15,7 @@ from typing import Any
 from vcompress.bench.bundle.history import Entry, Latency, Metrics, TestScore, measured, to_json
 from vcompress.bench.reports import svg
 from vcompress.bench.tasks.metrics import Metric, metric
-from vcompress.bench.text import PAGE_POLICY, escape
+from vcompress.bench.text import document, escape
 
 from .budget import asked_and_reached
 from .engines import engine_section
@@ -95,14 +95,7 @@ def render(
     if section:
         body.append(section)
     body += ["<h2>How each stage was made</h2>", *map(_details, entries)]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"{PAGE_POLICY}\n"
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
+    return document(title, _STYLE, "\n".join(body))
 
 
 def _title(entries: Sequence[_Measured]) -> str:

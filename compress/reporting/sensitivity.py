@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vcompress.bench.bundle.output import write_text
 from vcompress.bench.errors import UserError
 from vcompress.bench.reports import svg
-from vcompress.bench.text import PAGE_POLICY, escape
+from vcompress.bench.text import document, escape
 
 if TYPE_CHECKING:
     from ..quantization.sensitivity import LayerSensitivity
@@ -90,18 +90,15 @@ def draw(layers: Sequence[LayerSensitivity], title: str) -> str:
 
 
 def _page(layers: Sequence[LayerSensitivity], title: str) -> str:
-    return (
-        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"{PAGE_POLICY}\n"
-        f"<title>{escape(title)}</title>\n<style>body{{font:15px/1.5 system-ui,sans-serif;"
-        "margin:2rem auto;max-width:1100px;padding:0 1rem}svg{max-width:100%;height:auto}"
-        "@media (prefers-color-scheme: dark){body{color:#e6e9ee;background:#12161c}}"
-        f"</style></head>\n<body>\n<h1>{escape(title)}</h1>\n"
+    return document(
+        title,
+        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1100px;padding:0 1rem}"
+        "svg{max-width:100%;height:auto}"
+        "@media (prefers-color-scheme: dark){body{color:#e6e9ee;background:#12161c}}",
+        f"<h1>{escape(title)}</h1>\n"
         "<p>Each layer quantised alone, its weight and its input; the most sensitive first. A low "
         "signal-to-noise ratio of the logits says that the layer suffers, before the accuracy of "
-        "a small set of images does.</p>\n"
-        f"{draw(layers, title)}</body>\n</html>\n"
+        f"a small set of images does.</p>\n{draw(layers, title)}",
     )
 
 
