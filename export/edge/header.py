@@ -8,6 +8,7 @@ import numpy as np
 
 from vcompress.bench.bundle import MODEL, Bundle
 from vcompress.bench.errors import UserError
+from vcompress.bench.tasks import load
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z", re.ASCII)
 # Left as they are inside a literal. Not among them: quotes, backslashes, and the question mark,
@@ -52,6 +53,22 @@ def number(value: float) -> str:
     """A float32 as a C literal that reads back to the same bits."""
     text = np.format_float_scientific(np.float32(value), unique=True)
     return f"{text}f"
+
+
+def scores_of(bundle: Bundle) -> str:
+    """What the outputs of a bundle come to, as `model.h` names it.
+
+    Raises:
+        UserError: not one number for each label.
+    """
+    task = load(bundle.task)
+    if task.maps:
+        raise UserError(
+            f"{bundle.path}: its task is {bundle.task!r}, whose outputs are maps; a device build "
+            "takes one number for each label."
+        )
+    known = {"softmax": "SOFTMAX", "sigmoid": "SIGMOID"}
+    return next((kind for answer, kind in known.items() if answer in task.answers), "VALUES")
 
 
 def header(bundle: Bundle, name: str, *, embedded: bool) -> str:
@@ -108,7 +125,8 @@ def header(bundle: Bundle, name: str, *, embedded: bool) -> str:
         f"  {prepared.resize or 0},",
         f"  VCOMPRESS_{_INTERPOLATION[prepared.interpolation]},",
         f"  {symbol}_mean, {symbol}_std,",
-        f"  {upper}_LABELS, {symbol}_labels",
+        f"  {upper}_LABELS, {symbol}_labels,",
+        f"  VCOMPRESS_{scores_of(bundle)}",
         "};",
         "",
         "#endif",

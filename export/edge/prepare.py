@@ -11,7 +11,7 @@ from vcompress.bench.bundle.output import check_output, written
 from vcompress.bench.errors import UserError
 from vcompress.bench.verify.check import verify
 
-from .header import check_name, data_source, header
+from .header import check_name, data_source, header, scores_of
 
 
 def prepare(
@@ -38,10 +38,7 @@ def prepare(
         raise UserError(f"{path} does not verify: {'; '.join(found.problems[:5])}.")
     check_output(out / f"{name}.onnx", [path])
     bundle = found.bundle
-    if bundle.task != "classification":
-        raise UserError(
-            f"{path}: its task is {bundle.task!r}; a device build knows classification."
-        )
+    scores_of(bundle)
     if MODEL not in bundle.files:
         raise UserError(f"{path}: the bundle has no {MODEL}. Export it: vcompress export {path}.")
     if bundle.input.dtype != "float32":
@@ -50,6 +47,7 @@ def prepare(
     model = bundle.plain_file(MODEL).read_bytes()
     if hashlib.sha256(model).hexdigest() != bundle.files[MODEL].sha256:
         raise UserError(f"{bundle.path / MODEL} changed after it was verified; try again.")
+    _check_outputs(path, model, len(bundle.labels))
     _write(out / f"{name}.onnx", model)
     _write(out / f"vcompress_{name}.h", header(bundle, name, embedded=embed).encode("ascii"))
     if embed:
@@ -57,6 +55,19 @@ def prepare(
     folder = bundle.path.resolve()
     about = [file for file in BESIDE if (folder / file).is_file()]
     return tuple(folder / file for file in (*about, *sorted(bundle.files)))
+
+
+def _check_outputs(path: Path, model: bytes, labels: int) -> None:
+    """Raise a UserError where a model does not give one number for each label."""
+    import onnx
+
+    outputs = onnx.load_model_from_string(model).graph.output
+    shapes = [[d.dim_param or d.dim_value for d in o.type.tensor_type.shape.dim] for o in outputs]
+    if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][1] not in (labels, ""):
+        raise UserError(
+            f"{path}: its {MODEL} gives {', '.join(map(str, shapes))}; a device build takes one "
+            f"output [batch, {labels}], a number for each label."
+        )
 
 
 def _write(target: Path, content: bytes) -> None:

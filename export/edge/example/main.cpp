@@ -1,4 +1,5 @@
-// classify IMAGE.ppm...: the labels and scores of images, with a model that vcompress made.
+// classify IMAGE.ppm...: the labels and scores of images, with a model that vcompress made. The best
+// classes, the labels above a threshold, or every number, as the model's task is.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -21,7 +22,8 @@
 namespace {
 
 const char kUsage[] =
-    "usage: classify [--runtime NAME] [--engine FILE] [--top N] [--threads N] IMAGE.ppm...\n"
+    "usage: classify [--runtime NAME] [--engine FILE] [--top N] [--threshold P]\n"
+    "                [--threads N] IMAGE.ppm...\n"
     "runtimes built in:"
 #ifdef WITH_OPENVINO
     " openvino"
@@ -38,6 +40,7 @@ struct Arguments {
   std::string runtime;
   std::filesystem::path engine;
   int top = 5;
+  double threshold = 0.5;
   int threads = 0;
   std::vector<std::string> images;
 };
@@ -48,6 +51,14 @@ int positive(const std::string &text) {
   if (text.empty() || *end != '\0' || value < 1 || value > 1000000)
     throw std::invalid_argument("'" + text + "': expected a number of 1 or more");
   return static_cast<int>(value);
+}
+
+double probability(const std::string &text) {
+  char *end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0' || !(value >= 0 && value <= 1))
+    throw std::invalid_argument("'" + text + "': expected a probability from 0 to 1");
+  return value;
 }
 
 Arguments parse(int argc, char **argv) {
@@ -66,6 +77,8 @@ Arguments parse(int argc, char **argv) {
       found.engine = value;
     else if (flag == "--top")
       found.top = positive(value);
+    else if (flag == "--threshold")
+      found.threshold = probability(value);
     else if (flag == "--threads")
       found.threads = positive(value);
     else
@@ -133,29 +146,47 @@ std::unique_ptr<classify::Backend> open(const Arguments &arguments, const vcompr
   throw std::invalid_argument("--runtime " + name + ": not built in\n" + kUsage);
 }
 
-std::vector<double> softmax(const std::vector<float> &logits) {
-  const double largest = *std::max_element(logits.begin(), logits.end());
-  std::vector<double> scores;
-  for (float logit : logits) {
-    if (!std::isfinite(logit)) throw std::runtime_error("the model gives NaN or infinity");
-    scores.push_back(std::exp(logit - largest));
+// What the outputs come to: probabilities, or the numbers themselves.
+std::vector<double> scores_of(const vcompress_model &model, const std::vector<float> &outputs) {
+  std::vector<double> scores(outputs.begin(), outputs.end());
+  for (double score : scores)
+    if (!std::isfinite(score)) throw std::runtime_error("the model gives NaN or infinity");
+  if (model.scores == VCOMPRESS_SIGMOID)
+    for (double &score : scores) score = 1 / (1 + std::exp(-score));
+  if (model.scores == VCOMPRESS_SOFTMAX) {
+    const double largest = *std::max_element(scores.begin(), scores.end());
+    for (double &score : scores) score = std::exp(score - largest);
+    const double sum = std::accumulate(scores.begin(), scores.end(), 0.0);
+    for (double &score : scores) score /= sum;
   }
-  const double sum = std::accumulate(scores.begin(), scores.end(), 0.0);
-  for (double &score : scores) score /= sum;
   return scores;
 }
 
-void show(const std::vector<double> &scores, const vcompress_model &model, int top) {
+// The labels that are shown, in their order: the best, those above the threshold, or all.
+std::vector<std::size_t> chosen(const std::vector<double> &scores, const vcompress_model &model,
+                                const Arguments &arguments) {
   std::vector<std::size_t> order(scores.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
+  if (model.scores == VCOMPRESS_VALUES) return order;
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
-  order.resize(std::min(order.size(), static_cast<std::size_t>(top)));
-  for (std::size_t i : order) {
+  if (model.scores == VCOMPRESS_SOFTMAX)
+    order.resize(std::min(order.size(), static_cast<std::size_t>(arguments.top)));
+  else
+    order.erase(std::find_if(order.begin(), order.end(),
+                             [&](std::size_t i) { return scores[i] <= arguments.threshold; }),
+                order.end());
+  return order;
+}
+
+void show(const std::vector<double> &scores, const vcompress_model &model,
+          const Arguments &arguments) {
+  for (std::size_t i : chosen(scores, model, arguments)) {
     std::string label = model.labels[i];  // on one line, whatever it holds
     for (char &c : label)
       if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
-    std::printf("%.7f\t%zu\t%s\n", scores[i], i, label.c_str());
+    std::printf(model.scores == VCOMPRESS_VALUES ? "%.7g\t%zu\t%s\n" : "%.7f\t%zu\t%s\n",
+                scores[i], i, label.c_str());
   }
 }
 
@@ -168,11 +199,11 @@ int main(int argc, char **argv) {
     const auto backend = open(arguments, model, argv[0]);
     for (const std::string &path : arguments.images) {
       const auto image = vcompress::read_pnm(path);
-      const auto logits = backend->run(vcompress::preprocess(model, image));
-      if (logits.size() != model.label_count)
+      const auto outputs = backend->run(vcompress::preprocess(model, image));
+      if (outputs.size() != model.label_count)
         throw std::runtime_error("the model has another number of outputs than labels");
       std::printf("%s\n", path.c_str());
-      show(softmax(logits), model, arguments.top);
+      show(scores_of(model, outputs), model, arguments);
     }
   } catch (const std::exception &error) {
     std::cerr << "classify: " << error.what() << '\n';

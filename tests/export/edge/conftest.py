@@ -20,11 +20,11 @@ from vcompress.bench.bundle import bundle as bundles
 PREPROCESS = Preprocess((24, 32), resize=40, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
 
 
-def convolution_model() -> onnx.ModelProto:
-    """A convolution, a pooling and a classifier: [batch, 3, 24, 32] -> [batch, 7]."""
+def convolution_model(outputs: int = 7) -> onnx.ModelProto:
+    """A convolution, a pooling and a classifier: [batch, 3, 24, 32] -> [batch, outputs]."""
     rng = np.random.default_rng(0)
     conv = rng.standard_normal((8, 3, 5, 5)).astype(np.float32) / 5
-    dense = rng.standard_normal((8, 7)).astype(np.float32) * 8
+    dense = rng.standard_normal((8, outputs)).astype(np.float32) * 8
     nodes = [
         helper.make_node("Conv", ["input", "w"], ["c"], strides=[2, 2]),
         helper.make_node("Relu", ["c"], ["r"]),
@@ -35,7 +35,7 @@ def convolution_model() -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes, "convolution",
         [helper.make_tensor_value_info("input", 1, ["batch", 3, 24, 32])],
-        [helper.make_tensor_value_info("logits", 1, ["batch", 7])],
+        [helper.make_tensor_value_info("logits", 1, ["batch", outputs])],
         [numpy_helper.from_array(conv, "w"), numpy_helper.from_array(dense, "d")],
     )  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -43,13 +43,15 @@ def convolution_model() -> onnx.ModelProto:
 
 @pytest.fixture(scope="session")
 def write_bundle() -> Callable[..., Path]:
-    def write(path: Path, **changes: Any) -> Path:
+    def write(path: Path, outputs: int | None = None, **changes: Any) -> Path:
         told: dict[str, Any] = {
             "input": InputSpec("input", (3, 24, 32)), "preprocess": PREPROCESS,
             "labels": tuple(f"class {n}" for n in range(7)), "data": None, "history": (),
         }  # fmt: skip
-        with bundles.create(path, **(told | changes)) as folder:
-            onnx.save(convolution_model(), str(folder / "model.onnx"))
+        told |= changes
+        with bundles.create(path, **told) as folder:
+            made = convolution_model(len(told["labels"]) if outputs is None else outputs)
+            onnx.save(made, str(folder / "model.onnx"))
         return path
 
     return write

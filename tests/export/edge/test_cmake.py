@@ -106,6 +106,28 @@ def test_the_example_says_what_predict_says(
     agree(project, bundle, [*images, photo(mode="L")], tmp_path, "onnxruntime")
 
 
+@pytest.mark.slow  # the example is compiled again for each
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_the_example_says_what_predict_says_of_labels_and_of_numbers(
+    task: str, write_bundle: Callable[..., Path], photo: Callable[..., Image.Image], tmp_path: Path
+) -> None:
+    needs_cmake()
+    bundle = write_bundle(tmp_path / "bundle", task=task)
+    project = Project(edge.example_dir(), tmp_path / "build")
+    options = openvino_option(), f"-DBUNDLE={bundle}", "-DCMAKE_BUILD_TYPE=Debug"
+    assert project.configure(*options).returncode == 0
+    done = project.compile()
+    assert done.returncode == 0, done.stdout
+    with load(bundle, runtime="onnxruntime", threads=1) as model:
+        for seed in range(3):
+            file = tmp_path / f"{seed}.ppm"
+            photo(93 + 40 * seed, 71, seed).save(file)
+            want = model.predict(file, threshold=0.3)
+            found = project.classify("--threshold", "0.3", file)
+            assert [index for _, index, _ in found] == [p.index for p in want]
+            assert np.allclose([s for s, _, _ in found], [p.score for p in want], atol=1e-3)
+
+
 def test_the_example_refuses_another_model_and_bad_arguments(
     example: tuple[Project, Path], photo: Callable[..., Image.Image], tmp_path: Path
 ) -> None:

@@ -106,6 +106,28 @@ def test_what_c_cannot_hold_is_refused(write_bundle: Callable[..., Path], tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "scores"),
+    [("classification", "SOFTMAX"), ("multilabel", "SIGMOID"), ("regression", "VALUES")],
+)
+def test_the_header_says_what_the_outputs_come_to(
+    write_bundle: Callable[..., Path], tmp_path: Path, task: str, scores: str
+) -> None:
+    prepare(write_bundle(tmp_path / "net", task=task), "net", tmp_path / "out", embed=False)
+    assert f"  VCOMPRESS_{scores}\n}};" in (tmp_path / "out" / "vcompress_net.h").read_text()
+
+
+def test_outputs_that_are_no_number_for_each_label_are_refused(
+    write_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_bundle(tmp_path / "two", 7, labels=("a", "b"))
+    with pytest.raises(UserError, match=r"gives \['batch', 7\]; .* one output \[batch, 2\]"):
+        prepare(path, "net", tmp_path / "out", embed=False)
+    assert not list((tmp_path / "out").glob("*"))
+    with pytest.raises(UserError, match="'segmentation', whose outputs are maps"):
+        prepare(write_bundle(tmp_path / "m", task="segmentation"), "net", tmp_path, embed=False)
+
+
 def test_a_changed_bundle_is_refused_and_named(
     write_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:

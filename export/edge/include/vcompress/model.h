@@ -14,6 +14,13 @@ enum vcompress_interpolation {
   VCOMPRESS_BICUBIC = 2
 };
 
+/* What the outputs, one for each label, come to. */
+enum vcompress_scores {
+  VCOMPRESS_SOFTMAX = 0, /* one label is right: a softmax gives its probability */
+  VCOMPRESS_SIGMOID = 1, /* any number of labels are: a sigmoid of each output */
+  VCOMPRESS_VALUES = 2   /* numbers in the unit of their label, as they are */
+};
+
 /* The header that vcompress_add_model generates defines one of these as `vcompress_NAME`. */
 typedef struct vcompress_model {
   const char *name;
@@ -32,6 +39,7 @@ typedef struct vcompress_model {
 
   size_t label_count;
   const char *const *labels; /* UTF-8, in the order of the outputs */
+  enum vcompress_scores scores;
 } vcompress_model;
 
 #ifdef __cplusplus
