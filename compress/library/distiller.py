@@ -62,12 +62,24 @@ class Distiller(nn.Module):
             )
         if targets is None:
             targets = self.taught.task.no_targets(logits)
+        if len(targets) != len(logits):
+            raise UserError(
+                f"targets: got {len(targets)} for {len(logits)} outputs of the student. Give the "
+                "targets of the batch that it saw."
+            )
         try:
             found: Tensor = self.taught(logits, inputs, targets, _NONE)
         except IndexError as error:
             raise UserError(
                 f"The targets go from {targets.min()} to {targets.max()}, and the student has "
                 f"{logits.shape[1]} outputs: {error}"
+            ) from error
+        except RuntimeError as error:
+            if "target" not in str(error):
+                raise
+            raise UserError(
+                f"targets: got {list(targets.shape)} {str(targets.dtype).removeprefix('torch.')} "
+                f"for outputs {list(logits.shape)}: {error}"
             ) from error
         return found
 

@@ -8,6 +8,7 @@ attention.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +120,20 @@ class Walk:
                         )
         return found
 
+    def _unreached(self) -> dict[str, str]:
+        """Layers that the trace has not met, such as those before a detach()."""
+        return {
+            path: "no operation that autograd follows leads from it to an output"
+            for module, path in self.paths.items()
+            if isinstance(module, ROOTS)
+            and module not in self.graph.module2node
+            and not any(layout(owner) is not None for owner in self._owners(path))
+        }
+
+    def _owners(self, path: str) -> Iterator[nn.Module]:
+        """The modules that `path` lies in."""
+        return (module for module, own in self.paths.items() if own and path.startswith(f"{own}."))
+
     def _is_mask(self, node: Any, function: Any) -> bool:
         """Whether a layer makes one channel: it cannot go, and others meet it by spreading."""
         made = node.module in self.paths and self.side(node, function) == "out"
@@ -173,7 +188,7 @@ class Walk:
             for key, pairs in parts.items():
                 cuts[key].append(self._cut(node, side, pairs))
         groups: list[Group] = []
-        left_alone = self._without_layer()
+        left_alone = self._without_layer() | self._unreached()
         order = {path: position for position, path in enumerate(self.paths.values())}
         for key, units in members.items():
             group = self._group(cuts[key], len(units), order)

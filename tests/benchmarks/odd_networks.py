@@ -1,53 +1,36 @@
-"""Networks that trip tools up, through the commands: right, or refused at once with the reason.
+"""What trips tools up, through the commands: right, or refused at once with the reason.
 
-    python tests/benchmarks/odd_networks.py                     # all; prints a Markdown table
-    python tests/benchmarks/odd_networks.py statements viewed
+    python tests/benchmarks/odd_networks.py                     # all; prints two Markdown tables
+    python tests/benchmarks/odd_networks.py statements viewed "averaged weights"
 
 Every network of `_odd_networks.py` is fine-tuned on the digits (four epochs), pruned to 0.8 of its
 multiply-accumulates (two epochs), and quantised. The accuracies are those of the files in ONNX
 Runtime, on the same 359 images; `alone` is the share of these that the int8 file decides alike
 one by one and in one call. Right is: each file runs, int8 loses at most 3 points, and a network
-whose images depend on each other is warned of.
+whose images depend on each other is warned of. The second table has what is no form of a network:
+checkpoints, heads, sizes and files (`_odd_cases.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
-import logging
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import _odd_cases
 import _odd_networks
 import numpy as np
+from _command import command
 
-from vcompress.compress.cli import main as vcompress
 from vcompress.export.runtime import run_onnx
 
 TRAINING = ("--batch-size", "32", "--lr", "0.005")
 MOST_POINTS = 3.0
 SOON_S = 60.0
 """Time within which a network that is refused has to be refused, seconds."""
-
-
-def command(*arguments: str) -> tuple[int, str, float]:
-    """Exit status, what was printed, seconds; 99 where it was a traceback."""
-    started, said = time.perf_counter(), io.StringIO()
-    logging.getLogger().handlers.clear()  # each command writes where it is told to
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        try:
-            status = vcompress(arguments)
-        except SystemExit as error:
-            status = int(error.code or 0)
-        except Exception as error:  # the table goes on
-            status = 99
-            print(f"{type(error).__name__}: {error}")
-    return status, said.getvalue() or "nothing", time.perf_counter() - started
 
 
 def top1(bundle: Path) -> float:
@@ -102,19 +85,32 @@ def row(name: str, folder: Path) -> tuple[list[str], bool]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*")
+    parser.add_argument("names", nargs="*", help="networks or cases; all by default")
     options = parser.parse_args()
     os.chdir(Path(__file__).parent)  # where `_odd_networks:NAME` is found
+    networks = [made.__name__ for made in _odd_networks.NETWORKS]
+    asked = options.names or [*networks, *_odd_cases.CASES]
     wrong = 0
-    print("| network | float top-1 | pruned | int8 | alone | verdict |")
-    print("|---|--:|--:|--:|--:|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.names or [made.__name__ for made in _odd_networks.NETWORKS]:
+        if chosen := [name for name in asked if name in networks]:
+            print("| network | float top-1 | pruned | int8 | alone | verdict |")
+            print("|---|--:|--:|--:|--:|---|")
+        for name in chosen:
             cells, right = row(name, Path(folder))
             wrong += not right
-            print(f"| {name} | " + " | ".join(cell.replace("|", "/") for cell in cells) + " |",
-                  flush=True)  # fmt: skip
+            show(name, *cells)
+        if chosen := [name for name in asked if name in _odd_cases.CASES]:
+            print("\n| case | seen | verdict |\n|---|---|---|")
+        for name in chosen:
+            (place := Path(folder) / name.replace(" ", "-")).mkdir()
+            right, said = _odd_cases.CASES[name](place)
+            wrong += not right
+            show(name, said, "right" if right else "WRONG")
     sys.exit(1 if wrong else 0)
+
+
+def show(*cells: str) -> None:
+    print("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -171,3 +171,7 @@ def test_what_does_not_fit_is_one_message(
         distil(student(batch[0]), *batch)
     with pytest.raises(UserError, match="targets go from 0 to 7, and the student has 3 outputs"):
         distiller(student, teacher)(student(batch[0]), batch[0], torch.tensor([0] * 15 + [7]))
+    with pytest.raises(UserError, match=r"targets: got 5 for 16 outputs of the student"):
+        distiller(net(), net())(net()(batch[0]), batch[0], batch[1][:5])
+    with pytest.raises(UserError, match=r"targets: got \[16\] float32 for outputs \[16, 3\]"):
+        distiller(net(), net())(net()(batch[0]), batch[0], batch[1].float())

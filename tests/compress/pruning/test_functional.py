@@ -117,6 +117,22 @@ def test_a_weight_that_is_computed_for_a_call_is_named() -> None:
         prune(Mixed(), IMAGES[:1], channels=0.5)
 
 
+class Through(nn.Module):
+    """Gradients end at the stem's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 1), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x).detach().mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_the_trace_does_not_meet_is_named() -> None:
+    with pytest.raises(UserError, match="stem: no operation that autograd follows leads from it"):
+        prune(Through(), IMAGES[:1], channels=0.5)
+
+
 def test_calls_of_layers_are_theirs_and_not_the_network_s() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 2))
     found: list[str] = []
