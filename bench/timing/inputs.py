@@ -278,7 +278,8 @@ def from_file(path: str | Path, inputs: Sequence[TensorSpec]) -> Feed:
                 sum(sizes.get(f"{name}.npy", sizes.get(name, 0)) for name in names),
                 f"Give smaller arrays than those of {path}.",
             )
-            arrays = {name: archive[name] for name in names}
+            # What has not the ending .npy comes as bytes.
+            arrays = {name: np.asarray(archive[name]) for name in names}
             found = ", ".join(archive.files)
     except UserError:
         raise

@@ -203,6 +203,8 @@ def load(file: Path) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
                 )
         with np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
+        if not all(isinstance(array, np.ndarray) and array.ndim for array in found.values()):
+            raise ValueError("an entry is no array of several")
         inputs = found.pop("input")
     except UserError:
         raise

@@ -81,17 +81,25 @@ def _engine(bundle: Bundle, name: str, max_batch: int) -> Path:
         raise UserError(
             f"{bundle.path}: there is no engine {name!r}.{nearest(name, stems) or known}"
         )
-    record: Any = json.loads(bundle.file(f"{FOLDER}/{name}.json").read_text(encoding="utf-8"))
-    settings = record["build"]["settings"]
-    if settings["flavour"] != "tensorrt":
+    flavour, least, largest = _built(bundle.file(f"{FOLDER}/{name}.json"))
+    if flavour != "tensorrt":
         raise UserError(
             f"--engine {name}: Triton runs engines of classic TensorRT, this one is "
-            f"{settings['flavour']}. Serve the ONNX file, or build with --to tensorrt."
+            f"{flavour}. Serve the ONNX file, or build with --to tensorrt."
         )
-    least, _, largest = settings["batch"]
     if least > 1 or max_batch > largest:
         raise UserError(
             f"--max-batch {max_batch}: the engine takes {least} to {largest} images, and Triton "
             f"sends 1 to {max_batch}."
         )
     return bundle.file(f"{FOLDER}/{name}.engine")
+
+
+def _built(file: Path) -> tuple[str, int, int]:
+    """Which TensorRT an engine is for, and its least and largest batch, by the record beside it."""
+    try:
+        settings: Any = json.loads(file.read_text(encoding="utf-8"))["build"]["settings"]
+        least, _, largest = (int(size) for size in settings["batch"])
+        return str(settings["flavour"]), least, largest
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise UserError(f"{file}: not a record of an engine that vcompress wrote.") from None

@@ -134,7 +134,7 @@ class TeacherCache:
                 if array.shape != (len(self.indices), *output.shape):
                     raise ValueError(f"{file.name} is {list(array.shape)}")
                 found.append(array)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{folder}: this part of the teacher's cache is damaged ({error}). Remove the "
                 f"folder {folder.name} and run again."
@@ -196,7 +196,7 @@ def _check_same(file: Path, wanted: Mapping[str, Any]) -> None:
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("not a table")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read ({error}). Name a new folder.") from None
     for key, value in wanted.items():
         if found.get(key) != value:

@@ -247,7 +247,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}") from error
     if not isinstance(aliases, dict):
         raise UserError(f"{path}: its table of tied tensors is not a table.")

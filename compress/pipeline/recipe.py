@@ -90,7 +90,7 @@ def read_recipe(path: Path, trust: str | None = None) -> Recipe:
         body = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid TOML ({error}).") from None
     file = from_mapping(_File, body, str(path))
     if not file.stages and file.joint is None:

@@ -189,7 +189,7 @@ def parse_preprocess(text: str) -> Preprocess:
     try:
         body = Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text
         return from_mapping(Preprocess, json.loads(body), "--preprocess")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"--preprocess {text!r}: {error}. Expected imagenet, or JSON such as "
             f'{{"size": [224, 224], "resize": 256, "mean": [0.5, 0.5, 0.5], '

@@ -163,7 +163,7 @@ class LatencyTable:
             data = json.loads(file.read_text())
             same = data["environment"] == environment
             entries = {str(key): float(value) for key, value in data["latency_ms"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{file} is no table of latencies ({error!r}): delete it, or give another file."
             ) from error

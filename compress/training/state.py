@@ -99,7 +99,7 @@ def load_state(file: Path) -> State:
                 prefix, _, name = key.partition("/")
                 groups[prefix][name] = stream.get_tensor(key)
         return State(**{**facts, **groups})
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file}: the saved training state cannot be read ({error}). Leave --resume out to "
             f"start again."

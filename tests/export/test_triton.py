@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ def model(batch: int | str = "batch") -> onnx.ModelProto:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Callable[..., Path]:
     def write(
-        batch: int | str = "batch", labels: tuple[str, ...] = LABELS, flavour: str | None = None
-    ) -> Path:
+        batch: int | str = "batch", labels: tuple[str, ...] = LABELS, flavour: str | None = None,
+        batch_of_engine: Sequence[int] = (1, 4, 16),
+    ) -> Path:  # fmt: skip
         path = tmp_path / "a bundle"
         with bundles.create(
             path, input=InputSpec("input", (3, 8, 8)), preprocess=Preprocess((8, 8)),
@@ -58,7 +59,8 @@ def bundle(tmp_path: Path) -> Callable[..., Path]:
             if flavour is not None:
                 (folder / "engines").mkdir()
                 (folder / "engines" / "e.engine").write_bytes(b"engine")
-                record = {"build": {"settings": {"flavour": flavour, "batch": [1, 4, 16]}}}
+                settings = {"flavour": flavour, "batch": list(batch_of_engine)}
+                record = {"build": {"settings": settings}}
                 (folder / "engines" / "e.json").write_text(json.dumps(record))
         return path
 
@@ -117,6 +119,9 @@ def test_an_engine_is_served_on_the_gpu(bundle: Callable[..., Path], tmp_path: P
     other = bundle(flavour="tensorrt-rtx")
     with pytest.raises(UserError, match="Triton runs engines of classic TensorRT"):
         export_triton(other, tmp_path / "r2", Serving(name="e"), engine="e")
+    damaged = bundle(flavour="tensorrt", batch_of_engine=[1, 2])
+    with pytest.raises(UserError, match=r"e\.json: not a record of an engine"):
+        export_triton(damaged, tmp_path / "r2", Serving(name="e"), engine="e")
     assert not (tmp_path / "r2").exists()
 
 

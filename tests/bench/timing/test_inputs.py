@@ -90,9 +90,11 @@ def test_arrays_of_the_users_own_are_checked(tmp_path: Path) -> None:
     np.savez(tmp_path / "name.npz", y=np.ones((3, 2), np.int64))
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 no archive")
     np.savez(tmp_path / "pickle.npz", x=np.array([{}], dtype=object))
+    with zipfile.ZipFile(tmp_path / "bytes.npz", "w") as archive:
+        archive.writestr("x", b"no array")
     for name, message in (
-        ("type", "is float32"), ("name", "no array 'x'"), ("bad", "not a readable"),
-        ("pickle", "not a readable"),
+        ("bytes", "the model takes"), ("type", "is float32"), ("name", "no array 'x'"),
+        ("bad", "not a readable"), ("pickle", "not a readable"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             inputs.from_file(tmp_path / f"{name}.npz", [spec])

@@ -227,7 +227,7 @@ def say_other_types_in_the_history(folder: Path, rng: random.Random) -> str:
         ("metrics", "test"): [*tables, [], {}], ("metrics", "macs"): [*numbers, -1, 10**400, 0.5],
         ("metrics", "onnx_bytes"): [0, -1, 2**63, None, True], ("metrics", "latency"): [{}, "x"],
         ("metrics", "latency", "median_ms"): [*numbers, None, True, 0, -1, 10**400, 1e308],
-        ("metrics", "test", "interval"): [[], [1], [1, 2, 3], "ab", ["a", "b"], None],
+        ("metrics", "test", "interval"): [[], [1], [1, 2, 3], "ab", ["a", "b"]],
         ("metrics", "test", "top1"): [*numbers, None, True, 10**400],
     }  # fmt: skip
     path = rng.choice(list(wrong))

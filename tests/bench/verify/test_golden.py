@@ -42,6 +42,11 @@ def test_golden_arrays_that_are_damaged_are_one_message(tmp_path: Path) -> None:
             archive.writestr("input.npy", b"\x93NUMPY\x01\x00" + length + header.encode())
         with pytest.raises(UserError, match="not golden arrays"):
             golden.load(file)
+    with zipfile.ZipFile(file, "w") as archive:  # without the ending .npy NumPy gives bytes
+        for name in ("input", "output.y"):
+            archive.writestr(name, b"bytes")
+    with pytest.raises(UserError, match="not golden arrays"):
+        golden.load(file)
     np.savez(file, input=np.zeros((2, 3)), **{"output.y": np.zeros((2, 1))})
     whole = bytearray(file.read_bytes())
     whole[whole.index(b"PK\x01\x02") + 8] |= 1  # says that the first array is encrypted

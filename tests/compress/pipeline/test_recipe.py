@@ -112,6 +112,7 @@ STAGE = '[[stages]]\nstage = "finetune"\nmodel = "r18"\n'
         ("out = 5\n" + STAGE, "out = 5, expected a text"),
         ("a = = 1", "not valid TOML"),
         ("a = 1\na = 2", "not valid TOML"),
+        ("a = " + "[" * 100_000, "not valid TOML"),
     ],
 )
 def test_a_mistake_is_named_with_its_stage(tmp_path: Path, text: str, message: str) -> None:
