@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ LEAST_MEMORY = 2**30
 _START = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; import runpy; "
     "runpy.run_module(sys.argv[1], run_name='__main__')"
+)
+
+_OBEY = (
+    "import sys; sys.path[:] = [p for p in sys.path if p]; from vcompress.bench.apart import obey; "
+    "sys.exit(obey())"
 )
 
 
@@ -105,11 +111,11 @@ def ask(module: str, request: Mapping[str, Any], timeout_s: float) -> Reply:
 
 def follow(
     module: str, request: Mapping[str, Any], heard: Callable[[dict[str, Any]], None],
-    printed: Callable[[str], None],
+    printed: Callable[[str], None], meanwhile: Callable[[], object] = lambda: None,
 ) -> Reply:  # fmt: skip
     """As `ask`, for work whose length nobody knows before: `heard` is told what the process says
     while it works, and `printed` the other lines on its standard output. Its standard error is that
-    of this process.
+    of this process, which does `meanwhile` while the other one starts.
 
     Its limits hold while `bounded` code runs there.
 
@@ -125,6 +131,7 @@ def follow(
         try:
             with suppress(BrokenPipeError), process.stdin as stream:
                 stream.write(json.dumps({**request, "parent": os.getpid()}))
+            meanwhile()
             for line in process.stdout:
                 said = next(_marked(line), None)
                 if said is not None:
@@ -139,7 +146,36 @@ def follow(
     return Reply((last,) if last else (), process.returncode)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def supervised(module: str, arguments: Sequence[str], patience_s: float) -> Reply:
+    """Run `main(arguments)` of a module in a process of its own with this one's input and outputs;
+    `bounded` code there may take `patience_s`.
+
+    Memory is not limited, for the command may use a GPU; where it runs out that process ends first.
+    """
+    command = [sys.executable, "-c", _OBEY, module, str(os.getpid()), str(patience_s), *arguments]
+    with ended_by_signals(), subprocess.Popen(command) as process:
+        try:
+            # The keys of a terminal reach both: that one says what is to be said.
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            process.wait()
+            signal.signal(signal.SIGINT, before)
+        except BaseException:
+            _end(process)
+            raise
+    return Reply((), process.returncode)
+
+
+def obey() -> int:
+    """The other side of `supervised`."""
+    module, parent, patience_s, *arguments = sys.argv[1:]
+    _end_with(int(parent))
+    _limit(memory=False, cpu_s=None)
+    _allowed.patience_s = float(patience_s)
+    status: int = import_module(module).main(arguments)
+    return status
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
     """End it as a signal ends a command, which removes its temporary folders."""
     process.terminate()
     try:

@@ -208,16 +208,18 @@ def _run(asked: Options) -> int:
     _check(asked)
     from rich.markup import escape
 
+    from .reports.console import Shown
+    from .run import apart
+
+    with Shown(stderr=True).status("") as status:
+        result = apart.run(asked, lambda text: status.update(escape(text)))
     from .bundle.output import write_text
     from .reports import ci as report_ci
     from .reports import html as report_html
     from .reports import json as report_json
     from .reports import restate, terminal
-    from .run import apart
 
-    errors, console = terminal.Shown(stderr=True), terminal.Shown()
-    with errors.status("") as status:
-        result = apart.run(asked, lambda text: status.update(escape(text)))
+    console = Shown()
     if asked.json:
         report_json.write(result, asked.json)
     for path, text in (
@@ -241,10 +243,12 @@ def _check(asked: Options) -> None:
     """What can be refused before anything is measured."""
     from .bundle.output import check_outputs
     from .onnx_file import files_of
-    from .reports.restate import TOOLS
 
-    if asked.restate and asked.restate not in TOOLS:
-        raise UserError(f"--as {asked.restate}: expected one of {', '.join(TOOLS)}.")
+    if asked.restate:
+        from .reports.restate import TOOLS
+
+        if asked.restate not in TOOLS:
+            raise UserError(f"--as {asked.restate}: expected one of {', '.join(TOOLS)}.")
     files = (asked.inputs, asked.baseline, asked.gate, asked.classes)
     read = [*chain.from_iterable(map(files_of, asked.models)), *filter(None, files)]
     check_outputs((asked.json, asked.html, asked.junit, asked.markdown), read)
@@ -252,14 +256,14 @@ def _check(asked: Options) -> None:
 
 def _selftest(asked: Options) -> int:
     from .reports import terminal
+    from .reports.console import Shown
     from .run import apart
 
     if len(asked.models) > 2:
         raise UserError("vbench selftest takes no model or one.")
-    errors, console = terminal.Shown(stderr=True), terminal.Shown()
-    with errors.status("") as status:
+    with Shown(stderr=True).status("") as status:
         found = apart.selftest(asked, status.update)
-    terminal.show_selftest(found, console)
+    terminal.show_selftest(found, Shown())
     if not found.sound:
         return 3
     return 0 if found.quiet else 3

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import UserError, nearest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 T = TypeVar("T")
+MOST_BYTES = 2**20
+MOST_DOTS = 200
+"""Largest number in a line: the parser takes time with the square of the parts of a key."""
 
 
 def from_mapping(cls: type[T], data: Any, where: str) -> T:
@@ -34,6 +44,27 @@ def from_mapping(cls: type[T], data: Any, where: str) -> T:
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: {error}") from None
     return made
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no TOML, or takes too long to read.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES:,} bytes")
+    text = content.decode("utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.count(".") > MOST_DOTS:
+            raise ValueError(f"line {number} has more than {MOST_DOTS} dots")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("tables in tables without end") from None
 
 
 def plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -111,8 +111,16 @@ class _Reader:
         self.unranked: list[str] = []
         self.left = MOST_FIELDS
 
-    def fields(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """(field number, integer value, start, end of the bytes) of a message."""
+    def fields(
+        self, at: int, end: int, integers: Collection[int] = (), packed: int = 0
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """(field number, integer value, start, end of the bytes) of a message.
+
+        Args:
+            integers: fields that are numbers; all others are bytes. One of the other kind is
+                unknown to the parsers, and left out here too.
+            packed: the one of them that may be several numbers in bytes.
+        """
         data = self.data
         while at < end:
             self.left -= 1
@@ -137,13 +145,14 @@ class _Reader:
                 raise _Broken
             if at > end or number == 0:
                 raise _Broken
-            yield number, value, start, stop
+            if wire == (0 if number in integers else 2) or (wire == 2 and number == packed):
+                yield number, value, start, stop
 
     def tensor(self, start: int, end: int) -> None:
         data, dtype, name, entries, outside = self.data, 0, "", dict[str, str](), False
         dims: list[int] = []
         raw: tuple[int, int] | None = None
-        for number, value, a, b in self.fields(start, end):
+        for number, value, a, b in self.fields(start, end, (1, 2, 14), packed=1):
             if len(dims) > MOST_DIMENSIONS:
                 raise _Broken
             if number == 1 and a == b:
@@ -279,7 +288,7 @@ def _facts(path: Path, data: memoryview, size: int) -> OnnxFacts:
 
 def _read(data: memoryview, size: int) -> OnnxFacts:
     reader, ir_version, producer, opsets, graphs = _Reader(data), 0, "", {}, 0
-    for number, value, a, b in reader.fields(0, size):
+    for number, value, a, b in reader.fields(0, size, (1,)):
         if number == 1:
             ir_version = value
         elif number in (2, 3) and a < b:
@@ -289,7 +298,7 @@ def _read(data: memoryview, size: int) -> OnnxFacts:
             reader.graph(a, b, 0)
         elif number == 8:
             domain, version = "", 0
-            for n, v, c, d in reader.fields(a, b):
+            for n, v, c, d in reader.fields(a, b, (2,)):
                 if n == 1:
                     domain = _text(data, c, d)
                 elif n == 2:

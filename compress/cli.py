@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from vcompress.bench.apart import supervised
 from vcompress.bench.errors import UserError, nearest, reader_gone
 from vcompress.bench.text import shown
 
@@ -29,6 +30,10 @@ from .stages.contract import Kind, Role, Stage
 PROG = "vcompress"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATH_ERRORS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR)
+
+_APART = ("predict", "robustness", "export")
+"""Commands that run the file of a bundle, which may be from elsewhere."""
+_PATIENCE_S = 120.0
 
 _NAMES = (
     "Network: an alias (r18, mnv2, vitb16, ...), a torchvision name, timm:NAME, hf:NAME, "
@@ -92,6 +97,8 @@ def _role_flag(role: Role) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vcompress`; returns the exit status."""
     given = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and given and given[0] in _APART and not {"-h", "--help"} & set(given):
+        return _supervised(given)
     known = commands()
     if not given or given[0] in ("-h", "--help"):
         print(_overview(known))
@@ -125,6 +132,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = "make room and retry" if error.errno in _DISK_FULL else "give another path"
         return _fail(f"{where}{error.strerror}. Nothing was half-written; {advice}.", 2)
     return 0
+
+
+def _supervised(given: Sequence[str]) -> int:
+    """Run the command in a process that ends where a call of the model does not."""
+    try:
+        reply = supervised("vcompress.compress.cli", given, _PATIENCE_S)
+    except SystemExit as ended:  # by a signal
+        return ended.code if isinstance(ended.code, int) else 1
+    if reply.status is not None and reply.status >= 0:
+        return reply.status
+    return _fail(
+        f"{given[0]}: its process {reply.end}. One call of a model may take {_PATIENCE_S:g} s. The "
+        "bundle's file is damaged, hostile, or meets a bug of the runtime.",
+        UserError.status,
+    )
 
 
 def _overview(known: dict[str, type[Any]]) -> str:

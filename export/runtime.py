@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vcompress.bench.apart import bounded
 from vcompress.bench.errors import UserError
 
 Array = npt.NDArray[Any]
@@ -29,7 +30,8 @@ def open_session(model: Path | bytes, *, optimised: bool) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # nothing is timed
     given = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        with bounded():
+            return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
         said = " ".join(str(error).split()).rpartition(" : ")[2]
         raise UserError(
@@ -45,10 +47,10 @@ def run_onnx(
     session = open_session(model, optimised=optimised)
     entry = session.get_inputs()[0]
     size = entry.shape[0] if isinstance(entry.shape[0], int) else batch_size
-    parts = [
-        session.run(None, {entry.name: images[start : start + size]})
-        for start in range(0, len(images), size)
-    ]
+    parts = []
+    for start in range(0, len(images), size):
+        with bounded():
+            parts.append(session.run(None, {entry.name: images[start : start + size]}))
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 

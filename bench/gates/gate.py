@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from ..config import from_mapping
+from ..config import from_mapping, read_toml
 from ..errors import UserError
 from ..reports.result import Check, ModelResult, Result
 from . import limits
 from .limits import CHANGES, METRICS, Budget
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +77,10 @@ _KINDS = {
 def read(path: Path) -> Gate:
     """Raises `UserError` for a file that is no TOML, an unknown key, or no key at all."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = read_toml(path)
     except OSError as error:
         raise UserError(f"--gate {path}: cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"--gate {path}: no valid TOML ({error}).") from None
     gate = from_mapping(Gate, data, str(path))
     if not any(True for _ in gate.budgets()):

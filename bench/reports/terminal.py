@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console
 from rich.markup import escape
-from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from ..stats import Interval, Verdict
 from ..tasks.metrics import metric
 from ..tasks.task import ScoreChange
-from ..text import shown
 from ..timing import noise
 from ..timing.selftest import SelfTest
 from .result import ModelResult, Result
-
-
-class Shown(Console):
-    """A console that shows no control characters of the texts that it is given."""
-
-    def render(
-        self, renderable: RenderableType, options: ConsoleOptions | None = None
-    ) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(shown(segment.text), segment.style)
-
 
 COLOURS = {"FASTER": "green", "SLOWER": "red", "EQUIVALENT": "cyan", "INCONCLUSIVE": "yellow"}
 OUTCOMES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}

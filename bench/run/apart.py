@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..apart import follow
 from ..errors import UserError
 from ..own_code import is_own_data
+from ..runtimes.tensorrt_library import ENGINES
 from ..text import shown
 from .options import Options
 
@@ -42,7 +43,7 @@ def selftest(options: Options, tell: Callable[[str], None] = lambda text: None) 
 
 
 def _asked(work: str, options: Options, tell: Callable[[str], None]) -> Any:
-    from .wire import pack, unpack
+    from .wire import kinds, pack, unpack
 
     stage = "starting"
 
@@ -57,7 +58,7 @@ def _asked(work: str, options: Options, tell: Callable[[str], None]) -> Any:
         "path": model, "work": work, "options": pack(options), "device": _bounded_as(options),
         "patience_s": options.load_timeout, "sys_path": _places(options),
     }  # fmt: skip
-    reply = follow(_WORKER, request, heard, _print)
+    reply = follow(_WORKER, request, heard, _print, meanwhile=kinds)
     reply.raise_error()
     if reply.status != 0 or "result" not in reply.answer:
         raise UserError(
@@ -70,8 +71,6 @@ def _asked(work: str, options: Options, tell: Callable[[str], None]) -> Any:
 
 def _bounded_as(options: Options) -> str:
     """The device that says whether memory is limited: where a GPU may be used it is not."""
-    from ..runtimes.tensorrt import SUFFIXES as ENGINES
-
     engines = any(path.suffix in ENGINES for path in options.models)
     return options.device or ("cuda" if engines or options.runtime == "tensorrt" else "cpu")
 

@@ -18,12 +18,12 @@ import numpy as np
 from ..errors import EnvironmentLacks, UserError
 from .cuda import TO_DEVICE, TO_HOST, Cuda
 from .session import Facts, Node, Session, TensorSpec
-from .tensorrt_library import libraries
+from .tensorrt_library import ENGINES, libraries
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SUFFIXES = (".engine", ".plan", ".trt")
+SUFFIXES = ENGINES
 DEVICES = ("cuda",)
 DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64",

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import EnvironmentLacks
 
+ENGINES = (".engine", ".plan", ".trt")
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 """The packages, in the order in which they are tried."""
 

@@ -22,14 +22,13 @@ prune.macs = 0.5
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vcompress.bench.bundle import Bundle, is_bundle
-from vcompress.bench.config import from_mapping
+from vcompress.bench.config import from_mapping, read_toml
 from vcompress.bench.errors import UserError, nearest
 from vcompress.bench.own_code import check_trusted, is_factory, is_own_data
 
@@ -37,12 +36,6 @@ from .. import stages
 from ..options import Options
 from ..stages.contract import Kind, Stage
 from .joint import Joint
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 
 _TABLES = ("losses", "features")
 """Options that may be written as a table: `losses.kd = 1.0` for `losses = ["kd=1.0"]`."""
@@ -87,10 +80,10 @@ def read_recipe(path: Path, trust: str | None = None) -> Recipe:
             is not trusted.
     """
     try:
-        body = tomllib.loads(path.read_text(encoding="utf-8"))
+        body = read_toml(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not valid TOML ({error}).") from None
     file = from_mapping(_File, body, str(path))
     if not file.stages and file.joint is None:

@@ -17,7 +17,7 @@ from vcompress.bench.errors import EnvironmentLacks, UserError, nearest
 from . import channels, checker, functions, onnxruntime, operators, placement, quantised, repair
 from .findings import ORDER, Finding, Report, Say, verdict_of
 from .rules import RULES
-from .view import View
+from .view import BadTensor, View
 
 if TYPE_CHECKING:
     from vcompress.bench.engine import Settings
@@ -101,8 +101,12 @@ def look(
     view = _read(path, say, ready)
     if view is None:
         return Looked(tuple(found), False)
-    for check in TARGETS[target]:
-        check(view, say)
+    try:
+        for check in TARGETS[target]:
+            check(view, say)
+    except BadTensor as error:
+        say("invalid", "", str(error))
+        return Looked(tuple(found), False)
     if target != "onnxruntime":
         _opset(path, say)
     elif not any(f.effect == "blocks" for f in found):

@@ -14,6 +14,10 @@ from ..graph import Array, attribute
 QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 
 
+class BadTensor(Exception):
+    """With the reason, as a sentence."""
+
+
 class View:
     """One graph, and those inside its nodes; names of an outer graph are seen within."""
 
@@ -76,9 +80,18 @@ class View:
         return found
 
     def value(self, name: str) -> Array | None:
-        """The values of a constant; None for a computed tensor. External data is read."""
+        """The values of a constant; None for a computed tensor. External data is read.
+
+        Raises:
+            BadTensor: its values do not fill its shape.
+        """
         found = self.tensor(name)
-        return None if found is None else np.asarray(numpy_helper.to_array(found, str(self.folder)))
+        if found is None:
+            return None
+        try:
+            return np.asarray(numpy_helper.to_array(found, str(self.folder)))
+        except Exception as error:  # onnx and NumPy raise many kinds on a damaged tensor
+            raise BadTensor(f"the tensor {name!r} cannot be read: {error}") from None
 
     def dtype(self, name: str) -> int:
         """The type of a tensor, 0 where it is not known."""

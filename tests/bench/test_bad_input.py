@@ -264,6 +264,31 @@ def test_the_fresh_process_ends_with_the_one_that_asked(tmp_path: Path) -> None:
     wait(lambda: not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
+OBEYS = """
+import sys, time
+from vcompress.bench.apart import bounded
+def main(arguments):
+    print("got", arguments, flush=True)
+    with bounded():
+        time.sleep(float(arguments[0]))
+    return 7
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timer")
+def test_a_supervised_command_ends_where_a_model_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "obeys.py").write_text(OBEYS)
+    monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path), *filter(None, sys.path)]))
+    assert apart.supervised("obeys", ["0", "b c"], 5.0).status == 7
+    assert capfd.readouterr().out == "got ['0', 'b c']\n"
+    begin = time.monotonic()
+    reply = apart.supervised("obeys", ["60"], 0.2)
+    assert time.monotonic() - begin < 20
+    assert reply.end == "did not come back in time"
+
+
 def wait(done: Callable[[], bool], most_s: float = 20.0) -> None:
     end = time.monotonic() + most_s
     while not done():

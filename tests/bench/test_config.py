@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from vcompress.bench.config import from_mapping, plain
+from vcompress.bench.config import MOST_BYTES, from_mapping, plain, read_toml
 from vcompress.bench.errors import UserError
 
 
@@ -97,3 +98,19 @@ def test_what_json_has_no_word_for_becomes_a_plain_value() -> None:
     assert found == {"sqnr_db": None, "worst": [None, None, 1.5], "out": "a/b"}
     found = plain({"counts": np.array([[1, 2]]), "share": np.float32(0.5), 3: (True, None, math)})
     assert found == {"counts": [[1, 2]], "share": 0.5, "3": [True, None, str(math)]}
+
+
+def test_toml_that_takes_long_to_read_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('a.b = 0.5\nc = ["../x.y"]\n')
+    assert read_toml(path) == {"a": {"b": 0.5}, "c": ["../x.y"]}
+    begin = perf_counter()
+    for text, said in (
+        ("a." * 100_000 + "b = 1", "line 1 has more than 200 dots"),
+        ("#" * (MOST_BYTES + 1), "more than 1,048,576 bytes"),
+        ("a = " + "[" * 100_000, "without end"), ("\ud800", "utf-8"),
+    ):  # fmt: skip
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(ValueError, match=said):
+            read_toml(path)
+    assert perf_counter() - begin < 5

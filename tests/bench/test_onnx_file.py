@@ -288,3 +288,39 @@ def _length(size: int) -> bytes:
         out.append(size & 127 | 128)
         size >>= 7
     return bytes([*out, size])
+
+
+def test_a_file_of_too_many_fields_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file, "MOST_FIELDS", 1000)
+    path = tmp_path / "m.onnx"
+    emit = onnx_file._emit
+    for nodes, refused in ((900, False), (1001, True)):
+        graph = emit(7, emit(1, b"") * nodes)
+        path.write_bytes(emit(1, 8) + graph + emit(8, emit(2, 17)))
+        if refused:
+            with pytest.raises(UserError, match="it holds more than 1,000 fields"):
+                onnx_file.read(path)
+        else:
+            assert onnx_file.read(path).operators == {"": 900}
+
+
+def test_a_field_of_another_kind_is_unknown_as_it_is_to_parsers(tmp_path: Path) -> None:
+    """A number where bytes belong, behind the bytes, must not take their place."""
+    emit = onnx_file._emit
+    entry = emit(13, emit(1, "location") + emit(1, 7) + emit(2, "../secret.bin") + emit(2, 7))
+    tensor = emit(1, 4) + emit(2, 1) + entry + emit(14, 1) + emit(14, b"\0") + emit(13, 5)
+    node = emit(4, "Identity") + emit(4, 9)
+    content = emit(1, 8) + emit(7, emit(1, node) + emit(1, 3) + emit(5, tensor))
+    content += emit(8, emit(2, 17) + emit(2, b"x"))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    found, truth = onnx_file.read(path), onnx.ModelProto.FromString(content)
+    (held,) = truth.graph.initializer
+    assert held.data_location == onnx.TensorProto.EXTERNAL
+    assert [item.location for item in found.external] == [e.value for e in held.external_data]
+    assert found.operators == {node.op_type: 1 for node in truth.graph.node} == {"Identity": 1}
+    assert found.opsets == {"ai.onnx": truth.opset_import[0].version}
+    with pytest.raises(UserError, match="outside the model's folder"):
+        onnx_file.check_external(path, found)

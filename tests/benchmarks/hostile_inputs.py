@@ -448,11 +448,11 @@ def npz(folder: Path) -> Attempt:
 RECIPE = b"""out = "runs/all"
 [options]
 data = "digits"
-epochs = 3
 image_size = 32
 [[stages]]
 stage = "finetune"
 model = "r18"
+epochs = 3
 lr = 0.01
 [[stages]]
 stage = "prune"

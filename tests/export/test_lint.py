@@ -167,6 +167,16 @@ def test_a_function_that_holds_much_and_is_called_often_is_refused_at_once(tmp_p
     assert report.seconds < 5
 
 
+def test_a_tensor_whose_values_do_not_fill_its_shape_is_a_finding(tmp_path: Path) -> None:
+    model = BY_NAME["zero_point_3"].make()
+    for tensor in model.graph.initializer:
+        if not tensor.dims:
+            tensor.raw_data += bytes(3)
+    report = lint(saved(model, tmp_path), apart=False)
+    assert (report.verdict, rules(report)) == ("blocked", {"invalid"})
+    assert "cannot be read" in report.findings[0].message
+
+
 def test_what_was_found_before_the_process_ended_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

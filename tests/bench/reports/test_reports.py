@@ -25,6 +25,7 @@ from vcompress.bench.reports import html as report_html
 from vcompress.bench.reports import json as report_json
 from vcompress.bench.reports import restate as other
 from vcompress.bench.reports import terminal
+from vcompress.bench.reports.console import Shown
 from vcompress.bench.reports.result import Check, ModelResult, Result, artefact
 from vcompress.bench.runtimes.session import Facts, Node
 from vcompress.bench.stats import Interval, verdict
@@ -374,7 +375,7 @@ def hostile(result: Result) -> Result:
 
 def test_a_terminal_is_not_steered_by_names(hostile: Result) -> None:
     stream = io.StringIO()
-    terminal.show(hostile, terminal.Shown(file=stream, width=400, force_terminal=True))
+    terminal.show(hostile, Shown(file=stream, width=400, force_terminal=True))
     said = stream.getvalue()
     assert "[red]m[/red][link=http://e]c[/link]" in said
     assert "\x1b]" not in said and "\x1b[2J" not in said and "\u202e" not in said
