@@ -21,8 +21,8 @@ class Options:
     classification."""
     data: str | None = None
     """Data set: digits, a folder (of class folders; for multilabel with labels.csv, for regression
-    with targets.csv), torchvision:NAME, or your own module:factory. Default: what the bundle was
-    made with, else digits."""
+    with targets.csv, for segmentation of images and masks), torchvision:NAME, or your own
+    module:factory. Default: what the bundle was made with, else digits."""
     data_root: str | None = None
     """Folder where the files of torchvision:NAME are, or shall go; own code is told it too."""
     classes: str | None = None

@@ -168,6 +168,19 @@ def test_voc_is_read_by_its_lists(tmp_path: Path) -> None:
         open_masks(str(tmp_path), 0)
 
 
+def test_a_list_may_have_more_behind_a_name(tmp_path: Path) -> None:
+    pairs = {f"images/Cat_{i}.png": f"annotations/trimaps/Cat_{i}.png" for i in range(12)}
+    layout(tmp_path, pairs)
+    (tmp_path / "annotations/trimaps/._Cat_1.png").write_bytes(b"left by a system")
+    (tmp_path / "annotations/list.txt").write_text("# all of them\n")
+    for name, part in (("trainval", range(8)), ("test", range(8, 12))):
+        lines = [f"Cat_{i} {i + 1} 1 2" for i in part]
+        (tmp_path / f"annotations/{name}.txt").write_text("\n".join(lines))
+    found = open_masks(str(tmp_path), 0)
+    assert {k: len(v) for k, v in found.splits.items()} == {"train": 7, "val": 1, "test": 4}
+    check(found, pairs, tmp_path)
+
+
 def test_a_list_may_name_the_mask_behind_the_image(tmp_path: Path) -> None:
     pairs = {f"images/p{i}.png": f"labels/m{9 - i}.png" for i in range(10)}
     layout(tmp_path, pairs)
