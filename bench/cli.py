@@ -68,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--data",
                    help="data set: digits, scenes, a folder (class folders, labels.csv, "
                    "targets.csv, or images and masks), torchvision:NAME, or your own "
-                   "module:factory; default: the held-out images that the bundle records")  # fmt: skip
+                   "module:factory; default: the held-out images that the bundle "
+                   "records")  # fmt: skip
     g.add_argument("--data-root", metavar="DIR",
                    help="folder of torchvision's files; your own factory is told it")  # fmt: skip
     g.add_argument("--trust", metavar="MODULE:FACTORY",
