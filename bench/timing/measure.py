@@ -29,6 +29,7 @@ WINDOWS = 5
 WINDOW_NS = 100_000_000
 WINDOW_RUNS = 5  # in a window at least, or its median is one run
 AGREE = 0.01
+ENOUGH_SECONDS = 1.0
 LOOK_SECONDS = 0.3  # on the inputs of the ring before the warm-up
 
 
@@ -45,6 +46,9 @@ class Effort:
     warmup_seconds: float = 1.0
     warmup_runs: int = 20
     most_warmup_seconds: float = 2.0
+    enough_runs: int | None = None
+    """So many end the run after `ENOUGH_SECONDS` already, where the interval is narrow: a model of
+    microseconds has them, and what is computed of them takes time too."""
 
     @classmethod
     def quick(cls, seconds: float) -> Effort:
@@ -328,7 +332,9 @@ def measure(session: Session, feed: Feed, effort: Effort | None = None) -> Measu
             starts += more_starts
             times += more_times
             elapsed = (perf_counter_ns() - begin) / 1e9
-            if elapsed >= effort.seconds and len(times) >= stats.SUPPORT[0.9]:
+            many = effort.enough_runs is not None and len(times) >= effort.enough_runs
+            least = min(ENOUGH_SECONDS, effort.seconds) if many else effort.seconds
+            if elapsed >= least and len(times) >= stats.SUPPORT[0.9]:
                 interval = stats.quantile_interval(np.asarray(times, dtype=np.float64))
                 if interval.half_width <= effort.precision:
                     stopped = "precision"

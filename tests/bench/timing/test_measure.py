@@ -44,6 +44,16 @@ def test_percentiles_are_withheld_until_the_samples_carry_them(busy: Any) -> Non
     assert m.latency(0.99) is None
 
 
+def test_a_model_of_microseconds_is_measured_for_a_second(busy: Any) -> None:
+    """Where the interval is narrow; 100,000 runs are enough in a default call."""
+    effort = replace(FAST, seconds=1.6, most_seconds=1.6, precision=0.5)
+    session = busy(5)
+    feed = synthetic(session.inputs, {"x": (1, 2)})
+    for enough, least, most in ((5_000, 0.9, 1.55), (None, 1.6, 3.0)):
+        found = measure(session, feed, replace(effort, enough_runs=enough))
+        assert least <= (found.starts_ns[-1] + found.samples_ns[-1]) / 1e9 < most
+
+
 @pytest.mark.parametrize(
     ("medians", "steady"),
     [
