@@ -146,7 +146,9 @@ def size_of(path: Path) -> tuple[int, int]:
     Image.preinit()
     try:
         with Image.open(path, formats=FORMATS) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            # Pillow decodes a whole PNG to look for EXIF behind its pixels, where nobody puts it.
+            bare = image.format == "PNG" and "exif" not in image.info
+            turned = not bare and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return (image.height, image.width) if turned else image.size
     except Exception as error:  # Pillow's decoders raise many kinds on a damaged file
         raise UserError(
