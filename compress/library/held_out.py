@@ -16,7 +16,7 @@ from torch import Tensor
 from vcompress.bench.bundle import InputSpec, Preprocess
 from vcompress.bench.data.dataset import Dataset
 from vcompress.bench.data.own import SAMPLE
-from vcompress.bench.data.own_targets import listed, plain_target
+from vcompress.bench.data.own_targets import Names, as_mask, listed, plain_target
 from vcompress.bench.data.preprocess import apply
 from vcompress.bench.data.splits import SPLITS
 from vcompress.bench.errors import UserError
@@ -49,6 +49,22 @@ class Pairs(Dataset):
             )
         return image.detach().cpu().float().numpy()
 
+    def both(
+        self, i: int, preprocess: Preprocess
+    ) -> tuple[NDArray[np.float32], NDArray[Any]] | None:
+        """Image number i with its target; a mask beside a tensor is at the network's size."""
+        image, _ = pair(self.items[i])
+        if self.mask is None or isinstance(image, Image.Image):
+            return super().both(i, preprocess)
+        mask = np.asarray(self.mask(i))
+        if mask.shape != preprocess.size:
+            raise UserError(
+                f"data: the mask of item {i} is {list(mask.shape)}; expected "
+                f"{list(preprocess.size)}, as its image is prepared."
+            )
+        values = self.values(i, preprocess)
+        return None if values is None else (values, mask)
+
     def record(self) -> None:
         """Nothing."""
 
@@ -75,6 +91,8 @@ def data_in_code(data: Held, task: str, labels: Sequence[str], preprocess: Prepr
         UserError: nothing in it, other items than pairs, targets that do not fit.
     """
     items = _items(data)
+    if load(task).maps:
+        return _with_masks(items, task, tuple(labels), preprocess)
     read = load(task).read_targets
     found = listed(items)
     if found is None or len(found) != len(items):
@@ -97,13 +115,34 @@ def data_in_code(data: Held, task: str, labels: Sequence[str], preprocess: Prepr
     )  # fmt: skip
 
 
+def _with_masks(items: Any, task: str, labels: Names, preprocess: Preprocess) -> Pairs:
+    """Pairs of an image and a mask. Each mask is read and checked, and asked for again later."""
+
+    def mask(i: int) -> NDArray[np.uint8]:
+        return as_mask(_given(items, i), labels, f"data: the mask of item {i}")
+
+    digest = hashlib.sha256()
+    for i in range(len(items)):
+        digest.update(mask(i).tobytes())
+    everything = np.arange(len(items), dtype=np.int64)
+    return Pairs(
+        "data in code", labels, np.zeros((len(items), 0), np.int64),
+        dict.fromkeys(SPLITS, everything), digest.hexdigest(), lambda i: _picture(items, i),
+        preprocess, task=task, mask=lambda i: Image.fromarray(mask(i)), items=items,
+    )  # fmt: skip
+
+
 def _target(items: Any, number: int) -> Any:
+    return plain_target(_given(items, number))
+
+
+def _given(items: Any, number: int) -> Any:
     target = pair(items[number])[1]
     if target is None:
         raise UserError(
             f"data: item {number} has no target; expected pairs of an image and its target."
         )
-    return plain_target(target)
+    return target
 
 
 def _items(data: Any) -> Any:

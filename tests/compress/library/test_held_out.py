@@ -101,3 +101,31 @@ def test_a_list_of_targets_that_contradicts_the_items_is_refused() -> None:
     data = Listed(50, [0] * 50)
     with pytest.raises(UserError, match="attribute `targets` says something else than the items"):
         data_in_code(data, "classification", ("a", "b"), PRE)
+
+
+def test_masks_in_code_are_asked_for_image_by_image() -> None:
+    names, size = ("ground", "red"), Preprocess(size=(8, 8))
+    rng = np.random.default_rng(0)
+    masks = rng.integers(0, 2, (4, 8, 8))
+    masks[0, 0] = 255
+    photos = [Image.fromarray(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)) for _ in range(4)]
+    pairs = [(p, Image.fromarray(m.astype(np.uint8))) for p, m in zip(photos, masks, strict=True)]
+    found = data_in_code(pairs, "segmentation", names, size)
+    assert found.targets.shape == (4, 0)
+    assert found.classes == names
+    both = found.both(0, size)
+    assert both is not None
+    assert (both[1] == masks[0]).all()
+    # A loader of tensors gives batches, whose masks are at the network's size.
+    loader = [(torch.zeros(2, 3, 8, 8), torch.from_numpy(masks[:2]))]
+    prepared = data_in_code(loader, "segmentation", names, size)
+    both = prepared.both(1, size)
+    assert both is not None
+    assert (both[1] == masks[1]).all()
+    small = data_in_code([(torch.zeros(3, 8, 8), masks[0][:4])], "segmentation", names, size)
+    with pytest.raises(UserError, match=r"the mask of item 0 is \[4, 8\]; expected \[8, 8\]"):
+        small.both(0, size)
+    with pytest.raises(UserError, match="the mask of item 1 holds 7; expected classes from 0 to 1"):
+        data_in_code([pairs[0], (photos[1], masks[1] * 0 + 7)], "segmentation", names, size)
+    with pytest.raises(UserError, match="item 0 has no target"):
+        data_in_code([photos[0:1]], "segmentation", names, size)
