@@ -90,6 +90,8 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], observer: str = "mse"
 
 
 def _scale_and_zero(quantizer: ActivationQuantizer, observer: str) -> tuple[float, int]:
+    if quantizer.fixed is not None:
+        return quantizer.fixed
     assert quantizer.observer is not None
     if not quantizer.observer.samples:
         return 1.0 / quantizer.high, 0  # never reached by the forward pass

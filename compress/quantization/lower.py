@@ -18,6 +18,7 @@ from .deployed import (
     DeployedWeight,
     compute_in_integers,
 )
+from .gates import GatedActivation, deploy
 from .graph import attribute, before_zeros, bn_after, called_weight, kind, leaf, padding
 from .parts import put
 from .placement import is_quantized, placement
@@ -123,6 +124,9 @@ def to_export(model: nn.Module) -> nn.Module:
                 root.add_module(f"{name}_relu", clip)
                 read = graph.call_module(f"{name}_relu", (read,))
             values[node] = graph.call_module(name, (read,))
+        elif isinstance(module, GatedActivation):
+            read = values[node.all_input_nodes[0]]
+            values[node] = deploy(root, graph, inside(node.name), module, read)
         elif isinstance(module, WeightQuantizer):
             weight = attribute(source, str(node.all_input_nodes[0].target))
             integers, scale = _integers(weight, module)

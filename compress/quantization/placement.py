@@ -16,6 +16,7 @@ from vcompress.export.folding import folded
 from ..models.head import carry_head
 from ..models.patterns import check_patterns, matches
 from .calibration import activation_quantizers, set_weight_scales
+from .gates import GatedActivation
 from .graph import (
     activations_of,
     before_zeros,
@@ -35,6 +36,7 @@ from .trace import Untraceable, inside, record_shapes, shape, trace
 
 FORMAT = 1
 _HOLDER = "activation_quantizers"
+_GATES = "rounded_gates"
 _PLACEMENT = "_quantization_placement"
 """Attribute of a network in parts; a graph has the same in `meta`."""
 _NO_OPERATION = frozenset(
@@ -310,7 +312,7 @@ def is_quantized(module: nn.Module) -> bool:
 def _explain_the_rest(nodes: Iterable[fx.Node], plan: Plan) -> None:
     for node in nodes:
         what, name = kind(node), qualified_name(node)
-        if name in plan.kept or what in _NO_OPERATION or node in plan.weights:
+        if name in plan.kept or what in _NO_OPERATION or node in plan.weights or node in plan.gates:
             continue
         if what in ("add", "mul", "cat", "avgpool", "global_pool", "matmul"):
             if not any(source(n) in plan.activations for n in activations_of(node)):
@@ -348,6 +350,7 @@ def _describe(nodes: list[fx.Node], plan: Plan, target: Target, bits: int) -> di
         "unsigned": target.unsigned,
         "activations": activations,
         "weights": [{"node": n.name, "layer": qualified_name(n)} for n in plan.weights],
+        "gates": [{"node": node.name, "kind": what} for node, what in plan.gates.items()],
         "repeat": [{"node": n.name, "quantizer": plan.activations[source(n)].name} for n in moved],
         "float": [
             {"name": name, "operation": what, "reason": reason}
@@ -368,7 +371,8 @@ def _stands_between(node: fx.Node, target: Target) -> bool:
 def _apply(graph: fx.GraphModule, description: dict[str, Any]) -> None:
     """Change the graph in place as a description says."""
     nodes = {node.name: node for node in graph.graph.nodes}
-    wanted = [e["node"] for e in (*description["activations"], *description["weights"])]
+    gates = description.get("gates", [])  # older placements have none
+    wanted = [e["node"] for e in (*description["activations"], *description["weights"], *gates)]
     missing = [name for name in wanted if name not in nodes]
     if missing:
         raise UserError(
@@ -385,6 +389,8 @@ def _apply(graph: fx.GraphModule, description: dict[str, Any]) -> None:
                 limit=entry.get("limit"),
             )
             graph.add_submodule(f"{_HOLDER}.{entry['node']}", quantizer.to(device))
+    for entry in gates:
+        _round_gate(graph, nodes[entry["node"]], GatedActivation(entry["kind"]).to(device))
     for entry in description["activations"]:
         _insert(graph, nodes[entry["node"]], entry)
     for entry in description["weights"]:
@@ -394,6 +400,14 @@ def _apply(graph: fx.GraphModule, description: dict[str, Any]) -> None:
     graph.recompile()
     graph.delete_all_unused_submodules()
     graph.meta["quantization"] = description
+
+
+def _round_gate(graph: fx.GraphModule, node: fx.Node, gated: GatedActivation) -> None:
+    """Let `gated` stand for an activation; the node keeps its name."""
+    path = f"{_GATES}.{node.name}"
+    graph.add_submodule(path, gated)
+    node.args, node.kwargs = (node.all_input_nodes[0],), {}
+    node.op, node.target = "call_module", path
 
 
 def _insert(graph: fx.GraphModule, node: fx.Node, entry: dict[str, Any]) -> None:

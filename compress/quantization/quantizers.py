@@ -117,7 +117,7 @@ class ActivationQuantizer(nn.Module):
     """Rounds an activation to 8 bits, one step for the tensor.
 
     With `relu` it also does the work of the ReLU (or ReLU6, with `limit`) that stood before it,
-    in the same pass.
+    in the same pass. With `fixed`, a step and a zero point, calibration leaves the range alone.
     """
 
     lower_network: ClassVar[Callable[[nn.Module], nn.Module]]
@@ -127,10 +127,12 @@ class ActivationQuantizer(nn.Module):
     zero_point: Tensor
 
     def __init__(
-        self, *, unsigned: bool, relu: bool = False, limit: float | None = None, bits: int = 8
-    ) -> None:
+        self, *, unsigned: bool, relu: bool = False, limit: float | None = None, bits: int = 8,
+        fixed: tuple[float, int] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.unsigned, self.relu, self.limit, self.bits = unsigned, relu, limit, bits
+        self.fixed = fixed
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
         self.enabled = True

@@ -50,7 +50,9 @@ def _open_same_padding(model: nn.Module) -> None:
 
 _TAKEN = (
     frozenset(dir(fx.GraphModule)) | frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
-) - frozenset(dir(nn.Module())) | {"activation_quantizers", "weight_quantizers"}
+) - frozenset(dir(nn.Module())) | {
+    "activation_quantizers", "weight_quantizers", "rounded_gates"
+}  # fmt: skip
 """Names that a graph has of its own, and a network may have given to a child."""
 _MOVED = "__"
 

@@ -27,6 +27,8 @@ class Plan:
     activations: dict[fx.Node, fx.Node] = field(default_factory=dict)
     """Node that makes the tensor -> the node whose quantiser it uses (itself, mostly)."""
     weights: list[fx.Node] = field(default_factory=list)
+    gates: dict[fx.Node, str] = field(default_factory=dict)
+    """Activations and gates that are computed of integers, see `gates.py`, with their kind."""
     kept: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Name -> (operation, reason) of what stays in floating point."""
 
