@@ -59,7 +59,8 @@ class GatedActivation(nn.Module):
         if not gate.enabled or gate.observer is not None:
             return plain(x)
         if self.kind == "silu":
-            return x * gate(torch.sigmoid(x))
+            rounded: Tensor = gate(torch.sigmoid(x))
+            return x * rounded
         made: Tensor = gate(x / WIDTH + MIDDLE / STEPS)
         return x * made if self.kind == "hardswish" else made
 

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import helper, numpy_helper
@@ -71,7 +72,7 @@ def _write(file: Path, conv: Convolution, int8: bool) -> Path:
     """A file of that convolution between two roundings."""
     shape = (conv.made, conv.channels // conv.groups, *conv.kernel)
     weight = np.random.default_rng(0).integers(-127, 128, shape).astype(np.int8)
-    constants = {
+    constants: dict[str, Any] = {
         "step": np.float32(0.02), "zero": np.uint8(128), "out_step": np.float32(0.1),
         "weight_step": np.full(conv.made, 0.01, np.float32),
         "weight_zero": np.zeros(conv.made, np.int8), "integers": weight,

@@ -67,10 +67,10 @@ def _slower(node: fx.Node) -> str | None:
         return None
     if layer.groups == layer.in_channels == layer.out_channels:
         return None
-    pairs = [(int(a), int(b)) for a, b in (layer.kernel_size, layer.stride, layer.dilation)]
-    times = conv_times(
-        Convolution(layer.in_channels, layer.out_channels, *pairs, layer.groups, given[2:])
-    )
+    sizes = layer.kernel_size, layer.stride, layer.dilation, given[2:]
+    kernel, stride, dilation, size = ((int(pair[0]), int(pair[1])) for pair in sizes)
+    channels = layer.in_channels, layer.out_channels
+    times = conv_times(Convolution(*channels, kernel, stride, dilation, layer.groups, size))
     if times.int8 < SLOWER * times.float32 or times.int8 - times.float32 < LEAST_MS:
         return None
     return (
