@@ -21,7 +21,8 @@ from vcompress.bench.tasks import CLASSIFICATION
 
 from . import parity
 from .modes import evaluating
-from .onnx_export import ExportError, ExportReport, export
+from .onnx_export import ExportError, ExportReport, export, output_names
+from .parity import Parity
 
 PARITY_IMAGES = 16
 """An example of fewer images is made up to so many with noise of its mean and spread."""
@@ -33,7 +34,10 @@ class Exported:
 
     path: Path
     report: ExportReport
-    parity: parity.Parity
+    parity: Parity
+    """Of several outputs, that of the one that agrees least."""
+    outputs: Mapping[str, Parity]
+    """Name -> proof, of every output in the file."""
 
 
 def to_onnx(
@@ -42,6 +46,7 @@ def to_onnx(
     example: Tensor,
     *,
     output: str | None = None,
+    every_output: bool = False,
     task: str = CLASSIFICATION,
     opset: int | None = None,
     dynamic_batch: bool = True,
@@ -58,6 +63,8 @@ def to_onnx(
             the proof. Real, preprocessed images prove most.
         output: name of the output that is written, of a network that gives a dictionary; by default
             `out`, else the first tensor.
+        every_output: all tensors are written and proved: those of a dictionary or a named tuple by
+            their names, others as `output_0`, `output_1`, ...
         task: what the outputs decide, for the proof: `classification`, `multilabel` (whether a
             logit is above nought), `regression` (nothing).
         opset: of the ONNX standard, 7 to 25; default 20. The file is in it, or it is refused.
@@ -69,6 +76,8 @@ def to_onnx(
             a file that computes something else.
     """
     out = Path(path)
+    if output is not None and every_output:
+        raise UserError("output and every_output: give one of them.")
     if not is_onnx(out):
         raise UserError(f"{out}: expected a file name that ends in .onnx.")
     answer(model, example[:1] if isinstance(example, Tensor) else example, output)
@@ -77,14 +86,23 @@ def to_onnx(
         ready, file = lowered(model), folder / out.name
         report = export(
             ready, file, ("input", tuple(example.shape[1:])), metadata=metadata, opset=opset,
-            dynamic_batch=dynamic_batch, output=output,
+            dynamic_batch=dynamic_batch, output=output, every_output=every_output,
         )  # fmt: skip
-        proof = parity.check(ready, file, _images(example), task=task, output=output)
-        if not proof.ok:
-            raise ExportError(f"the exported file fails its parity check: {proof.message}")
+        names = output_names(file) if every_output else [output]
+        proofs = {
+            name or "logits": parity.check(ready, file, _images(example), task=task, output=name)
+            for name in names
+        }
+        for name, proof in proofs.items():
+            if not proof.ok:
+                which = f" of {name}" if len(proofs) > 1 else ""
+                raise ExportError(
+                    f"the exported file fails its parity check{which}: {proof.message}"
+                )
         with file.open("rb") as source, written(out) as stream:
             shutil.copyfileobj(source, stream)
-    return Exported(out, replace(report, path=out), proof)
+    least = min(proofs.values(), key=lambda proof: proof.optimised.sqnr_db)
+    return Exported(out, replace(report, path=out), least, proofs)
 
 
 def answer(model: nn.Module, example: Tensor, output: str | None = None) -> Tensor:

@@ -11,11 +11,11 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,6 +28,7 @@ from vcompress.bench.errors import UserError, nearest
 from .failures import reason, without_form
 from .folding import folded
 from .graph import opset_of
+from .modes import evaluating
 from .opsets import WRITTEN, check_opset, lowered
 from .precision import Half, convert_file
 from .rewrite import rewrite
@@ -121,32 +122,65 @@ def logits_of(out: Any, output: str | None = None) -> Tensor:
     Raises:
         UserError: there is no such output, or none that is a tensor.
     """
-    named = getattr(out, "_asdict", None)
-    found = named() if named is not None else out
-    if isinstance(found, Mapping):
-        chosen = output if output is not None else "out"
-        if isinstance(found.get(chosen), Tensor):
-            return cast(Tensor, found[chosen])
-        if output is not None:
-            raise UserError(
-                f"output = {output!r}: the network gives {', '.join(map(str, found))}."
-                f"{nearest(output, map(str, found))}"
-            )
-        found = list(found.values())
-    elif output is not None:
+    found = named_outputs(out)
+    if isinstance(out, Tensor) and output is None:
+        return out
+    wanted = output if output is not None else "out"
+    if wanted in found and (output is not None or _has_names(out)):
+        return found[wanted]
+    if output is not None:
+        names = ", ".join(found)
         raise UserError(
-            f"output = {output!r}: the network gives a {type(out).__name__} without names; leave "
-            "output out, which takes its first tensor."
+            f"output = {output!r}: the network gives {names}.{nearest(output, found)}"
+            if _has_names(out)
+            else f"output = {output!r}: the network gives a {type(out).__name__} without names; "
+            f"leave output out, which takes its first tensor, or give one of {names}."
         )
-    if isinstance(found, Tensor):
-        return found
-    for value in found if isinstance(found, (tuple, list)) else ():
-        if isinstance(value, Tensor):
-            return value
+    for value in found.values():
+        return value
     raise UserError(
         f"The network gives a {type(out).__name__}; expected a tensor, or a dictionary or a tuple "
         "that holds one."
     )
+
+
+def _has_names(out: Any) -> bool:
+    return isinstance(out, Mapping) or hasattr(out, "_asdict")
+
+
+def named_outputs(out: Any) -> dict[str, Tensor]:
+    """All tensors that a network gives, by name: the keys of a dictionary or of a named tuple; else
+    `output_0`, `output_1`, ...; `logits` of a tensor alone. What stands inside of these has both
+    names, `boxes_0`. Other values are left out."""
+    if isinstance(out, Tensor):
+        return {"logits": out}
+    named = getattr(out, "_asdict", None)
+    found = named() if named is not None else out
+    if isinstance(found, Mapping):
+        pairs = [(str(name), value) for name, value in found.items()]
+    elif isinstance(found, (tuple, list)):
+        pairs = [(f"output_{number}", value) for number, value in enumerate(found)]
+    else:
+        return {}
+    made: dict[str, Tensor] = {}
+    for name, value in pairs:
+        if isinstance(value, Tensor):
+            made[name] = value
+        else:
+            inner = {k.removeprefix("output_"): v for k, v in named_outputs(value).items()}
+            made |= {f"{name}_{k}": v for k, v in inner.items()}
+    return made
+
+
+class _Every(nn.Module):
+    """The network with all its tensors, in the order of their names."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        return tuple(named_outputs(self.model(input)).values())
 
 
 class _Logits(nn.Module):
@@ -182,18 +216,20 @@ def _plain_memory(model: nn.Module) -> Iterator[None]:
 
 
 def _to_proto(
-    model: nn.Module, example: Tensor, dynamic: bool, opset: int, output: str | None
-) -> tuple[onnx.ModelProto, torch.export.ExportedProgram]:
-    """The exported graph, and the traced network it is of."""
+    model: nn.Module, example: Tensor, dynamic: bool, opset: int, output: str | None,
+    names: Sequence[str],
+) -> tuple[onnx.ModelProto, torch.export.ExportedProgram]:  # fmt: skip
+    """The exported graph, and the traced network it is of; with `names`, all outputs."""
+    whole = _Every(model) if names else _Logits(model, output)
     try:
         with _silence(), _one_registry(), _plain_memory(model), torch.no_grad():
             program = torch.onnx.export(
-                _Logits(model, output).eval(),
+                whole.eval(),
                 _inputs(example, dynamic),
                 dynamo=True,
                 opset_version=opset,
                 input_names=["input"],
-                output_names=["logits"],
+                output_names=list(names) or ["logits"],
                 dynamic_shapes=_shapes(dynamic),
                 verbose=False,
             )
@@ -204,6 +240,16 @@ def _to_proto(
     traced = program.exported_program
     assert traced is not None
     return program.model_proto, traced
+
+
+def output_names(path: Path) -> list[str]:
+    """The names of a file's outputs."""
+    return [o.name for o in onnx.load(str(path), load_external_data=False).graph.output]
+
+
+def _output_names(model: nn.Module, example: Tensor) -> tuple[str, ...]:
+    with evaluating(model), torch.no_grad():
+        return tuple(named_outputs(model(example)))
 
 
 def _inputs(example: Tensor, dynamic: bool) -> tuple[Tensor]:
@@ -311,11 +357,13 @@ def export(
     dynamic_batch: bool = True,
     opset: int | None = None,
     output: str | None = None,
+    every_output: bool = False,
 ) -> ExportReport:
     """Write `model` to `path`: input `input` [B, C, H, W] float32, output `logits`.
 
-    Of a network with several outputs `output` names the one that is written, see `logits_of`. The
-    file is in `opset`, by default 20, or refused.
+    Of a network with several outputs `output` names the one that is written, see `logits_of`; with
+    `every_output` all are, by the names of `named_outputs`. The file is in `opset`, by default 20,
+    or refused.
 
     A network with quantisers must come from `to_export`. Its weights are stored as int8. BN is
     folded, quantised or not. The file is written beside `path`, read again, checked and renamed.
@@ -330,7 +378,8 @@ def export(
     asked = OPSET if opset is None else opset
     check_opset(asked)
     model = folded(model)
-    proto, traced = _to_proto(model, example, dynamic_batch, max(asked, WRITTEN[0]), output)
+    names = _output_names(model, example) if every_output else ()
+    proto, traced = _to_proto(model, example, dynamic_batch, max(asked, WRITTEN[0]), output, names)
     before = len(_roundings(traced))
     merged = rewrite(proto)
     before -= merged
@@ -348,7 +397,7 @@ def export(
             file.write(proto.SerializeToString())
             file.flush()
             os.fsync(file.fileno())
-        checked = check_file(temporary, shape, dynamic_batch)
+        checked = check_file(temporary, shape, dynamic_batch, names)
         if after > before or (after < before and after < _distinct_roundings(traced) - merged):
             raise ExportError(
                 f"{path.name}: {before} quantisers were exported and {after} are in the file. "
@@ -409,8 +458,11 @@ def _dynamic(path: Path) -> bool:
     return bool(proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param)
 
 
-def check_file(path: Path, shape: tuple[int, ...], dynamic_batch: bool) -> onnx.ModelProto:
-    """Read a file again: ONNX checker, strict shape inference, its input, output and scales.
+def check_file(
+    path: Path, shape: tuple[int, ...], dynamic_batch: bool, outputs: Sequence[str] = ()
+) -> onnx.ModelProto:
+    """Read a file again: ONNX checker, strict shape inference, its input, outputs (by default
+    `logits` alone) and scales.
 
     Raises:
         ExportError: it does not pass.
@@ -422,8 +474,11 @@ def check_file(path: Path, shape: tuple[int, ...], dynamic_batch: bool) -> onnx.
     except Exception as error:
         raise ExportError(f"{path.name} does not pass the ONNX checker: {error}") from error
     names = ([i.name for i in inferred.graph.input], [o.name for o in inferred.graph.output])
-    if names != (["input"], ["logits"]):
-        raise ExportError(f"{path.name}: inputs and outputs {names}, expected input and logits.")
+    wanted = list(outputs) or ["logits"]
+    if names != (["input"], wanted):
+        raise ExportError(
+            f"{path.name}: inputs and outputs {names}, expected input and {', '.join(wanted)}."
+        )
     dims = inferred.graph.input[0].type.tensor_type.shape.dim
     got = tuple(d.dim_value for d in dims)[1:]
     if got != shape or bool(dims[0].dim_param) != dynamic_batch:

@@ -16,7 +16,7 @@ from vcompress.bench.tasks import CLASSIFICATION, load
 from . import mixing
 from .integer_kernels import wrong_kernel
 from .modes import evaluating
-from .onnx_export import logits_of
+from .onnx_export import logits_of, output_names
 from .runtime import Array, run_onnx
 
 MIN_PARTS = 25.0
@@ -116,15 +116,16 @@ def check(
         model: the network that was exported (from `to_export`, or the float one).
         min_agreement: least share of images with the same best class, 0 to 1.
         min_sqnr_db: least signal-to-error ratio, dB.
-        output: the name of the one that was exported, of several.
+        output: the name of the one that was exported, of several; where the file has all, the one
+            that is compared.
     """
     path = Path(path)
-    fixed = _fixed_batch(path)
+    fixed, place = _fixed_batch(path), _place(path, output)
     batch_size = fixed or batch_size
     reference = run_torch(model, images, batch_size, output)
     array = images.cpu().numpy()
     optimised, plain = (
-        compare(reference, run_onnx(path, array, optimised=on, batch_size=batch_size)[0], task)
+        compare(reference, run_onnx(path, array, optimised=on, batch_size=batch_size)[place], task)
         for on in (True, False)
     )
     one_class = _one_class(reference, task)
@@ -133,7 +134,7 @@ def check(
     alone, mixes = None, None
     if fixed in (None, 1):
         few = images[: mixing.IMAGES]
-        found = run_onnx(path, few.cpu().numpy(), optimised=True, batch_size=1)[0]
+        found = run_onnx(path, few.cpu().numpy(), optimised=True, batch_size=1)[place]
         mixes = mixing.mixed_layer(model, few, rounds)
         wanted = reference[: len(few)] if mixes is None else run_torch(model, few, 1, output)
         alone = compare(wanted, found, task)
@@ -190,6 +191,12 @@ def check(
 def _fixed_batch(path: Path) -> int | None:
     proto = onnx.load(str(path), load_external_data=False)
     return proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+
+
+def _place(path: Path, output: str | None) -> int:
+    """Which of a file's outputs has that name; the first of a file that has one alone."""
+    names = output_names(path)
+    return names.index(output) if output in names else 0
 
 
 LEAST_CAST_SQNR_DB = {"fp16": 40.0, "bf16": 25.0, "int8+fp16": 15.0}

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vcompress import bench, compress
 from vcompress.bench.errors import UserError
 from vcompress.export import library, parity, to_onnx
-from vcompress.export.onnx_export import ExportError, logits_of
+from vcompress.export.onnx_export import ExportError, logits_of, named_outputs
 
 
 class Both(NamedTuple):
@@ -106,7 +107,7 @@ def test_bad_input_is_one_message(tmp_path: Path) -> None:
     refused(r"got \[1, 3, 8, 8\] int64; expected", example=images.long())
     refused(r"does not take the example \[1, 1, 8, 8\]: RuntimeError", example=images[:, :1])
     refused(
-        "output = 'hihg': the network gives none, low, high.*Did you mean 'high'", output="hihg"
+        "output = 'hihg': the network gives low, high.*Did you mean 'high'", output="hihg"
     )
     refused("gives a tuple without names", model=Two("tuple"), output="low")
     refused("got a str; expected a torch nn.Module", model="runs/net")
@@ -136,3 +137,57 @@ def test_one_image_of_the_example_tells_whether_the_network_takes_it(
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     to_onnx(network, tmp_path / "net.onnx", torch.randn(100, 3, 8, 8))
     assert asked == [1, 100]  # the proof takes them all
+
+
+class Face(nn.Module):
+    """A trunk with PReLU, and heads for whether there is a face, its box and its landmarks."""
+
+    def __init__(self, names: bool) -> None:
+        super().__init__()
+        self.names = names
+        self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 24, 3)
+        self.slopes, self.more = nn.PReLU(16), nn.PReLU(24)
+        self.pool, self.dense = nn.MaxPool2d(3, 2, ceil_mode=True), nn.Linear(24 * 4 * 4, 32)
+        self.face, self.box, self.marks = nn.Linear(32, 2), nn.Linear(32, 4), nn.Linear(32, 10)
+
+    def forward(self, images: Tensor) -> Any:
+        x = self.more(self.b(self.pool(self.slopes(self.a(images)))))
+        x = self.dense(nn.functional.adaptive_avg_pool2d(x, 4).permute(0, 3, 2, 1).flatten(1))
+        box, (marks, face) = self.box(x), (self.marks(x), self.face(x).softmax(1))
+        return {"box": box, "rest": (marks, face)} if self.names else (box, marks, face)
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [(False, ("output_0", "output_1", "output_2")), (True, ("box", "rest_0", "rest_1"))],
+)
+def test_every_output_of_a_quantised_network_is_written_and_proved(
+    tmp_path: Path, names: bool, wanted: tuple[str, ...]
+) -> None:
+    torch.manual_seed(0)
+    net, images = Face(names).eval(), torch.randn(48, 3, 24, 24)
+    quantised = compress.quantize(net, images, images=32, held_out=16)
+    assert quantised.report.layers == 6
+    files = [tmp_path / "float.onnx", tmp_path / "int8.onnx"]
+    for model, file in zip((net, quantised), files, strict=True):
+        made = to_onnx(model, file, images[:16], every_output=True, task="regression")
+        assert tuple(made.outputs) == wanted
+        assert made.parity is min(made.outputs.values(), key=lambda p: p.optimised.sqnr_db)
+        assert made.parity.optimised.sqnr_db > 60
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        assert [o.name for o in session.get_outputs()] == list(wanted)
+        found = dict(zip(wanted, session.run(None, {"input": images.numpy()}), strict=True))
+        reference = named_outputs(net(images))
+        for name in wanted:
+            level = parity.compare(reference[name].detach().numpy(), found[name], "regression")
+            assert level.sqnr_db > (100 if model is net else 20), name
+    compared = bench.compare(*files, threads=1, seconds=0.3, apart=False)
+    assert compared.comparison is not None
+    assert [m.measurement.shapes for m in compared.models] == [{"input": (1, 3, 24, 24)}] * 2
+
+
+def test_one_output_of_a_tuple_has_a_name_and_both_options_are_refused(tmp_path: Path) -> None:
+    net, images = Two("tuple").eval(), torch.randn(2, 3, 8, 8)
+    assert torch.equal(logits_of(net(images), "output_1"), net(images)[1])
+    with pytest.raises(UserError, match="give one of them"):
+        to_onnx(net, tmp_path / "n.onnx", images, output="output_1", every_output=True)
