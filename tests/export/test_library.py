@@ -106,9 +106,7 @@ def test_bad_input_is_one_message(tmp_path: Path) -> None:
     refused("got a tuple; expected one tensor of floats", example=(images, images))
     refused(r"got \[1, 3, 8, 8\] int64; expected", example=images.long())
     refused(r"does not take the example \[1, 1, 8, 8\]: RuntimeError", example=images[:, :1])
-    refused(
-        "output = 'hihg': the network gives low, high.*Did you mean 'high'", output="hihg"
-    )
+    refused("output = 'hihg': the network gives low, high.*Did you mean 'high'", output="hihg")
     refused("gives a tuple without names", model=Two("tuple"), output="low")
     refused("got a str; expected a torch nn.Module", model="runs/net")
 
