@@ -318,7 +318,8 @@ def first_divergence(model: nn.Module, path: Path, images: Tensor) -> str | None
 def rounds_activation(module: nn.Module) -> bool:
     """Whether a module is a quantiser: it makes an activation multiples of its buffer `scale`.
 
-    It says so itself by a class attribute `rounds_activation = True`.
+    It says so itself by a class attribute `rounds_activation = True`. One that rounds another unit
+    than it gives has a method `in_its_unit` from what is rounded to that.
     """
     return getattr(module, "rounds_activation", False) is True
 
@@ -371,7 +372,10 @@ class _TeacherForced(fx.Interpreter):
             self.shapes[target] = tuple(theirs.shape)
             self.tally[target] = wrong, total, most
             return made
-        scale = float(torch.as_tensor(self.module.get_submodule(target).scale))
+        module: Any = self.module.get_submodule(target)
+        scale = float(torch.as_tensor(module.scale))
+        if hasattr(module, "in_its_unit"):
+            unrounded = module.in_its_unit(unrounded)
         off = ((made - theirs).abs() / scale).round()
         tie = (made - unrounded).abs() / scale <= 0.5 + TIE
         wrong += int(((off > 0) & ~tie).sum())

@@ -53,7 +53,7 @@ def calibrated(model: nn.Module, x: Tensor) -> nn.Module:
     ("activation", "gate", "kernels"),
     [
         (nn.SiLU(), nn.Sigmoid(), {"QLinearSigmoid": 3, "QLinearMul": 3}),
-        (nn.Hardswish(), nn.Hardsigmoid(), {"QLinearLeakyRelu": 3, "QLinearMul": 3}),
+        (nn.Hardswish(), nn.Hardsigmoid(), {"QLinearAdd": 3, "QLinearMul": 3}),
     ],
 )
 def test_gates_run_in_integers_and_equal_the_file_bit_for_bit(
