@@ -44,6 +44,7 @@ RUNS = Path("runs")
 def open_data(
     options: Options, opened: list[Bundle], names: Iterable[str] = (), *, trains: bool = True,
     unlabelled: tuple[str, str] = ("", ""), fixed: Bundle | None = None,
+    judge: Bundle | None = None,
 ) -> Data:  # fmt: skip
     """The data and preprocessing that the options name, else those of the changed bundle.
 
@@ -52,6 +53,7 @@ def open_data(
         trains: whether the data must have a training and a validation part.
         unlabelled: an option and its folder of images that will do where none are labelled.
         fixed: the bundle whose outputs stay what they are; the data may have some of its classes.
+        judge: the bundle that decides about the images of `unlabelled`, by default `fixed`.
     """
     task = task_of(options, opened)
     recorded = next((b for b in reversed(opened) if b.data is not None), None)
@@ -62,11 +64,11 @@ def open_data(
         assert dataset is not None
         if options.on_bad_image == "skip":
             dataset = replace(dataset, on_bad_image="skip")
-    elif options.data is None and unlabelled[1] and fixed is not None:
+    elif options.data is None and unlabelled[1] and (by := fixed or judge) is not None:
         dataset = without_labels(
-            Path(unlabelled[1]), f"--{unlabelled[0]}", fixed.labels, task, options.on_bad_image
+            Path(unlabelled[1]), f"--{unlabelled[0]}", by.labels, task, options.on_bad_image
         )  # fmt: skip
-        log.info("%s records no data and none are named: no accuracy is measured", fixed.path)
+        log.info("%s records no data and none are named: no accuracy is measured", by.path)
     else:
         dataset = open_dataset(
             options.data or "digits", options.data_root, options.seed, options.on_bad_image, task

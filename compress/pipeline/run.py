@@ -86,6 +86,7 @@ def run_stage(
         options, [opened[name] for name in deciding if name in opened], named,
         trains=stage.trains(config), unlabelled=(option, getattr(config, option, "")),
         fixed=opened.get(stage.changed.name) if stage.changed.kind is Kind.TRAINED else None,
+        judge=next((opened[name] for name in deciding if name in opened), None),
     )  # fmt: skip
     for name, role in roles.items():
         nobody = role.kind is Kind.OPTIONAL and given[name] == heritage.NONE

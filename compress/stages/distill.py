@@ -52,6 +52,10 @@ class Config(TaughtConfig):
     epoch."""
     unlabelled: str = ""
     """Folder of images without labels, which only the teacher judges."""
+    images: str = ""
+    """Folder of images without labels, flat or nested, that are trained on in place of those of
+    --data: what the teacher decides about them stands for their labels. Where no data are named,
+    the classes are the teacher's."""
     self_decay: Annotated[float, share(one=False)] = 0.99
     """EMA decay for --method self, from 0 to below 1."""
 
@@ -59,6 +63,8 @@ class Config(TaughtConfig):
         super().__post_init__()
         if self.losses and self.method != "kd":
             raise UserError(f"method = {self.method} and losses = {self.losses}: give one of them.")
+        if self.images and self.unlabelled:
+            raise UserError("images trains on those alone, unlabelled beside others: give one.")
         self.terms()
 
     def terms(self) -> dict[str, float]:
@@ -99,6 +105,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
 
     from ..data.unlabelled import has_label, with_unlabelled
     from ..distillation.features import captured
+    from ..distillation.judged import judged_by
     from ..distillation.teaching import Lesson, LossOptions, TaughtLoss, live
     from ..models.cost import count_parameters
     from ..tasks import training_task
@@ -115,6 +122,10 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
                 "smaller one as a rule; are they the wrong way round?",
                 count_parameters(model) / 1e6, count_parameters(teacher.model) / 1e6,
             )  # fmt: skip
+    if config.images:
+        if config.ensemble == "accuracy" and not data.dataset.labelled:
+            raise UserError("ensemble = accuracy weighs teachers by labels; give --data with some.")
+        data = judged_by(teachers, data, config.images)
     if config.unlabelled:
         data = replace(data, dataset=with_unlabelled(data.dataset, Path(config.unlabelled)))
     train = data.dataset.targets[data.dataset.splits["train"]]
@@ -131,6 +142,8 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         "teachers": len(teachers),
         "unlabelled": int((~known).sum()),
     }
+    if config.images:
+        facts["images"] = len(train)
     if len(teachers) > 1:
         facts["ensemble"] = {"how": config.ensemble, "weights": [t.weight for t in teachers]}
     with ExitStack() as stack:
@@ -168,8 +181,8 @@ def _explained(model: nn.Module, teachers: Sequence[Teacher], context: Context) 
     from ..tasks import training_task
     from ..training.processes import process_state
 
-    task = training_task(context.data.dataset)
-    if not teachers or task.deployed.maps or not process_state().is_main_process:
+    task, labelled = training_task(context.data.dataset), context.data.dataset.labelled
+    if not (teachers and labelled) or task.deployed.maps or not process_state().is_main_process:
         return ""
     first = teachers[0]
     teacher = Viewer("teacher", first.model.to("cpu"), first.preprocess, first.order)
@@ -192,6 +205,8 @@ def _teachers(config: Config, context: Context, task: TrainingTask) -> list[Teac
         raise UserError("method self has no teacher: omit --teacher, or add a loss, kd=1.")
     if not found and config.cache_teacher:
         raise UserError("--cache-teacher: method self has no teacher that could be cached.")
+    if not found and config.images:
+        raise UserError("--images: method self has no teacher that could judge them.")
     classes = len(context.data.classes)
     for teacher in found:
         logits = teacher.in_order(_logits(teacher, context.data))
@@ -323,4 +338,11 @@ def _cached(
     return read
 
 
-STAGE = Stage(Config, apply, roles=(TEACHER, STUDENT), asked_roles=asked_roles)
+STAGE = Stage(
+    Config,
+    apply,
+    roles=(TEACHER, STUDENT),
+    asked_roles=asked_roles,
+    trains=lambda config: not config.images,
+    unlabelled=lambda config: "images" if config.images else "",
+)

@@ -16,8 +16,10 @@ from vcompress.bench.errors import UserError
 from vcompress.compress.cli import main
 from vcompress.compress.data.loader import Data
 from vcompress.compress.distillation.judged import judged_by
+from vcompress.compress.distillation.teaching import Teacher
 
 OWN = "tiny_nets:batch"
+BOTH = "tiny_nets:batch,tiny_nets:group"
 
 
 @pytest.fixture
@@ -65,6 +67,56 @@ def test_a_broken_image_is_left_out_where_that_is_asked(
         judged_by(tiny_nets.batch(), data, str(photos))
     skipping = replace(data, dataset=replace(data.dataset, on_bad_image="skip"))
     assert len(judged_by(tiny_nets.batch(), skipping, str(photos)).dataset.splits["train"]) == 24
+
+
+def test_several_teachers_decide_together_each_with_its_preprocessing_and_order(
+    photos: Path, tiny_data: Any, tiny_nets: Any
+) -> None:
+    data: Data = tiny_data()
+    nets = [tiny_nets.batch().eval(), tiny_nets.batch().eval()]
+    darker = replace(data.preprocess, mean=(0.6,) * 3)
+    teachers = [Teacher(nets[0], data.preprocess), Teacher(nets[1], darker, order=(2, 0, 1))]
+    found = judged_by(teachers, data, str(photos)).dataset
+    for number in found.splits["train"]:
+        total = torch.zeros(3)
+        for net, teacher in zip(nets, teachers, strict=True):
+            values = found.values(int(number), teacher.preprocess)
+            assert values is not None
+            with torch.no_grad():
+                total += teacher.in_order(net(torch.from_numpy(values)[None])).softmax(1)[0]
+        assert found.targets[number] == int(total.argmax())
+
+
+def test_a_student_is_distilled_on_images_alone(work: Path, photos: Path) -> None:
+    argv = ["import", "--model", OWN, "--weights", "runs/net/weights.safetensors"]
+    pre = '{"size": [16, 16]}'
+    assert main([*argv, "--preprocess", pre, "--out", "runs/bare"]) == 0
+    argv = ["distill", "--teacher", "runs/bare", "--student", "tiny_nets:group", "--epochs", "2"]
+    argv += ["--images", str(photos), "--batch-size", "8", "--trust", BOTH]
+    assert main([*argv, "--out", "runs/new"]) == 0
+    found = Bundle.open("runs/new")
+    assert (found.data, found.history[-1].metrics.test) == (None, None)  # type: ignore[union-attr]
+    assert found.labels == Bundle.open("runs/bare").labels
+    details = found.history[-1].details
+    assert (details["images"], details["unlabelled"]) == (20, 0)
+    assert 0 <= details["val_score"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--unlabelled", "photos"), "give one"),
+        (("--images", "nowhere"), "--images nowhere: no such folder"),
+    ],
+)
+def test_what_cannot_be_distilled_on_images_is_one_message(
+    work: Path, photos: Path, options: tuple[str, ...], message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    argv = ["distill", "--teacher", "runs/net", "--student", "tiny_nets:group", "--trust"]
+    argv += [BOTH, "--images", str(photos), "--out", "runs/new"]
+    assert main([*argv, *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("stage", ["quantize", "prune"])
