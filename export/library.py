@@ -35,7 +35,7 @@ class Exported:
     path: Path
     report: ExportReport
     parity: Parity
-    """Of several outputs, that of the one that agrees least."""
+    """The proof; where there are several outputs, that of the one that agrees least."""
     outputs: Mapping[str, Parity]
     """Name -> proof, of every output in the file."""
 
