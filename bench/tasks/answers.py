@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .task import Array, Outputs, check_width, flat, float_output
+from .outputs import check_width, flat, float_output
+from .task import Array, Outputs
 
 BEST = 5
 UNKNOWN = -1

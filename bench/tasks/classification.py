@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..own_code import is_own_data
 from . import answers
 from .metrics import metric
+from .outputs import check_width, finite_numbers, float_output
 from .task import (
     Agreement,
     Array,
@@ -30,10 +31,7 @@ from .task import (
     ScoreChange,
     Task,
     WholeImages,
-    check_width,
     clear_margin,
-    finite_numbers,
-    float_output,
     lost_most,
     no_images,
     right_and_wrong,

@@ -18,6 +18,7 @@ from ..data.dataset import Dataset
 from ..errors import UserError
 from ..own_code import is_own_data
 from .metrics import metric
+from .outputs import check_width, finite_numbers, float_output
 from .task import (
     Agreement,
     Array,
@@ -29,10 +30,7 @@ from .task import (
     ScoreChange,
     Task,
     WholeImages,
-    check_width,
     clear_margin,
-    finite_numbers,
-    float_output,
     lost_most,
     no_images,
     right_and_wrong,

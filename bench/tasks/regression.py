@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..own_code import is_own_data
 from . import task as tasks
 from .metrics import metric
+from .outputs import check_width, finite_numbers, float_output
 from .task import Array, Outputs, Part, Score
 
 
@@ -47,8 +48,8 @@ class _Evaluator:
     targets: list[Array] = field(default_factory=list)
 
     def update(self, outputs: Outputs, targets: Array) -> None:
-        found = tasks.float_output(outputs, self.model, "regression").astype(np.float64)
-        tasks.check_width(found.shape[1], self.names, self.model)
+        found = float_output(outputs, self.model, "regression").astype(np.float64)
+        check_width(found.shape[1], self.names, self.model)
         if np.shape(targets) != found.shape:
             raise UserError(
                 f"The targets are {list(np.shape(targets))} and the outputs of {self.model} "
@@ -63,7 +64,7 @@ class _Evaluator:
 
     def compute(self, source: str = "") -> Score:
         predicted, targets, nonfinite = self._all()
-        n, names = len(targets), tasks.check_width(predicted.shape[1], self.names, self.model)
+        n, names = len(targets), check_width(predicted.shape[1], self.names, self.model)
         reached = errors(predicted, targets, np.ones((1, n)))[0]
         drawn = stats.bootstrap(lambda w: errors(predicted, targets, w), n)
         found = [stats.percentile_interval(float(x), drawn[:, i]) for i, x in enumerate(reached)]
@@ -134,7 +135,7 @@ class Regression(tasks.WholeImages):
 
     def numbers(self, outputs: Outputs, names: Sequence[str], model: str) -> NDArray[np.float32]:
         """The values as they are."""
-        return tasks.finite_numbers(outputs, names, model).astype(np.float32)
+        return finite_numbers(outputs, names, model).astype(np.float32)
 
     def predict(
         self, numbers: Array, names: Sequence[str], top: int, threshold: float, geometry: Any = None

@@ -21,6 +21,7 @@ from ..own_code import is_own_data
 from . import pixels
 from . import task as tasks
 from .metrics import metric
+from .outputs import check_width, no_such_output
 from .task import Agreement, Array, Outputs, Part, Prediction, Predictions, Score
 
 _FAST = 1
@@ -98,8 +99,8 @@ def class_maps(outputs: Outputs, classes: int | None, model: str) -> Array:
         if a.shape[3] == classes:  # as TensorFlow has them
             return a.transpose(0, 3, 1, 2)
     if floats:
-        tasks.check_width(floats[0].shape[1], range(classes or 0), model)  # type: ignore[arg-type]
-    raise tasks.no_such_output(
+        check_width(floats[0].shape[1], range(classes or 0), model)  # type: ignore[arg-type]
+    raise no_such_output(
         outputs, model, "segmenter",
         "[batch, classes, height, width] of floats or [batch, height, width] of whole numbers",
     )  # fmt: skip
@@ -123,7 +124,7 @@ class _Evaluator:
                 " give --classes FILE."
             )
         width = len(self.names) if self.names is not None else found.shape[1]
-        self.names = tasks.check_width(width, self.names, self.model)
+        self.names = check_width(width, self.names, self.model)
         if width > pixels.MOST_CLASSES:
             raise UserError(f"{width} classes; at most {pixels.MOST_CLASSES} fit into a mask.")
         targets = np.asarray(targets)
