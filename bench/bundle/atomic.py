@@ -104,7 +104,8 @@ def staged_folder(path: Path, replaces: Callable[[Path], Collection[str]]) -> It
         with _work_folder(path) as work:
             new = work / "new"
             new.mkdir()
-            yield new
+            with _named(new, f"{path}"):
+                yield new
             for file in new.rglob("*"):
                 sync(file)
             sync(new)
@@ -197,7 +198,8 @@ def is_ours(folder: Path) -> bool:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """An empty folder among the system's temporary files, which is gone at the end.
+    """An empty folder among the system's temporary files, which is gone at the end. A UserError
+    names the files in it without the folder, which nobody could find any more.
 
     What this user's processes have left there when they were killed is removed first.
     """
@@ -207,7 +209,21 @@ def temporary_folder() -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
     with _work_folder(place) as work:
         (work / "new").mkdir()
-        yield work / "new"
+        with _named(work / "new", ""):
+            yield work / "new"
+
+
+@contextmanager
+def _named(work: Path, name: str) -> Iterator[None]:
+    """Put `name` for the folder `work` in the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        said = f"{error}"
+        if str(work) in said:
+            said = said.replace(f"{work}/", f"{name}/" if name else "")
+            error.args = (said.replace(str(work), name or "a temporary folder"), *error.args[1:])
+        raise
 
 
 def sync(path: Path) -> None:

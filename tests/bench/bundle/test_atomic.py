@@ -256,3 +256,13 @@ def test_a_temporary_folder_of_a_killed_process_is_swept_and_no_other(
         for process in running:
             process.kill()
             process.communicate()
+
+
+def test_messages_name_files_without_the_folder_that_will_be_gone(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught, temporary_folder() as folder:
+        raise UserError(f"{folder / 'model.onnx'}: damaged; {folder} is full")
+    assert str(caught.value) == "model.onnx: damaged; a temporary folder is full"
+    out = tmp_path / "net"
+    with pytest.raises(UserError) as caught, staged_folder(out, lambda path: ()) as folder:
+        raise UserError(f"{folder / 'model.onnx'}: damaged")
+    assert str(caught.value) == f"{out / 'model.onnx'}: damaged"
