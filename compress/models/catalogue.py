@@ -258,7 +258,7 @@ def _head_paths(spec: ModelSpec, model: nn.Module) -> tuple[str, ...]:
         return (spec.head,)
     recorded = segmentation.head_paths(model)
     if spec.name.startswith(huggingface.PREFIX):
-        recorded = tuple(n for n, _ in model.named_modules() if n.startswith(huggingface.HEAD))
+        recorded = tuple(n for n, _ in model.named_modules() if n.startswith(huggingface.HEADS))
     elif spec.name.startswith(TIMM):
         names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
         recorded = (names,) if isinstance(names, str) else tuple(names)

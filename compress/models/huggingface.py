@@ -1,4 +1,4 @@
-"""Image classifiers of `transformers`: `hf:FAMILY`, `hf:FAMILY-tiny`, or `hf:FOLDER` of theirs.
+"""Classifiers and segmenters of `transformers`: `hf:FAMILY`, `hf:FAMILY-tiny`, or `hf:FOLDER`.
 
 A bundle records the family and the plain numbers of its configuration, so it is rebuilt without the
 folder. Code that comes with a folder never runs, and only safetensors are read.
@@ -25,8 +25,8 @@ from vcompress.bench.errors import EnvironmentLacks, UserError, nearest, to_inst
 log = logging.getLogger(__name__)
 
 PREFIX = "hf:"
-HEAD = "network.classifier"
-"""Where all of these families have their last layer: it is that, or lies in it."""
+HEADS = ("network.classifier", "network.decode_head.classifier")
+"""Where these families have their last layer: it is one of them, or lies in it."""
 
 _TOKENS = {
     "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128,
@@ -41,9 +41,16 @@ TINY: dict[str, dict[str, Any]] = {
     "mobilenet_v2": {"depth_multiplier": 0.35},
     "dinov2": {**{k: v for k, v in _TOKENS.items() if k != "intermediate_size"}, "mlp_ratio": 2},
     "beit": {**_TOKENS, "use_relative_position_bias": True},
+    "segformer": {
+        "hidden_sizes": [16, 32, 64, 96],
+        "depths": [1, 1, 1, 1],
+        "decoder_hidden_size": 64,
+    },
 }
 """The known families (`model_type`), and what makes a small network of each."""
 
+GIVE_MAPS = frozenset(["segformer"])
+"""The families that give every pixel a class."""
 _MOST = 65_536
 _MOST_LAYERS = 512
 _MOST_PLACES = 256
@@ -52,7 +59,8 @@ _INTERPOLATION = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow number
 
 
 class Classifier(nn.Module):
-    """A classifier of the library, from images `[B, C, H, W]` to logits `[B, K]`."""
+    """A network of the library, from images `[B, C, H, W]` to logits `[B, K]`, of a segmenter to
+    maps `[B, K, h, w]`."""
 
     def __init__(self, network: nn.Module, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -104,7 +112,7 @@ def resolve(name: str) -> Named:
             f"{', '.join(TINY)}."
         )
     kind = _network_class(family).__name__
-    backbone = kind.replace("ForImageClassification", "Model")
+    backbone = re.sub("For(ImageClassification|SemanticSegmentation)", "Model", kind)
     made_for = data.get("architectures") or [kind]
     if not {kind, backbone} & set(map(str, made_for)):
         raise UserError(
@@ -144,7 +152,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the folder has no safetensors, or they do not fit its own config.json.
     """
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
     if not any(folder.glob("*.safetensors")):
         pickled = next((f.name for f in (*folder.glob("*.bin"), *folder.glob("*.pt*"))), None)
@@ -153,8 +161,10 @@ def weights(folder: Path) -> dict[str, Tensor]:
             f"--weights default: {folder} has {got}. Expected model.safetensors; where the network "
             f"was made: model.save_pretrained(FOLDER, safe_serialization=True)."
         )
+    maps = _json(folder / "config.json", str(folder)).get("model_type") in GIVE_MAPS
+    kind = AutoModelForSemanticSegmentation if maps else AutoModelForImageClassification
     try:
-        network = AutoModelForImageClassification.from_pretrained(
+        network = kind.from_pretrained(
             str(folder), use_safetensors=True, local_files_only=True, trust_remote_code=False,
             attn_implementation="eager",
         )  # fmt: skip
@@ -268,8 +278,14 @@ def _config_class(family: str) -> Any:
 
 
 def _network_class(family: str) -> Any:
-    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as mapping
+    from transformers import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    )
 
+    mapping = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    if family in GIVE_MAPS:
+        mapping = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
     found = mapping[_config_class(family)]
     return found[0] if isinstance(found, tuple) else found
 
@@ -320,7 +336,7 @@ def _check_sizes(family: str, config: Mapping[str, Any], where: str) -> None:
 
     layers = max(sum(numbers("depths")), *numbers("num_hidden_layers"), 0)
     places = max([*numbers("image_size"), 0]) / max(min([*numbers("patch_size"), 1e9]), 1)
-    if family in ("swin", "convnext", "resnet", "mobilenet_v2"):
+    if family in ("swin", "convnext", "resnet", "mobilenet_v2", "segformer"):
         places = max([*numbers("window_size"), 0])
     if layers > _MOST_LAYERS or places > _MOST_PLACES:
         raise UserError(

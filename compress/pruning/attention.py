@@ -59,7 +59,7 @@ _LAYOUTS = {
             f"transformers.models.{family.lower()}.modeling_{family.lower()}",
             f"{family}Attention",
         ): _APART
-        for family in ("ViT", "DeiT", "Swin", "Dinov2", "Beit")
+        for family in ("ViT", "DeiT", "Swin", "Dinov2", "Beit", "Segformer")
     },
 }
 
@@ -87,6 +87,8 @@ def unsupported(module: nn.Module) -> str | None:
             return "normalises its queries and keys"
     if getattr(module, "gate", None) is not None:
         return "has a gate"
+    if hasattr(module, "sequence_reduction"):
+        return "reduces its keys by a convolution of its own"
     return None
 
 

@@ -28,7 +28,7 @@ from vcompress.bench.bundle import Bundle
 from vcompress.compress import quantization, stages
 from vcompress.compress.bundles.store import load_network
 from vcompress.compress.models.cost import count_macs
-from vcompress.compress.models.huggingface import TINY
+from vcompress.compress.models.huggingface import GIVE_MAPS, TINY
 from vcompress.compress.options import Options
 from vcompress.compress.pipeline import measure
 from vcompress.compress.pipeline.run import run_stage
@@ -105,7 +105,7 @@ def attempt(family: str, size: int, count: int, per_class: int) -> dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("families", nargs="*", default=list(TINY))
+    parser.add_argument("families", nargs="*", default=sorted(TINY.keys() - GIVE_MAPS))
     parser.add_argument("--size", type=int, default=32, help="side of the images, pixels")
     parser.add_argument("--images", type=int, default=1000, help="of the comparison")
     parser.add_argument("--per-class", type=int, default=40, help="images of one class")

@@ -67,6 +67,8 @@ def test_no_command_takes_the_fields_of_another(
         (["finetune", "--model", "r18", "--epochs", "many"], "--epochs"),
         (["finetune", "--model", "r18", "--epoch", "3"], "--epoch"),
         (["finetune", "--model", "r18", "--epochs", "-1"], "epochs = -1: it must be 0 or more"),
+        (["demo", "--task", "segmentatio"], "Did you mean 'segmentation'? Expected classification"),
+        (["demo", "--task", "segmentation", "--short"], "segmentation --short: there is no such"),
         (["finetune", "--model", "r81"], "unknown model 'r81'. Did you mean 'r18'?"),
         (["finetune", "--model", "r18", "--data", "nowhere"], "'nowhere': no such folder"),
         (["finetune", "--model", "r18", "--data", "torchvision:MNIST"], "--data-root"),

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from vcompress.bench.tasks import CLASSIFICATION
 from vcompress.compress import quantization
 from vcompress.compress.models.catalogue import build, make_spec
-from vcompress.compress.models.huggingface import TINY
+from vcompress.compress.models.huggingface import GIVE_MAPS, TINY
 from vcompress.compress.pruning import prune
 from vcompress.compress.pruning.probe import difference
 from vcompress.compress.quantization.trace import trace
@@ -19,6 +20,8 @@ from vcompress.export import onnx_export, parity
 pytest.importorskip("transformers")
 
 FAST = ("resnet", "swin")
+SHAPE = {"segformer": (3, 64, 64)}
+"""Of its images, where 32 px are too few."""
 
 
 @pytest.mark.parametrize(
@@ -26,8 +29,9 @@ FAST = ("resnet", "swin")
 )
 def test_half_of_the_macs_in_int8_agrees_with_its_file(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = build(make_spec(f"hf:{family}-tiny", 5, (32, 32))).eval()
-    images = torch.randn(32, 3, 32, 32)
+    shape = SHAPE.get(family, (3, 32, 32))
+    model = build(make_spec(f"hf:{family}-tiny", 5, shape[1:])).eval()
+    images = torch.randn(32, *shape)
     model.train()(images)  # batch norms get averages
     model.eval()
     for parameter in model.parameters():
@@ -55,7 +59,9 @@ def test_half_of_the_macs_in_int8_agrees_with_its_file(family: str, tmp_path: Pa
     restored = quantization.restore(model, placement)
     restored.load_state_dict(prepared.state_dict())
     deployed = quantization.to_export(restored.eval())
-    onnx_export.export(deployed, tmp_path / "m.onnx", ("input", (3, 32, 32)))
-    proof = parity.check(deployed, tmp_path / "m.onnx", torch.randn(64, 3, 32, 32))
+    onnx_export.export(deployed, tmp_path / "m.onnx", ("input", shape))
+    fresh = torch.randn(64, *shape)
+    task = "segmentation" if family in GIVE_MAPS else CLASSIFICATION
+    proof = parity.check(deployed, tmp_path / "m.onnx", fresh, task=task)
     assert proof.ok, proof.first_divergence
-    assert proof.optimised.top1_agreement == 1.0
+    assert proof.optimised.top1_agreement >= (0.999 if family in GIVE_MAPS else 1.0)

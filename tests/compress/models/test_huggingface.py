@@ -17,7 +17,7 @@ from vcompress.compress.delivery.import_checkpoint import import_checkpoint
 from vcompress.compress.models import huggingface
 from vcompress.compress.models.catalogue import build, make_spec, spec_from_json
 from vcompress.compress.models.head import heads, replace_head
-from vcompress.compress.models.huggingface import TINY
+from vcompress.compress.models.huggingface import GIVE_MAPS, TINY
 from vcompress.compress.models.outputs import check_forward
 from vcompress.compress.options import Options
 from vcompress.compress.pipeline import measure
@@ -32,7 +32,10 @@ def save(folder: Path, family: str = "vit", labels: tuple[str, ...] = ("a", "b",
     config = kind(
         **TINY[family], image_size=16, num_labels=len(labels), id2label=dict(enumerate(labels))
     )
-    model = transformers.AutoModelForImageClassification.from_config(config).eval()
+    auto = transformers.AutoModelForImageClassification
+    if family in GIVE_MAPS:
+        auto = transformers.AutoModelForSemanticSegmentation
+    model = auto.from_config(config).eval()
     model.save_pretrained(folder)
     return model
 
@@ -43,16 +46,18 @@ def test_a_family_takes_images_and_gives_logits_and_is_rebuilt_from_json(family:
     assert spec.name == f"hf:{family}"
     torch.manual_seed(0)
     model = build(spec).eval()
-    check_forward(model, torch.randn(1, 3, 32, 32), 7)
+    maps = family in GIVE_MAPS
+    check_forward(model, torch.randn(1, 3, 32, 32), 7, maps=maps)
     (head,) = heads(model, 7)
-    assert head == ("network.classifier.1" if family == "resnet" else "network.classifier")
+    last = {"resnet": "network.classifier.1", "segformer": "network.decode_head.classifier"}
+    assert head == last.get(family, "network.classifier")
     read = spec_from_json(json.loads(json.dumps(spec.to_json())), "architecture.json")
     torch.manual_seed(0)
     again = build(read).state_dict()
     assert read == spec
     assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
     replace_head(model, 7, 3)
-    check_forward(model, torch.randn(1, 3, 32, 32), 3)
+    check_forward(model, torch.randn(1, 3, 32, 32), 3, maps=maps)
 
 
 def test_a_family_without_tiny_has_the_librarys_own_sizes() -> None:
@@ -61,20 +66,29 @@ def test_a_family_without_tiny_has_the_librarys_own_sizes() -> None:
     assert sum(p.numel() for p in model.parameters()) == 86_567_656  # ViT-B/16
 
 
-def test_a_folder_gives_its_weights_and_computes_what_the_library_does(tmp_path: Path) -> None:
-    theirs = save(tmp_path / "net")
-    spec = make_spec(f"hf:{tmp_path / 'net'}", 3, (16, 16))
+@pytest.mark.parametrize("family", ["vit", "segformer"])
+def test_a_folder_gives_its_weights_and_computes_what_the_library_does(
+    family: str, tmp_path: Path
+) -> None:
+    theirs = save(tmp_path / "net", family)
+    side = 64 if family == "segformer" else 16
+    spec = make_spec(f"hf:{tmp_path / 'net'}", 3, (side, side))
     model = build(spec, "default").eval()
-    images = torch.randn(4, 3, 16, 16)
+    images = torch.randn(4, 3, side, side)
     with torch.no_grad():
         torch.testing.assert_close(model(images), theirs(pixel_values=images).logits)
     # The bundle's own record has no folder in it.
     assert str(tmp_path) not in json.dumps(spec.to_json())
-    other = build(make_spec(f"hf:{tmp_path / 'net'}", 5, (16, 16)), "default")
+    other = build(make_spec(f"hf:{tmp_path / 'net'}", 5, (side, side)), "default")
     own = other.state_dict()
-    name = "network.vit.layernorm.weight"
+    name, head = "network.vit.layernorm.weight", "network.classifier.weight"
+    if family == "segformer":
+        name, head = (
+            "network.decode_head.linear_fuse.weight",
+            "network.decode_head.classifier.weight",
+        )
     assert torch.equal(own[name], model.state_dict()[name])
-    assert own["network.classifier.weight"].shape == (5, 64)
+    assert own[head].shape[:2] == (5, 64)
 
 
 def test_a_folder_becomes_a_bundle_with_its_labels_and_preprocessing_and_needs_the_folder_no_more(
