@@ -9,6 +9,7 @@ from vcompress.bench.bundle import MODEL
 from vcompress.bench.bundle.manifest import BESIDE
 from vcompress.bench.bundle.output import check_output, written
 from vcompress.bench.errors import UserError
+from vcompress.bench.tasks import load
 from vcompress.bench.verify.check import verify
 
 from .header import check_name, data_source, header, scores_of
@@ -47,7 +48,7 @@ def prepare(
     model = bundle.plain_file(MODEL).read_bytes()
     if hashlib.sha256(model).hexdigest() != bundle.files[MODEL].sha256:
         raise UserError(f"{bundle.path / MODEL} changed after it was verified; try again.")
-    _check_outputs(path, model, len(bundle.labels))
+    _check_outputs(path, model, len(bundle.labels), maps=load(bundle.task).maps)
     _write(out / f"{name}.onnx", model)
     _write(out / f"vcompress_{name}.h", header(bundle, name, embedded=embed).encode("ascii"))
     if embed:
@@ -57,16 +58,22 @@ def prepare(
     return tuple(folder / file for file in (*about, *sorted(bundle.files)))
 
 
-def _check_outputs(path: Path, model: bytes, labels: int) -> None:
-    """Raise a UserError where a model does not give one number for each label."""
+def _check_outputs(path: Path, model: bytes, labels: int, *, maps: bool) -> None:
+    """Raise a UserError where a model does not give one number for each label, or with `maps` a map
+    for each or one of their numbers."""
     import onnx
 
     outputs = onnx.load_model_from_string(model).graph.output
     shapes = [[d.dim_param or d.dim_value for d in o.type.tensor_type.shape.dim] for o in outputs]
-    if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][1] not in (labels, ""):
+    wanted = f"[batch, {labels}], a number for each label"
+    if maps:
+        wanted = f"[batch, {labels}, height, width], or the classes [batch, height, width]"
+    found = shapes[0] if len(shapes) == 1 else []
+    each = len(found) in ((4,) if maps else (2,)) and found[1] in (labels, "")
+    if not (each or (maps and len(found) == 3)):
         raise UserError(
             f"{path}: its {MODEL} gives {', '.join(map(str, shapes))}; a device build takes one "
-            f"output [batch, {labels}], a number for each label."
+            f"output {wanted}."
         )
 
 

@@ -1,17 +1,24 @@
 // A runtime that runs a model: one function and one small class for each.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
 namespace classify {
 
-// Runs one image at a time: [1, channels, height, width] float32 in, the scores of all classes out.
+// What a model gives for one image; numbers of classes as floats.
+struct Output {
+  std::vector<float> values;
+  std::vector<std::int64_t> shape;
+};
+
+// Runs one image at a time: [1, channels, height, width] float32 in.
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual std::vector<float> run(const std::vector<float> &input) = 0;
+  virtual Output run(const std::vector<float> &input) = 0;
 };
 
 struct Model {

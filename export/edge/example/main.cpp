@@ -1,5 +1,6 @@
 // classify IMAGE.ppm...: the labels and scores of images, with a model that vcompress made. The best
-// classes, the labels above a threshold, or every number, as the model's task is.
+// classes, the labels above a threshold, every number, or the share of the pixels that each class
+// has, as the model's task is.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "backend.hpp"
+#include "vcompress/mask.hpp"
 #include "vcompress/preprocess.hpp"
 #include "vcompress/sha256.hpp"
 #include "vcompress_classify.h"
@@ -23,7 +25,7 @@ namespace {
 
 const char kUsage[] =
     "usage: classify [--runtime NAME] [--engine FILE] [--top N] [--threshold P]\n"
-    "                [--threads N] IMAGE.ppm...\n"
+    "                [--threads N] [--mask FILE.pgm] IMAGE.ppm...\n"
     "runtimes built in:"
 #ifdef WITH_OPENVINO
     " openvino"
@@ -42,6 +44,7 @@ struct Arguments {
   int top = 5;
   double threshold = 0.5;
   int threads = 0;
+  std::string mask;
   std::vector<std::string> images;
 };
 
@@ -81,6 +84,8 @@ Arguments parse(int argc, char **argv) {
       found.threshold = probability(value);
     else if (flag == "--threads")
       found.threads = positive(value);
+    else if (flag == "--mask")
+      found.mask = value;
     else
       throw std::invalid_argument(flag + ": no such option\n" + kUsage);
   }
@@ -162,7 +167,41 @@ std::vector<double> scores_of(const vcompress_model &model, const std::vector<fl
   return scores;
 }
 
-// The labels that are shown, in their order: the best, those above the threshold, or all.
+// The class of each pixel of the image, from maps of logits or of classes.
+vcompress::Mask mask_of(const vcompress_model &model, const classify::Output &output,
+                        const vcompress::Image &image) {
+  auto size = [&](std::size_t i) { return static_cast<int>(output.shape[i]); };
+  const std::size_t axes = output.shape.size();
+  if (axes == 4 && size(1) == static_cast<int>(model.label_count))
+    return vcompress::mask_of_logits(model, output.values.data(), size(1), size(2), size(3),
+                                     image.width, image.height);
+  if (axes == 3)
+    return vcompress::mask_of_classes(model, output.values.data(), size(1), size(2), image.width,
+                                      image.height);
+  throw std::runtime_error("the model gives no map for each label and none of classes");
+}
+
+// The share of the pixels that each class has.
+std::vector<double> shares_of(const vcompress_model &model, const vcompress::Mask &mask) {
+  std::vector<double> counts(model.label_count, 0.0);
+  for (std::uint8_t number : mask.classes)
+    if (number < counts.size()) ++counts[number];
+  const double seen = std::accumulate(counts.begin(), counts.end(), 0.0);
+  if (seen > 0)
+    for (double &count : counts) count /= seen;
+  return counts;
+}
+
+void write_pgm(const std::string &path, const vcompress::Mask &mask) {
+  std::ofstream file(path, std::ios::binary);
+  file << "P5\n" << mask.width << ' ' << mask.height << "\n255\n";
+  file.write(reinterpret_cast<const char *>(mask.classes.data()),
+             static_cast<std::streamsize>(mask.classes.size()));
+  if (!file.flush()) throw std::runtime_error(path + ": cannot be written");
+}
+
+// The labels that are shown, in their order: the best, those above the threshold, those that are
+// somewhere, or all.
 std::vector<std::size_t> chosen(const std::vector<double> &scores, const vcompress_model &model,
                                 const Arguments &arguments) {
   std::vector<std::size_t> order(scores.size());
@@ -170,7 +209,10 @@ std::vector<std::size_t> chosen(const std::vector<double> &scores, const vcompre
   if (model.scores == VCOMPRESS_VALUES) return order;
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
-  if (model.scores == VCOMPRESS_SOFTMAX)
+  if (model.scores == VCOMPRESS_MAPS)
+    order.erase(std::find_if(order.begin(), order.end(), [&](std::size_t i) { return scores[i] == 0; }),
+                order.end());
+  else if (model.scores == VCOMPRESS_SOFTMAX)
     order.resize(std::min(order.size(), static_cast<std::size_t>(arguments.top)));
   else
     order.erase(std::find_if(order.begin(), order.end(),
@@ -196,14 +238,24 @@ int main(int argc, char **argv) {
   try {
     const vcompress_model &model = vcompress_classify;
     const Arguments arguments = parse(argc, argv);
+    if (!arguments.mask.empty() &&
+        (model.scores != VCOMPRESS_MAPS || arguments.images.size() != 1))
+      throw std::invalid_argument("--mask is for one image and a model that gives pixels a class");
     const auto backend = open(arguments, model, argv[0]);
     for (const std::string &path : arguments.images) {
       const auto image = vcompress::read_pnm(path);
-      const auto outputs = backend->run(vcompress::preprocess(model, image));
-      if (outputs.size() != model.label_count)
+      const auto output = backend->run(vcompress::preprocess(model, image));
+      if (model.scores == VCOMPRESS_MAPS) {
+        const auto mask = mask_of(model, output, image);
+        if (!arguments.mask.empty()) write_pgm(arguments.mask, mask);
+        std::printf("%s\n", path.c_str());
+        show(shares_of(model, mask), model, arguments);
+        continue;
+      }
+      if (output.values.size() != model.label_count)
         throw std::runtime_error("the model has another number of outputs than labels");
       std::printf("%s\n", path.c_str());
-      show(scores_of(model, outputs), model, arguments);
+      show(scores_of(model, output.values), model, arguments);
     }
   } catch (const std::exception &error) {
     std::cerr << "classify: " << error.what() << '\n';

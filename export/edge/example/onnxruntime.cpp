@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <stdexcept>
 
 #include "backend.hpp"
 
@@ -21,7 +22,7 @@ class OnnxRuntime : public Backend {
     output_ = session_.GetOutputNameAllocated(0, allocator).get();
   }
 
-  std::vector<float> run(const std::vector<float> &input) override {
+  Output run(const std::vector<float> &input) override {
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     const Ort::Value tensor =
         Ort::Value::CreateTensor<float>(memory, const_cast<float *>(input.data()), input.size(),
@@ -29,9 +30,25 @@ class OnnxRuntime : public Backend {
     const char *const inputs[] = {input_.c_str()};
     const char *const outputs[] = {output_.c_str()};
     const auto found = session_.Run(Ort::RunOptions{nullptr}, inputs, &tensor, 1, outputs, 1);
-    const float *values = found.front().GetTensorData<float>();
-    return std::vector<float>(
-        values, values + found.front().GetTensorTypeAndShapeInfo().GetElementCount());
+    const auto info = found.front().GetTensorTypeAndShapeInfo();
+    Output output{{}, info.GetShape()};
+    auto take = [&](const auto *values) {
+      output.values.assign(values, values + info.GetElementCount());
+    };
+    switch (info.GetElementType()) {
+      case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: take(found.front().GetTensorData<float>()); break;
+      case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
+        take(found.front().GetTensorData<std::uint8_t>());
+        break;
+      case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32:
+        take(found.front().GetTensorData<std::int32_t>());
+        break;
+      case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64:
+        take(found.front().GetTensorData<std::int64_t>());
+        break;
+      default: throw std::runtime_error("the model gives neither floats nor whole numbers");
+    }
+    return output;
   }
 
  private:

@@ -1,6 +1,9 @@
 // OpenVINO on the CPU.
 #include <openvino/openvino.hpp>
 
+#include <cstdint>
+#include <stdexcept>
+
 #include "backend.hpp"
 
 namespace classify {
@@ -21,13 +24,27 @@ class OpenVino : public Backend {
     request_ = core_.compile_model(network, "CPU", options).create_infer_request();
   }
 
-  std::vector<float> run(const std::vector<float> &input) override {
+  Output run(const std::vector<float> &input) override {
     ov::Tensor tensor(ov::element::f32, shape_, const_cast<float *>(input.data()));
     request_.set_input_tensor(tensor);
     request_.infer();
     const ov::Tensor output = request_.get_output_tensor();
-    const float *values = output.data<float>();
-    return std::vector<float>(values, values + output.get_size());
+    Output found{{}, {}};
+    for (std::size_t size : output.get_shape())
+      found.shape.push_back(static_cast<std::int64_t>(size));
+    auto take = [&](const auto *values) { found.values.assign(values, values + output.get_size()); };
+    const auto type = output.get_element_type();
+    if (type == ov::element::f32)
+      take(output.data<float>());
+    else if (type == ov::element::u8)
+      take(output.data<std::uint8_t>());
+    else if (type == ov::element::i32)
+      take(output.data<std::int32_t>());
+    else if (type == ov::element::i64)
+      take(output.data<std::int64_t>());
+    else
+      throw std::runtime_error("the model gives neither floats nor whole numbers");
+    return found;
   }
 
  private:

@@ -70,7 +70,10 @@ class TensorRt : public Backend {
     inputs_ = static_cast<std::size_t>(model.channels) * model.height * model.width;
     const nvinfer1::Dims found = context_->getTensorShape(output_.c_str());
     outputs_ = 1;
-    for (int i = 0; i < found.nbDims; ++i) outputs_ *= static_cast<std::size_t>(found.d[i]);
+    for (int i = 0; i < found.nbDims; ++i) {
+      outputs_ *= static_cast<std::size_t>(found.d[i]);
+      shape_.push_back(found.d[i]);
+    }
     device_input_ = std::make_unique<Buffer>(inputs_ * sizeof(float));
     device_output_ = std::make_unique<Buffer>(outputs_ * sizeof(float));
     if (!context_->setTensorAddress(input_.c_str(), device_input_->get()) ||
@@ -78,7 +81,7 @@ class TensorRt : public Backend {
       throw std::runtime_error("TensorRT does not take the addresses of the tensors");
   }
 
-  std::vector<float> run(const std::vector<float> &input) override {
+  Output run(const std::vector<float> &input) override {
     std::vector<float> scores(outputs_);
     check(cudaMemcpyAsync(device_input_->get(), input.data(), inputs_ * sizeof(float),
                           cudaMemcpyHostToDevice, stream_.get()));
@@ -86,7 +89,7 @@ class TensorRt : public Backend {
     check(cudaMemcpyAsync(scores.data(), device_output_->get(), outputs_ * sizeof(float),
                           cudaMemcpyDeviceToHost, stream_.get()));
     check(cudaStreamSynchronize(stream_.get()));
-    return scores;
+    return {scores, shape_};
   }
 
  private:
@@ -99,6 +102,7 @@ class TensorRt : public Backend {
   std::unique_ptr<Buffer> device_input_, device_output_;
   std::string input_, output_;
   std::size_t inputs_ = 0, outputs_ = 0;
+  std::vector<std::int64_t> shape_;
 };
 
 }  // namespace

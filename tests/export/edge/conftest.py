@@ -41,9 +41,27 @@ def convolution_model(outputs: int = 7) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def maps_model(outputs: int = 7, classes: bool = False) -> onnx.ModelProto:
+    """Logits at a stride of 2, [batch, 3, 24, 32] -> [batch, outputs, 12, 16], or their classes."""
+    rng = np.random.default_rng(1)
+    weights = rng.standard_normal((outputs, 3, 5, 5)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["logits"], strides=[2, 2], pads=[2, 2, 2, 2])
+    ]
+    result = helper.make_tensor_value_info("logits", 1, ["batch", outputs, 12, 16])
+    if classes:
+        nodes.append(helper.make_node("ArgMax", ["logits"], ["best"], axis=1, keepdims=0))
+        result = helper.make_tensor_value_info("best", 7, ["batch", 12, 16])
+    graph = helper.make_graph(
+        nodes, "maps", [helper.make_tensor_value_info("input", 1, ["batch", 3, 24, 32])], [result],
+        [numpy_helper.from_array(weights, "w")],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 @pytest.fixture(scope="session")
 def write_bundle() -> Callable[..., Path]:
-    def write(path: Path, outputs: int | None = None, **changes: Any) -> Path:
+    def write(path: Path, outputs: int | None = None, maps: str = "", **changes: Any) -> Path:
         told: dict[str, Any] = {
             "input": InputSpec("input", (3, 24, 32)), "preprocess": PREPROCESS,
             "labels": tuple(f"class {n}" for n in range(7)), "data": None, "history": (),
@@ -51,6 +69,7 @@ def write_bundle() -> Callable[..., Path]:
         told |= changes
         with bundles.create(path, **told) as folder:
             made = convolution_model(len(told["labels"]) if outputs is None else outputs)
+            made = maps_model(classes=maps == "classes") if maps else made
             onnx.save(made, str(folder / "model.onnx"))
         return path
 

@@ -128,6 +128,32 @@ def test_the_example_says_what_predict_says_of_labels_and_of_numbers(
             assert np.allclose([s for s, _, _ in found], [p.score for p in want], atol=1e-3)
 
 
+@pytest.mark.slow  # the example is compiled again for each
+@pytest.mark.parametrize("maps", ["logits", "classes"])
+def test_the_example_gives_the_mask_that_predict_gives(
+    maps: str, write_bundle: Callable[..., Path], photo: Callable[..., Image.Image], tmp_path: Path
+) -> None:
+    needs_cmake()
+    bundle = write_bundle(tmp_path / "bundle", maps=maps, task="segmentation")
+    project = Project(edge.example_dir(), tmp_path / "build")
+    options = openvino_option(), f"-DBUNDLE={bundle}", "-DCMAKE_BUILD_TYPE=Debug"
+    assert project.configure(*options).returncode == 0
+    done = project.compile()
+    assert done.returncode == 0, done.stdout
+    with load(bundle, runtime="openvino", threads=1) as model:
+        for seed in range(3):
+            file, mask = tmp_path / f"{seed}.ppm", tmp_path / f"{seed}.pgm"
+            photo(93 + 40 * seed, 71, seed).save(file)
+            want = model.predict(file)
+            found = project.classify("--mask", mask, file)
+            assert (np.asarray(Image.open(mask)) == want.mask).all()
+            assert [index for _, index, _ in found] == [p.index for p in want]
+            assert np.allclose([s for s, _, _ in found], [p.score for p in want], atol=1e-6)
+    done = run(project.build / "classify", "--mask", mask, file, file)
+    assert done.returncode == 2
+    assert "--mask is for one image" in done.stderr
+
+
 def test_the_example_refuses_another_model_and_bad_arguments(
     example: tuple[Project, Path], photo: Callable[..., Image.Image], tmp_path: Path
 ) -> None:

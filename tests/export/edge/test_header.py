@@ -117,6 +117,13 @@ def test_the_header_says_what_the_outputs_come_to(
     assert f"  VCOMPRESS_{scores}\n}};" in (tmp_path / "out" / "vcompress_net.h").read_text()
 
 
+@pytest.mark.parametrize("maps", ["logits", "classes"])
+def test_maps_are_taken(write_bundle: Callable[..., Path], tmp_path: Path, maps: str) -> None:
+    path = write_bundle(tmp_path / "net", maps=maps, task="segmentation")
+    prepare(path, "net", tmp_path / "out", embed=False)
+    assert "  VCOMPRESS_MAPS\n};" in (tmp_path / "out" / "vcompress_net.h").read_text()
+
+
 def test_outputs_that_are_no_number_for_each_label_are_refused(
     write_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -124,8 +131,9 @@ def test_outputs_that_are_no_number_for_each_label_are_refused(
     with pytest.raises(UserError, match=r"gives \['batch', 7\]; .* one output \[batch, 2\]"):
         prepare(path, "net", tmp_path / "out", embed=False)
     assert not list((tmp_path / "out").glob("*"))
-    with pytest.raises(UserError, match="'segmentation', whose outputs are maps"):
-        prepare(write_bundle(tmp_path / "m", task="segmentation"), "net", tmp_path, embed=False)
+    maps = write_bundle(tmp_path / "m", task="segmentation")
+    with pytest.raises(UserError, match=r"takes one output \[batch, 7, height, width\], or the cl"):
+        prepare(maps, "net", tmp_path / "out", embed=False)
 
 
 def test_a_changed_bundle_is_refused_and_named(

@@ -14,11 +14,12 @@ enum vcompress_interpolation {
   VCOMPRESS_BICUBIC = 2
 };
 
-/* What the outputs, one for each label, come to. */
+/* What the outputs, one or one map for each label, come to. */
 enum vcompress_scores {
   VCOMPRESS_SOFTMAX = 0, /* one label is right: a softmax gives its probability */
   VCOMPRESS_SIGMOID = 1, /* any number of labels are: a sigmoid of each output */
-  VCOMPRESS_VALUES = 2   /* numbers in the unit of their label, as they are */
+  VCOMPRESS_VALUES = 2,  /* numbers in the unit of their label, as they are */
+  VCOMPRESS_MAPS = 3     /* a class for each pixel: see mask.hpp */
 };
 
 /* The header that vcompress_add_model generates defines one of these as `vcompress_NAME`. */

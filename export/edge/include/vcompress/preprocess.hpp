@@ -174,6 +174,31 @@ inline Image to_channels(const Image &image, int channels) {
   return out;
 }
 
+// How the network's input lies in an image: the size that it is resized to, and what is cut out.
+struct Placement {
+  int width, height, left, top;
+};
+
+// Throws std::invalid_argument for an image so much longer than wide that resizing it takes all
+// memory.
+inline Placement placement(const vcompress_model &model, int width, int height) {
+  if (model.resize == 0) return {model.width, model.height, 0, 0};
+  // The longer side is cut, not rounded: torchvision's arithmetic.
+  const int shorter = std::min(width, height);
+  auto scaled = [&](int side) {
+    const double exact = static_cast<double>(model.resize) * side / shorter;
+    return side == shorter ? model.resize : static_cast<int>(exact);
+  };
+  if (model.resize < std::max(model.width, model.height))
+    throw std::invalid_argument("preprocess: resize is smaller than the crop");
+  constexpr double most_pixels = 1 << 28;  // those of the largest network input
+  if (static_cast<double>(model.resize) * model.resize / shorter * std::max(width, height) >
+      most_pixels)
+    throw std::invalid_argument("preprocess: the image is too long and thin to be resized");
+  const int across = scaled(width), down = scaled(height);
+  return {across, down, detail::half(across - model.width), detail::half(down - model.height)};
+}
+
 // `image` as the network's input: [channels, height, width] float32. Throws std::invalid_argument
 // for what is no image, and for one so much longer than wide that resizing it takes all memory.
 inline std::vector<float> preprocess(const vcompress_model &model, const Image &image) {
@@ -181,32 +206,14 @@ inline std::vector<float> preprocess(const vcompress_model &model, const Image &
       image.pixels.size() != static_cast<std::size_t>(image.width) * image.height * image.channels)
     throw std::invalid_argument("preprocess: an image with 1 or 3 channels is expected");
   Image small = to_channels(image, model.channels);
-  int left = 0, top = 0;
-  if (model.resize == 0) {
-    small = resize(small, model.width, model.height, model.interpolation);
-  } else {
-    // The longer side is cut, not rounded: torchvision's arithmetic.
-    const int shorter = std::min(small.width, small.height);
-    auto scaled = [&](int side) {
-      const double exact = static_cast<double>(model.resize) * side / shorter;
-      return side == shorter ? model.resize : static_cast<int>(exact);
-    };
-    if (model.resize < std::max(model.width, model.height))
-      throw std::invalid_argument("preprocess: resize is smaller than the crop");
-    constexpr double most_pixels = 1 << 28;  // those of the largest network input
-    if (static_cast<double>(model.resize) * model.resize / shorter *
-            std::max(small.width, small.height) > most_pixels)
-      throw std::invalid_argument("preprocess: the image is too long and thin to be resized");
-    small = resize(small, scaled(small.width), scaled(small.height), model.interpolation);
-    left = detail::half(small.width - model.width);
-    top = detail::half(small.height - model.height);
-  }
+  const Placement place = placement(model, small.width, small.height);
+  small = resize(small, place.width, place.height, model.interpolation);
   std::vector<float> out;
   out.reserve(static_cast<std::size_t>(model.channels) * model.height * model.width);
   for (int c = 0; c < model.channels; ++c)
     for (int y = 0; y < model.height; ++y)
       for (int x = 0; x < model.width; ++x) {
-        const auto at = (static_cast<std::size_t>(y + top) * small.width + x + left);
+        const auto at = (static_cast<std::size_t>(y + place.top) * small.width + x + place.left);
         const float value = static_cast<float>(small.pixels[at * model.channels + c]) / 255.0f;
         out.push_back((value - model.mean[c]) / model.std[c]);
       }
