@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .loader import Data, spread
@@ -15,6 +16,14 @@ from .unlabelled import without_labels
 log = logging.getLogger(__name__)
 
 FLAG = "--calibration"
+LARGE = 128 * 128
+"""Pixels of an image that is not large."""
+
+
+def in_parts(images: Tensor) -> tuple[Tensor, ...]:
+    """Images `[N, C, H, W]` in batches of 64, or of 16 where they are large: with less memory for
+    each tensor the C library gives back and maps less of it, a third of the time at 224 px."""
+    return torch.split(images, 64 if images.shape[-1] * images.shape[-2] <= LARGE else 16)
 
 
 def calibration_images(

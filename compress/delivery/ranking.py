@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from vcompress.bench.bundle import Bundle
 from vcompress.bench.errors import UserError
+from vcompress.bench.working import working
 
 from .. import quantization
 from ..bundles.recorded import open_recorded
 from ..bundles.store import load_network
-from ..data.calibration import calibration_images
+from ..data.calibration import calibration_images, in_parts
 from ..data.loader import Data, split_of
 from ..quantization.ptq import Scheme, quantised
 from ..quantization.sensitivity import LayerSensitivity, sensitivity
@@ -41,5 +40,6 @@ def rank_layers(
         raise UserError(f"{path} is quantised already; give the float bundle it was made from.")
     data = Data(dataset, bundle.preprocess)
     images, _ = calibration_images(data, calibration, CALIBRATION_IMAGES)
-    made = quantised(model, data.example, torch.split(images, 64), scheme)
+    with working(f"calibrating on {len(images)} images"):
+        made = quantised(model, data.example, in_parts(images), scheme)
     return sensitivity(made, list(data.loader(split_of(dataset, "val"), 64)), dataset.task)

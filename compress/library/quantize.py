@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vcompress.export.library import answer
 
 from .. import quantization
+from ..data.calibration import in_parts
 from ..options import TargetName
 from ..pruning.shadow import shadow
 from ..quantization.ptq import Scheme
@@ -20,9 +21,6 @@ from ..quantization.repairs import Choice, Repairs, repaired
 from .loaders import Batches, Transform, take
 
 log = logging.getLogger(__name__)
-
-PART = 64
-"""Images that are run at once."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def quantize(
     calibration, others = _divided(found, images, held_out)
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     made, repairing = repaired(
-        net, found[:1].to(device), torch.split(calibration, PART), others,
+        net, found[:1].to(device), in_parts(calibration), others,
         Scheme(target, observer, weight_bits, keep_float),
         Repairs(equalize, correct_bias, adaround), output, min_sqnr_db,
     )  # fmt: skip

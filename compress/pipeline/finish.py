@@ -21,6 +21,7 @@ from vcompress.bench.bundle.history import (
 )
 from vcompress.bench.config import plain
 from vcompress.bench.data.dataset import Dataset
+from vcompress.bench.working import working
 from vcompress.export import integers, parity
 from vcompress.export.mixing import across_the_batch
 
@@ -140,7 +141,10 @@ def finish(
             metrics = replace(metrics, robustness=entry.metrics.robustness)
         if robustness and labelled and runs:
             log.info("measuring robustness on up to %d test images", robustness)
-            measured = measure_robustness(model, file, labelled, robustness, runtime=runtime.name)
+            with working("measuring robustness"):
+                measured = measure_robustness(
+                    model, file, labelled, robustness, runtime=runtime.name
+                )
             metrics = replace(metrics, robustness=measured)
         held_out = data.images("test", GOLDEN_COUNT) if data else images[:GOLDEN_COUNT]
         _write_golden(folder, held_out.numpy(), runs)

@@ -27,6 +27,7 @@ from vcompress.bench.tasks.task import Score
 from vcompress.bench.timing import measure
 from vcompress.bench.timing.environment import preflight
 from vcompress.bench.timing.inputs import from_images
+from vcompress.bench.working import working
 from vcompress.export import parity
 
 from .. import quantization
@@ -95,7 +96,10 @@ def score(file: Path, data: Data, runtime: Runtime = ONNX_RUNTIME) -> TestScore:
 
 def scored(file: Path, data: Data, runtime: Runtime = ONNX_RUNTIME) -> Score:
     """Accuracy of the file on the held-out split, by the task's metrics."""
-    with open_session(file, runtime=runtime.name, device=runtime.device) as session:
+    with (
+        working(f"measuring accuracy in {runtime.name}"),
+        open_session(file, runtime=runtime.name, device=runtime.device) as session,
+    ):
         return score_split(session, data.dataset, "test", data.preprocess)
 
 

@@ -12,6 +12,7 @@ from vcompress.bench.bundle import InputSpec, Preprocess
 from vcompress.bench.bundle.history import Entry
 from vcompress.bench.errors import UserError
 from vcompress.bench.timing import saturation
+from vcompress.bench.working import working
 from vcompress.export import onnx_export, parity
 from vcompress.export import precision as precisions
 from vcompress.export.onnx_properties import properties
@@ -55,27 +56,30 @@ def export_checked(
         if opset is not None and opset < least:
             raise UserError(f"opset {opset}: bf16 needs {least} or later. Give --opset {least}.")
         opset = opset or least
-    exported = onnx_export.export(
-        exportable,
-        file,
-        InputSpec.of(preprocess),
-        metadata=properties(network.spec.name, labels, preprocess, history),
-        opset=opset,
-        output=network.output,
-    )
+    with working("exporting to ONNX"):
+        exported = onnx_export.export(
+            exportable,
+            file,
+            InputSpec.of(preprocess),
+            metadata=properties(network.spec.name, labels, preprocess, history),
+            opset=opset,
+            output=network.output,
+        )
     saturated = saturation.note(file)
     if saturated:
         log.warning(saturated)
-    proof = parity.check(exportable, file, images, task=task, output=network.output)
+    with working("comparing the file with torch"):
+        proof = parity.check(exportable, file, images, task=task, output=network.output)
     if not proof.ok:
         file.unlink()
         why = f" {saturated}" if saturated else ""
         raise UserError(f"the exported file fails its parity check: {proof.message}{why}")
     if half == "fp32":
         return exported, proof
-    exported = onnx_export.cast_file(exported, InputSpec.of(preprocess).shape, half)
-    kind = f"int8+{half}" if quantised else half
-    proof = parity.check_cast(exportable, file, images, kind, task)
+    with working(f"casting to {half}"):
+        exported = onnx_export.cast_file(exported, InputSpec.of(preprocess).shape, half)
+        kind = f"int8+{half}" if quantised else half
+        proof = parity.check_cast(exportable, file, images, kind, task)
     if not proof.ok:
         file.unlink()
         raise UserError(f"the cast file fails its parity check: {proof.message}")

@@ -10,7 +10,7 @@ it mended.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -35,26 +35,28 @@ def correct_bias(model: fx.GraphModule, images: Sequence[Tensor]) -> dict[str, f
         norm = site.bn if site.bn is not None and site.bn.running_mean is not None else None
         if not isinstance(bias, Tensor) and norm is None:
             return
-        rounded = [site.layer(x) for x in site.quantised_inputs]
         axis = -1 if isinstance(site.layer, nn.Linear) else 1
-        mean, spread = _mean(site.float_outputs, axis)
-        shift = _mean(rounded, axis)[0] - mean
+        mean = _mean(site.float_outputs, axis)
+        shift = _mean((site.layer(x) for x in site.quantised_inputs), axis) - mean
+        spread = _mean((x.square() for x in site.float_outputs), axis) - mean.square()
         if norm is not None:
             assert norm.running_mean is not None
             norm.running_mean.add_(shift.to(norm.running_mean.dtype))
         else:
             assert isinstance(bias, Tensor)
             bias.sub_(shift.to(bias.dtype))
-        shifts[site.name] = float((shift.abs() / spread.clamp_min(1e-9)).max())
+        deviation = spread.clamp_min(0).sqrt().clamp_min(1e-9)
+        shifts[site.name] = float((shift.abs() / deviation).max())
 
     walk(model, images, mend)
     return shifts
 
 
-def _mean(batches: Sequence[Tensor], axis: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, [C] float64."""
-    rows = [b.transpose(0, axis).flatten(1).double() for b in batches]
-    count = sum(r.shape[1] for r in rows)
-    mean = torch.stack([r.sum(1) for r in rows]).sum(0) / count
-    square = torch.stack([r.square().sum(1) for r in rows]).sum(0) / count
-    return mean, (square - mean.square()).clamp_min(0).sqrt()
+def _mean(batches: Iterable[Tensor], axis: int) -> Tensor:
+    """Mean of each channel, [C] float64; one batch is held at a time."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for batch in batches:
+        others = [d for d in range(batch.dim()) if d != axis % batch.dim()]
+        total = total.to(batch.device) + batch.sum(others, dtype=torch.float64)
+        count += batch.numel() // batch.shape[axis]
+    return total / count

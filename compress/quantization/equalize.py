@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from vcompress.export.modes import evaluating
 from vcompress.export.onnx_export import logits_of
 
 from .chains import Chain, find_chains
@@ -63,10 +62,11 @@ def equalize(model: nn.Module, images: Sequence[Tensor]) -> tuple[nn.Module, lis
     record_shapes(graph, images[0][:1])
     chains = find_chains(graph)
     with torch.no_grad():
-        reach = _reach(graph, {name: c.axis for c in chains for name in c.tensors}, images)
+        tensors = {name: c.axis for c in chains for name in c.tensors}
+        reach, logits = _reach(graph, tensors, images)
         equal = copy.deepcopy(model).eval()
         moved = _move(equal, chains, reach)
-        if moved and not _same(model, equal, images):
+        if moved and not _gives(equal, logits, images):
             # What calibration does not show, a rounding that the network magnifies, or a gate.
             equal, moved = copy.deepcopy(model).eval(), []
     return equal.train(model.training), moved
@@ -158,8 +158,9 @@ def _scale_inputs(module: nn.Module, factor: Tensor) -> None:
 
 def _reach(
     graph: fx.GraphModule, tensors: dict[str, int], images: Sequence[Tensor]
-) -> dict[str, Tensor]:
-    """Largest magnitude of each channel of the named tensors; the axis of the channels is given."""
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Largest magnitude of each channel of the named tensors, whose axis of channels is given, and
+    the logits of each batch."""
     found: dict[str, Tensor] = {}
 
     class Watch(fx.Interpreter):
@@ -174,16 +175,15 @@ def _reach(
             return made
 
     device = next((p.device for p in graph.parameters()), torch.device("cpu"))
-    for batch in images:
-        Watch(graph).run(batch.to(device))
-    return found
+    logits = [logits_of(Watch(graph).run(batch.to(device))) for batch in images]
+    return found, logits
 
 
-def _same(model: nn.Module, other: nn.Module, images: Sequence[Tensor]) -> bool:
+def _gives(model: nn.Module, logits: Sequence[Tensor], images: Sequence[Tensor]) -> bool:
+    """Whether a network in evaluation gives these logits."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with evaluating(model):
-        for batch in images:
-            a, b = (logits_of(m(batch.to(device))) for m in (model, other))
-            if float((a - b).abs().max()) > EXACT * max(1.0, float(a.abs().max())):
-                return False
+    for batch, wanted in zip(images, logits, strict=True):
+        found = logits_of(model(batch.to(device)))
+        if float((wanted - found).abs().max()) > EXACT * max(1.0, float(wanted.abs().max())):
+            return False
     return True

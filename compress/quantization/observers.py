@@ -10,8 +10,9 @@ from torch import Tensor
 
 from vcompress.bench.errors import UserError, nearest
 
-PER_BATCH = 1 << 14
-"""Values kept of one batch, evenly spaced; the extremes are kept exactly."""
+PER_IMAGE, LEAST = 1 << 8, 1 << 12
+"""Values kept of each image of a batch, and of a batch at least, evenly spaced; the extremes are
+kept exactly."""
 
 
 class Observer:
@@ -36,7 +37,8 @@ class Observer:
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
         # With a factor in common, the stride would see the same places of rows and channels only.
-        stride = max(1, flat.numel() // PER_BATCH)
+        count = max(PER_IMAGE * len(x) if x.dim() else 1, LEAST)
+        stride = max(1, flat.numel() // count)
         while math.gcd(stride, flat.numel()) > 1:
             stride += 1
         self.samples.append(flat[::stride].float().cpu())

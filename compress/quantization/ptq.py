@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from .calibration import calibrate
 from .placement import prepare
 from .quality import check_prepared
-from .trace import known_size
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,10 @@ def quantised(
     Raises:
         UserError: what `prepare` and `calibrate` refuse.
     """
-    with known_size(model, example):
-        prepared = prepare(
-            model, example, target=scheme.target, weight_bits=scheme.weight_bits,
-            keep_float=scheme.keep_float,
-        )  # fmt: skip
+    prepared = prepare(
+        model, example, target=scheme.target, weight_bits=scheme.weight_bits,
+        keep_float=scheme.keep_float,
+    )  # fmt: skip
     if calibration:
         check_prepared(model, prepared, calibration[:1])
     calibrate(prepared, calibration, scheme.observer)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, fx, nn
 
 from vcompress.bench.errors import UserError
+from vcompress.bench.working import working
 from vcompress.export import parity
 
 from .adaround import adaround
@@ -60,7 +61,8 @@ def repaired(
         UserError: a repair that is `on` for a network that is quantised in parts, or what
             `prepare` and `calibrate` refuse.
     """
-    reference = parity.run_torch(model, held_out, output=output)
+    with working("running the float network"):
+        reference = parity.run_torch(model, held_out, output=output)
 
     def sqnr_db(network: nn.Module) -> float:
         found = parity.run_torch(network, held_out, output=output)
@@ -70,8 +72,10 @@ def repaired(
         if scheme.weight_bits > COARSE_BITS:
             check_level(network, level, held_out, min_sqnr_db)
 
-    best = quantised(model, example, calibration, scheme)
-    level = sqnr_db(best)
+    count = sum(map(len, calibration))
+    with working(f"calibrating on {count} images"):
+        best = quantised(model, example, calibration, scheme)
+        level = sqnr_db(best)
     found: dict[str, Any] = {"sqnr_db_before": level, "sqnr_db": level}
     if not isinstance(best, fx.GraphModule):
         wanted = [name for name, choice in asdict(repairs).items() if choice == "on"]
@@ -85,19 +89,21 @@ def repaired(
     if repairs.equalize != "off":
         equal, moved = model, list[str]()
         try:
-            with known_size(model, example):
+            with working("equalising"), known_size(model, example):
                 equal, moved = equalize(model, calibration)
         except Untraceable:  # it was traced around a module that this one has to look into
             if repairs.equalize == "on":
                 raise
         if moved:
-            tried = quantised(equal, example, calibration, scheme)
-            reached = sqnr_db(tried)
+            with working(f"calibrating the equalised network on {count} images"):
+                tried = quantised(equal, example, calibration, scheme)
+                reached = sqnr_db(tried)
             if repairs.equalize == "on" or reached > level + GAIN_DB:
                 best, level, found["equalized_layers"] = tried, reached, len(moved)
     assert isinstance(best, fx.GraphModule)
     if repairs.adaround == "on" or (repairs.adaround == "auto" and scheme.weight_bits <= FEW_BITS):
-        errors = adaround(best, calibration)
+        with working("AdaRound"):
+            errors = adaround(best, calibration)
         level = sqnr_db(best)
         found["adaround"] = {
             "layers": len(errors),
@@ -106,8 +112,9 @@ def repaired(
         }
     if repairs.correct_bias != "off":
         tried = copy.deepcopy(best)
-        shifts = correct_bias(tried, calibration)
-        reached = sqnr_db(tried)
+        with working("correcting biases"):
+            shifts = correct_bias(tried, calibration)
+            reached = sqnr_db(tried)
         if repairs.correct_bias == "on" or reached > level + GAIN_DB:
             best, level, found["corrected_layers"] = tried, reached, len(shifts)
     near(best, level)

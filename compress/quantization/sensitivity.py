@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from vcompress.bench.errors import UserError
 from vcompress.bench.tasks import CLASSIFICATION, load
 from vcompress.bench.tasks.scoring import evaluated
+from vcompress.bench.working import working
 from vcompress.export import parity
 
 from .. import quantization
@@ -66,11 +67,14 @@ def sensitivity(
         reference = _logits(model, batches)
     lost = _lost_against(reference, batches, task)
     found = []
-    for name, members in dict(_layers(model)).items():
-        with rounding_only(model, members):
-            logits = _logits(model, batches)
-        sqnr_db = parity.compare(reference, logits).sqnr_db
-        found.append(LayerSensitivity(name, sqnr_db, lost(logits)))
+    layers = dict(_layers(model))
+    with working("ranking layers", len(layers)) as work:
+        for name, members in layers.items():
+            with rounding_only(model, members):
+                logits = _logits(model, batches)
+            sqnr_db = parity.compare(reference, logits).sqnr_db
+            found.append(LayerSensitivity(name, sqnr_db, lost(logits)))
+            work.done()
     return sorted(found, key=lambda s: s.sqnr_db)
 
 

@@ -131,11 +131,9 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     import copy
     from dataclasses import replace
 
-    import torch
-
     from vcompress.bench.bundle.history import to_json
 
-    from ..data.calibration import calibration_images
+    from ..data.calibration import calibration_images, in_parts
     from ..data.loader import split_of
     from ..distillation.judged import judged_by
     from ..quantization import check_float, count_quantised, freeze_norms, placement
@@ -159,7 +157,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
         raise UserError(f"{what} measures the accuracy; give labelled images: --data DIR.")
     if context.measure_first is not None:
         context.measure_first(config.target)
-    calibration = torch.split(images, 64)
+    calibration = in_parts(images)
     keep_float = tuple(name for name in config.keep_float if name != "auto")
     scheme = Scheme(config.target, config.observer, config.weight_bits, keep_float)
     chosen: dict[str, Any] = {}

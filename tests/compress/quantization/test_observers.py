@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vcompress.compress.quantization.observers import PER_BATCH, Observer, find_range
+from vcompress.compress.quantization.observers import LEAST, PER_IMAGE, Observer, find_range
 
 
 @pytest.mark.parametrize("shape", [(64, 256, 7, 7), (64, 1280, 7, 7), (64, 49, 768), (3, 5, 100)])
@@ -17,7 +17,8 @@ def test_the_sample_sees_all_places_of_a_map_and_all_channels(shape: tuple[int, 
         observer.update(place)
         (sample,) = observer.samples
         seen = sample.long().bincount()
-        assert len(sample) > min(place.numel(), PER_BATCH) / 2
+        wanted = max(PER_IMAGE * shape[0], LEAST)
+        assert len(sample) > min(place.numel(), wanted) / 2
         assert len(seen) == shape[dim]
         each = len(sample) / shape[dim]
         assert 0.7 * each <= int(seen.min()) <= int(seen.max()) <= 1.3 * each
@@ -50,3 +51,15 @@ def test_an_outlier_sets_the_range_of_minmax_only(
     low, high = find_range(values, observer, 255, symmetric)
     assert least <= high <= most
     assert low < -3.0 if not symmetric else low == -high
+
+
+def test_as_many_values_are_kept_of_the_same_images_in_smaller_batches() -> None:
+    values = torch.randn(64, 64, 24, 24, generator=torch.Generator().manual_seed(0))
+    counts = []
+    for size in (64, 16):
+        observer = Observer("x")
+        for batch in values.split(size):
+            observer.update(batch)
+        counts.append(len(observer.values()))
+    assert counts[0] == pytest.approx(64 * PER_IMAGE, rel=0.01)
+    assert counts[1] == pytest.approx(counts[0], rel=0.01)
