@@ -4,6 +4,7 @@ is measured, gated, exported with its answer, and predicts."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +80,9 @@ def run(*argv: str) -> Bundle:
     return Bundle.open(argv[argv.index("--out") + 1])
 
 
-def test_masks_go_the_whole_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masks_go_the_whole_way(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     wide, narrow = "mask_nets:wide", "mask_nets:narrow"
     plain = '{"size": [24, 32], "mean": [0.3, 0.3, 0.3], "std": [0.3, 0.3, 0.3]}'
     teacher = run(
@@ -111,6 +114,11 @@ def test_masks_go_the_whole_way(folder: Path, capsys: pytest.CaptureFixture[str]
     graph = onnx.load("runs/q/model.onnx").graph
     assert sum(t.data_type == onnx.TensorProto.INT8 for t in graph.initializer) >= 3
     said = capsys.readouterr().out
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(
+        re.search(r"^finetune .* \(.*cross_entropy .*dice |dice .*cross_ent", x) for x in lines
+    )
+    assert any(re.search(r"^distill .* \(.*teacher ", x) for x in lines)
     assert "against float: mIoU" in said and "layers run in integers" in said
 
     # The score is that of the file, worked out here pixel by pixel.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,27 @@ def distillation(
     soft = kd(student_logits, teacher_logits, temperature)
     hard = F.cross_entropy(student_logits, labels, label_smoothing=label_smoothing)
     return alpha * soft + (1 - alpha) * hard
+
+
+@dataclass
+class Parts:
+    """What a loss is the sum of, added up over the steps of an epoch."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Note the parts of a batch, scalars by their names; gives their sum."""
+        for name, part in parts.items():
+            value = part.detach()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        return total(parts)
+
+    def means(self, steps: int) -> dict[str, float]:
+        """The mean of each over `steps`, largest first; empty where there is only one. The sums
+        start again."""
+        found = {name: float(value) / steps for name, value in self.sums.items()}
+        self.sums.clear()
+        return dict(sorted(found.items(), key=lambda x: -x[1])) if len(found) > 1 else {}
 
 
 def total(parts: Mapping[str, Tensor]) -> Tensor:

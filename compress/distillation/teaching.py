@@ -17,7 +17,7 @@ from ..data.loader import Samples
 from ..models.layout import beside
 from . import feature_losses, map_losses
 from .features import Pair, align
-from .losses import total
+from .losses import Parts
 from .terms import ON_FEATURES, ON_MAPS
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ class TaughtLoss(nn.Module):
         """
         super().__init__()
         self.task, self.options, self.labelled = task, options, labelled
+        self.parts = Parts()
         self.view, self.identity = view, dict(identity or {})
         student = lesson.student
         # A lesson is no module, so the networks in it are in no state_dict.
@@ -148,7 +149,6 @@ class TaughtLoss(nn.Module):
         """The loss of a batch `[B, K]`, `[B, C, H, W]`, `[B]`."""
         options, ask, logits = self.options, self._lesson.ask, logits.float()
         parts = self.task.loss(logits, labels, options.label_smoothing, self.labelled)
-        hard = total(parts)
         soft = torch.zeros((), device=logits.device)
         if "self" in options.terms:
             target = self._average_logits(images)
@@ -158,7 +158,9 @@ class TaughtLoss(nn.Module):
             with torch.no_grad():
                 answer = ask(images, samples)
             soft = soft + self._taught(logits, labels, answer)
-        return options.alpha * soft + (1 - options.alpha) * hard
+        alpha = options.alpha
+        shares = {name: (1 - alpha) * part for name, part in parts.items()}
+        return self.parts.add({"teacher": alpha * soft, **shares})
 
     def _taught(self, logits: Tensor, labels: Tensor, answer: Answer) -> Tensor:
         options = self.options

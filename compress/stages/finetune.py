@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..data.loader import Data
+    from ..distillation.losses import Parts
     from ..tasks.task import TrainingTask
 
 
@@ -85,6 +86,7 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
     """
     import torch
 
+    from ..distillation.losses import Parts
     from ..tasks import training_task
     from ..training.loop import fit
 
@@ -106,10 +108,10 @@ def apply(model: nn.Module, config: Config, context: Context) -> Outcome:
             "rank": config.lora, "layers": len(adapted.layers), "trained": adapted.trained
         }  # fmt: skip
     hooks = _hooks(model, config, context, task)
-    loss = _loss(config)
+    loss, parts = _loss(config), Parts()
     if task.deployed.maps:
-        loss = _loss_of_maps(config, data, details)
-    details |= fit(model, config, context, loss, name="finetune", **hooks)
+        loss = _loss_of_maps(config, data, details, parts)
+    details |= fit(model, config, context, loss, name="finetune", parts=parts, **hooks)
     if adapted is not None:
         details["lora"]["merge_error"] = adapted.merge(data.images("val", 8))
     return Outcome(model, details)
@@ -141,9 +143,9 @@ def _loss(config: Config) -> Any:
     return loss
 
 
-def _loss_of_maps(config: Config, data: Data, details: dict[str, Any]) -> Any:
+def _loss_of_maps(config: Config, data: Data, details: dict[str, Any], parts: Parts) -> Any:
     """Cross entropy, or the focal loss, of each pixel, and the Dice loss, as the options weigh
-    them; None for cross entropy alone."""
+    them, noted in `parts`; None for cross entropy alone."""
     if not (config.focal or config.dice or config.class_weights != "none"):
         return None
     import torch
@@ -162,7 +164,10 @@ def _loss_of_maps(config: Config, data: Data, details: dict[str, Any]) -> Any:
         logits = resized(logits, masks.shape[1:])
         each = None if weights is None else torch.as_tensor(weights, device=logits.device)
         found = focal_of_pixels(logits, masks, config.focal, config.label_smoothing, each)
-        return found + config.dice * dice(logits, masks) if config.dice else found
+        named = {"focal" if config.focal else "cross_entropy": found}
+        if config.dice:
+            named["dice"] = config.dice * dice(logits, masks)
+        return parts.add(named)
 
     return loss
 

@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from vcompress.bench.tasks import load
 from vcompress.bench.tasks.metrics import Metric
 from vcompress.export.modes import evaluating
 
-from ..distillation.losses import total
+from ..distillation.losses import Parts
 from ..distillation.teaching import TaughtLoss
 from ..models.layout import lay_out
 from ..models.outputs import mean_loss
@@ -59,6 +59,7 @@ def fit(
     on_epoch: Callable[[int, nn.Module], None] | None = None,
     on_batch: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
     extra_groups: list[dict[str, Any]] | None = None,
+    parts: Parts | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place and leave in it the weights of the best validation epoch.
 
@@ -73,6 +74,7 @@ def fit(
         on_epoch: called with (epoch, model) after `model.train()`, for example to freeze norms.
         on_batch: from (model, images, labels) to the images to train on, for example an attack's.
         extra_groups: optimiser groups of parameters that want their own options.
+        parts: where `loss` notes what it is the sum of, which the progress then names.
 
     Returns:
         epochs run, the best epoch (from 1), its validation score in the task's metric, the loss of
@@ -107,6 +109,7 @@ def fit(
         model, config, context, task, loss, state, accelerator, name, extra_groups, trial
     )
     run.on_epoch, run.on_batch = on_epoch, on_batch
+    run.parts = parts or (Parts() if taught is None else taught.parts)
     start = len(run.history)
     # Zeros of 2:4 sparsity stay: in their own training, a later fine-tuning and QAT alike.
     with held_sparse(model), epoch_progress(name, config.epochs, run.steps, start) as progress:
@@ -118,7 +121,8 @@ def fit(
             )
             finished = stopped or epoch + 1 == config.epochs
             if accelerator.is_main_process:
-                progress.epoch(epoch, mean_loss, metric.text(score), rate)
+                named = run.parts.means(run.steps)
+                progress.epoch(epoch, mean_loss, metric.text(score), rate, named)
                 _save(run, file, identity, finished)
                 accelerator.log({"loss": mean_loss, f"val_{metric.name}": score}, step=epoch)
             if finished:
@@ -166,6 +170,8 @@ class _Run:
     best_score: float | None = None
     """The task's metric on the validation images; None before the first epoch."""
     best_epoch: int = 0
+    parts: Parts = field(default_factory=Parts)
+    """What the loss is the sum of."""
     on_epoch: Callable[[int, nn.Module], None] | None = None
     on_batch: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
 
@@ -298,7 +304,7 @@ def _step(run: _Run, epoch: int, step: int, batch: Sequence[Any]) -> float:
             lambda outputs: (
                 run.loss(outputs, images, targets, *samples)
                 if run.loss is not None
-                else total(run.task.loss(outputs, targets, config.label_smoothing))
+                else run.parts.add(run.task.loss(outputs, targets, config.label_smoothing))
             ),
         )
     number = float(value.detach())  # the host waits for the device here

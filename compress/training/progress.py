@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,12 +37,18 @@ class EpochProgress:
                 description=f"{self.name}  epoch {epoch + 1}/{self.epochs}  loss {loss:.3f}",
             )
 
-    def epoch(self, epoch: int, loss: float, score: str, lr: float) -> None:
-        """`epoch` counts from 0; `score` is the validation images' with its unit."""
+    def epoch(
+        self, epoch: int, loss: float, score: str, lr: float,
+        parts: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        """`epoch` counts from 0; `score` is the validation images' with its unit; the loss may be
+        the sum of named parts."""
+        named = ", ".join(f"{name} {value:.3g}" for name, value in (parts or {}).items())
+        named = f" ({named})" if named else ""
         spent = time.monotonic() - self.started
         left = spent / (epoch + 1 - self.done_before) * (self.epochs - epoch - 1)
         line = (
-            f"{self.name}  epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}  "
+            f"{self.name}  epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}{named}  "
             f"val {score}  lr {lr:.2e}  {spent:.0f} s, {left:.0f} s left"
         )
         if self.bar is not None:

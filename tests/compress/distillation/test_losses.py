@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from vcompress.bench.errors import UserError
 from vcompress.compress.distillation.losses import (
     ON_LOGITS,
+    Parts,
     dist,
     distillation,
     dkd,
@@ -147,3 +148,14 @@ def test_every_method_is_zero_for_the_teacher_itself_and_trains(method: str) -> 
     leaf = torch.zeros(8, 5).add(torch.arange(5.0)).requires_grad_()
     on_logits(method, leaf, logits, labels, 2.0).backward()
     assert leaf.grad is not None and float(leaf.grad.abs().max()) > 1e-3
+
+
+def test_the_parts_of_a_loss_are_added_up_over_an_epoch() -> None:
+    parts, weight = Parts(), torch.tensor(2.0, requires_grad=True)
+    for step in (1.0, 3.0):
+        value = parts.add({"a": weight * step, "b": torch.tensor(0.5)})
+        assert float(value) == 2 * step + 0.5 and value.requires_grad
+    assert parts.means(2) == {"a": 4.0, "b": 0.5}
+    assert parts.means(2) == {}  # the next epoch starts again
+    parts.add({"cross_entropy": torch.tensor(1.0)})
+    assert parts.means(1) == {}  # one part is the loss itself
