@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from ..errors import EnvironmentLacks, UserError
-from .dataset import Dataset
+from .dataset import IGNORED, Dataset
 
 IMAGENET_1K = "imagenet"
 """In place of a file: the classes of ImageNet-1k."""
@@ -100,7 +102,8 @@ def _keys(names: Sequence[str]) -> Mapping[str, int]:
 def with_outputs(
     dataset: Dataset, names: Sequence[str], where: str, numbers: bool = False
 ) -> Dataset:
-    """The data set with the classes `names`, and each target the number of its class among them.
+    """The data set with the classes `names`, and each target, or pixel of a mask, the number of its
+    class among them.
     The images, their splits and the fingerprint stay.
 
     Args:
@@ -129,10 +132,22 @@ def with_outputs(
             f"{where}: {' and '.join(same[:2])} of {dataset.source} are one output. Put the images "
             "of a class into one folder."
         )
+    called = None in find_outputs(dataset.classes, names)
+    if dataset.mask is None:
+        targets = numbered[dataset.targets]
+        return replace(dataset, classes=tuple(names), targets=targets, numbered=called)
     return replace(
-        dataset, classes=tuple(names), targets=numbered[dataset.targets],
-        numbered=None in find_outputs(dataset.classes, names),
-    )  # fmt: skip
+        dataset, classes=tuple(names), mask=_renumbered(dataset.mask, numbered), numbered=called
+    )
+
+
+def _renumbered(
+    mask: Callable[[int], Image.Image], numbers: NDArray[np.int64]
+) -> Callable[[int], Image.Image]:
+    """The masks with the number of the output for that of the class."""
+    table = np.full(256, IGNORED, np.uint8)
+    table[: len(numbers)] = numbers
+    return lambda i: Image.fromarray(table[np.asarray(mask(i))])
 
 
 def named_outputs(dataset: Dataset, path: Path) -> Dataset:
@@ -141,8 +156,8 @@ def named_outputs(dataset: Dataset, path: Path) -> Dataset:
     Raises:
         UserError: see `read_classes` and `with_outputs`; or targets that are no classes.
     """
-    if dataset.task != "classification":
-        raise UserError(f"--classes is for a classification, not for a {dataset.task}.")
+    if dataset.task != "classification" and dataset.mask is None:
+        raise UserError(f"--classes names classes of images or pixels: a {dataset.task} has none.")
     return with_outputs(dataset, read_classes(path), f"--classes {path}", numbers=True)
 
 

@@ -215,7 +215,7 @@ def for_outputs(images: Images, subject: Subject, classes: Path | None) -> Datas
         return found
     if bundle is None or bundle.labels == dataset.classes:
         return dataset
-    if dataset.task == CLASSIFICATION:
+    if dataset.task == CLASSIFICATION or dataset.mask is not None:
         return with_outputs(dataset, bundle.labels, str(subject.path))
     raise UserError(
         f"{subject.path}: its outputs are {some(bundle.labels)} and those of "

@@ -95,7 +95,8 @@ def open_recorded(
         named.check(source, root, where)
     found = load(task).open(source, root, int(record.get("seed", 0)), False)
     found = replace(found, on_bad_image=record.get("on_bad_image", "fail"), task=task)
-    if labels is None or task != CLASSIFICATION or found.classes == tuple(labels):
+    of_classes = task == CLASSIFICATION or found.mask is not None
+    if labels is None or not of_classes or found.classes == tuple(labels):
         return found
     from ..data.classes import fits, with_outputs
 

@@ -123,6 +123,25 @@ def test_a_file_that_gives_classes_scores_as_its_logits_do(folder: Path) -> None
     assert values[0] == values[1]
 
 
+def test_classes_may_be_some_of_the_outputs_in_another_order(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network of seven outputs, whose names stand in a file, on masks of four of them."""
+    network(folder / "seven.onnx", channels=7)
+    names = ["ground", "red", "green", "blue", "x", "y", "z"]
+    Path("names.txt").write_text("\n".join(names))
+    Path("data/classes.csv").write_text("name,number\nblue,3\nred,1\nground,0\ngreen,2\n")
+    argv = ["seven.onnx", "--data", "data", *QUICK, *PLAIN, "--classes", "names.txt"]
+    assert vbench([*argv, "--json", "r.json"]) == 0
+    found = json.loads(Path("r.json").read_text())["models"][0]["accuracy"]
+    assert found["values"]["mIoU"]["value"] == 1.0
+    assert [part["name"] for part in found["parts"]] == names
+    capsys.readouterr()
+    Path("names.txt").write_text("\n".join(["grass", *names[1:]]))
+    assert vbench(argv) == 2
+    assert "1 of those of data are none of them: ground" in said(capsys)
+
+
 def test_what_does_not_fit_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network(folder / "seven.onnx", channels=7)
     assert vbench(["seven.onnx", "--data", "data", *QUICK, *PLAIN]) == 2
