@@ -128,7 +128,7 @@ FLOORS = {
         {"allocator", "options", "data", "models", "reporting"},
         {"pruning", "quantization", "distillation"}, {"tasks"},
         {"bundles", "robustness", "training"}, {"stages"}, {"pipeline"},
-        {"delivery", "library"}, {"commands"}, {"cli"}, {"__main__"},
+        {"delivery", "library", "search"}, {"commands"}, {"cli"}, {"__main__"},
     ],
 }  # fmt: skip
 

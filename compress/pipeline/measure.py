@@ -146,13 +146,18 @@ def _number(value: Any) -> float:
 
 
 def latency(
-    file: Path, images: Tensor, runtime: Runtime = ONNX_RUNTIME, threads: int = 1
-) -> Latency:
-    """Median latency of one image, end to end; `images` `[N, C, H, W]` take turns."""
+    file: Path, images: Tensor, runtime: Runtime = ONNX_RUNTIME, threads: int = 1,
+    seconds: float | None = None,
+) -> Latency:  # fmt: skip
+    """Median latency of one image, end to end; `images` `[N, C, H, W]` take turns.
+
+    Args:
+        seconds: time that is spent on it; `LATENCY_SECONDS` by default.
+    """
     where = {"runtime": runtime.name, "device": runtime.device}
     with open_session(file, **where, threads=threads) as session:
         feed = from_images(session.inputs[0], images.numpy(), 1, "held-out images")
-        found = measure.measure(session, feed, measure.Effort.quick(LATENCY_SECONDS))
+        found = measure.measure(session, feed, measure.Effort.quick(seconds or LATENCY_SECONDS))
     return latency_of(found, runtime, threads)
 
 

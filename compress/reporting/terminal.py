@@ -25,6 +25,7 @@ from .speed import speed_lines
 
 if TYPE_CHECKING:
     from ..quantization.sensitivity import LayerSensitivity
+    from ..search.cost import Cost
     from ..training.lr_finder import Sweep
 
 
@@ -122,6 +123,19 @@ def print_sweep(found: Sweep) -> None:
     print(f"ended at {found.rates[-1]:.2e}: {end}")
     print(f"loss is least at {found.highest:.2e} and falls most steeply at {found.suggestion:.2e}")
     print(f"suggestion: --lr {found.suggestion:.1e}")
+
+
+def print_cost(name: str, found: Cost, verdicts: Mapping[str, str]) -> None:
+    """What a candidate costs, a line for each quantity, and whether it keeps its budgets."""
+    kept = ", measured before" if found.kept else "" if found.steady else ", unsteady"
+    print(f"{printable(name)} with random weights, {found.cpu}, {found.threads} thread")
+    print(f"  latency     {found.latency_ms:.3g} ms ({found.low_ms:.3g} to {found.high_ms:.3g}) in "
+          f"{found.runtime}{kept}")  # fmt: skip
+    print(f"  file        {found.size_mb:.2f} MB")
+    print(f"  MACs        {found.macs / 1e6:.1f} M")
+    print(f"  parameters  {found.params / 1e6:.2f} M")
+    for text, said in verdicts.items():
+        print(f"  {said:10}  {text}")
 
 
 def print_ranking(layers: Sequence[LayerSensitivity]) -> None:

@@ -1,0 +1,1 @@
+"""What a candidate costs on the runtime that ships, before anything is trained."""
