@@ -47,7 +47,7 @@ class BeyondBudget(UserError):
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one candidate."""
+    """What one candidate costs."""
 
     macs: int
     params: int
