@@ -35,11 +35,11 @@ def trace(model: nn.Module, example: Tensor, protect: Iterable[str] = ()) -> Str
     mirror = shadow(model, lambda tensor: tensor.cpu())
     mirror.eval()
     image = example.detach().cpu()
-    _check_followed(mirror, image)
+    called = _check_followed(mirror, image)
     prepare(mirror)
     traced = Traceable(mirror, image, _fully)
     graph, outputs = _dependency_graph(traced, image)
-    walk = Walk(graph, mirror, traced.paths())
+    walk = Walk(graph, mirror, traced.paths(), called)
     for node in list(graph.module2node.values()):
         if isinstance(node.module, ROOTS):
             walk.spread(node)
@@ -96,13 +96,15 @@ def _dependency_graph(traced: Traceable, example: Tensor) -> tuple[Any, set[Any]
     return graph, set(finals)
 
 
-def _check_followed(mirror: nn.Module, example: Tensor) -> None:
+def _check_followed(mirror: nn.Module, example: Tensor) -> set[nn.Module]:
     """Raise a UserError where autograd does not follow the network to its outputs, by which the
-    channels are traced."""
+    channels are traced; else the modules without children that are called."""
     followed: list[str] = []
+    called: set[nn.Module] = set()
     paths = {module: path for path, module in mirror.named_modules()}
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        called.add(module)
         if any(tensor.grad_fn is not None for tensor in tensors_of(output)):
             followed.append(paths[module])
 
@@ -114,7 +116,7 @@ def _check_followed(mirror: nn.Module, example: Tensor) -> None:
         for hook in hooks:
             hook.remove()
     if any(tensor.grad_fn is not None for tensor in outputs):
-        return
+        return called
     after = f"after {followed[-1]}" if followed else "before any layer"
     raise UserError(
         "The channels of this network could not be traced: its outputs do not depend on its "

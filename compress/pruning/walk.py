@@ -48,11 +48,13 @@ class _Union:
 class Walk:
     """Slots (one channel on one side of one node of the graph) and which of them are one unit."""
 
-    def __init__(self, graph: Any, mirror: nn.Module, paths: dict[nn.Module, str]) -> None:
+    def __init__(
+        self, graph: Any, mirror: nn.Module, paths: dict[nn.Module, str], called: set[nn.Module]
+    ) -> None:
         self.graph = graph
         self.union = _Union()
         self.slots: dict[tuple[Any, Any], dict[int, int]] = {}
-        self.paths = paths
+        self.paths, self.called = paths, called
         self.shared = _shared_tensors({module: path for path, module in mirror.named_modules()})
         self.parameters = {id(p): name for name, p in mirror.named_parameters()}
         self.broken: dict[int, str] = {}
@@ -121,11 +123,12 @@ class Walk:
         return found
 
     def _unreached(self) -> dict[str, str]:
-        """Layers that the trace has not met, such as those before a detach()."""
+        """Layers that are called and not met by the trace, such as those before a detach()."""
         return {
             path: "no operation that autograd follows leads from it to an output"
             for module, path in self.paths.items()
             if isinstance(module, ROOTS)
+            and module in self.called
             and module not in self.graph.module2node
             and not any(layout(owner) is not None for owner in self._owners(path))
         }

@@ -16,6 +16,7 @@ REFUSED = {
     "counts": "calls",
     "extra_state": "_extra_state",
     "lazy_head": "LazyLinear",
+    "joined_bias": "Left at their width",
     "random": "draws random numbers",
     "detached": "depends on none of its weights",
     "kth": "aten.kthvalue",
