@@ -26,7 +26,7 @@ COUNTS = {"train": 2000, "val": 200, "test": 400}
 """Scenes in each split."""
 BACKGROUND = "background"
 MOST = 6
-"""Most digits in a scene; the least is 2."""
+"""Most digits in a scene; one that would hide too much of another is left out."""
 _SIZES = 30, 72
 """Sides of the square that a digit is enlarged to, pixels."""
 _LEAST_VISIBLE = 0.6
