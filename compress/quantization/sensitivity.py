@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, fx, nn
 
 from vcompress.bench.errors import UserError
@@ -15,8 +16,11 @@ from vcompress.bench.tasks import CLASSIFICATION, load
 from vcompress.bench.tasks.scoring import evaluated
 from vcompress.bench.working import working
 from vcompress.export import parity
+from vcompress.export.modes import evaluating
+from vcompress.export.onnx_export import logits_of
 
 from .. import quantization
+from ..models.faithful import tensors_of
 from .graph import leaf, qualified_name
 from .ptq import Scheme, quantised
 from .quality import rounding_only
@@ -25,6 +29,10 @@ from .quantizers import ActivationQuantizer, WeightQuantizer, weight_of
 Batches = Sequence[tuple[Tensor, Tensor]]
 """(images [B, C, H, W], targets [B, ...]) of one split, small enough to stay in memory."""
 Logits = npt.NDArray[Any]
+HELD_BYTES = 512 * 2**20
+"""What the nodes of a graph make, that is held while its layers are ranked."""
+MOST_OUTPUTS = 4096
+"""Outputs of an image of which those of every layer are held."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +71,101 @@ def sensitivity(
         UserError: the model is not quantised or there are no images.
     """
     quantization.placement(model)
+    layers = dict(_layers(model))
+    if isinstance(model, fx.GraphModule) and _may_be_kept(model, batches):
+        reference, of_each = _from_each_on(model, batches, layers)
+    else:
+        reference, of_each = _one_by_one(model, batches, layers)
+    lost = _lost_against(reference, batches, task)
+    found = [
+        LayerSensitivity(name, parity.compare(reference, logits).sqnr_db, lost(logits))
+        for name, logits in of_each
+    ]
+    return sorted(found, key=lambda s: s.sqnr_db)
+
+
+def _one_by_one(
+    model: nn.Module, batches: Batches, layers: Mapping[str, list[nn.Module]]
+) -> tuple[Logits, Iterator[tuple[str, Logits]]]:
+    """The float logits, and each layer with those where it alone is rounded."""
     with rounding_only(model):
         reference = _logits(model, batches)
-    lost = _lost_against(reference, batches, task)
-    found = []
-    layers = dict(_layers(model))
-    with working("ranking layers", len(layers)) as work:
-        for name, members in layers.items():
-            with rounding_only(model, members):
-                logits = _logits(model, batches)
-            sqnr_db = parity.compare(reference, logits).sqnr_db
-            found.append(LayerSensitivity(name, sqnr_db, lost(logits)))
+
+    def each() -> Iterator[tuple[str, Logits]]:
+        with working("ranking layers", len(layers)) as work:
+            for name, members in layers.items():
+                with rounding_only(model, members):
+                    logits = _logits(model, batches)
+                yield name, logits
+                work.done()
+
+    return reference, each()
+
+
+def _from_each_on(
+    model: fx.GraphModule, batches: Batches, layers: Mapping[str, list[nn.Module]]
+) -> tuple[Logits, Iterator[tuple[str, Logits]]]:
+    """The same, with what stands before a layer computed once: half of the work for all layers."""
+    nodes = list(model.graph.nodes)
+    starts = {name: _first(nodes, members) for name, members in layers.items()}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    whole: list[Logits] = []
+    found: dict[str, list[Logits]] = {name: [] for name in layers}
+    parts = [part for images, _ in batches for part in torch.split(images, _at_once(model, images))]
+    with evaluating(model), torch.no_grad(), working("ranking layers", len(parts)) as work:
+        for part in parts:
+            with rounding_only(model):
+                keeping = _Keeping(model)
+                whole.append(_array(keeping.run(part.to(device))))
+            for name, members in layers.items():
+                known = {node: keeping.values[node] for node in nodes[: starts[name]]}
+                with rounding_only(model, members):
+                    run = fx.Interpreter(model)
+                    found[name].append(_array(run.run(part.to(device), initial_env=known)))
             work.done()
-    return sorted(found, key=lambda s: s.sqnr_db)
+    return np.concatenate(whole), ((name, np.concatenate(v)) for name, v in found.items())
+
+
+class _Keeping(fx.Interpreter):
+    """Runs a graph and keeps what every node makes; no node of a trace changes it in place."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        super().__init__(model)
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.values[n] = made = super().run_node(n)
+        return made
+
+
+def _first(nodes: Sequence[fx.Node], members: Sequence[nn.Module]) -> int:
+    """The place of the first node that one of these quantisers is part of."""
+    return next(
+        place for place, module in enumerate(map(leaf, nodes))
+        if module is not None and any(m in members for m in module.modules())
+    )  # fmt: skip
+
+
+def _at_once(model: fx.GraphModule, images: Tensor) -> int:
+    """Images of which everything that the nodes make may be held, at least one."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with evaluating(model), torch.no_grad():
+        keeping = _Keeping(model)
+        keeping.run(images[:1].to(device))
+    made = (t for v in keeping.values.values() for t in tensors_of(v))
+    return max(1, HELD_BYTES // max(1, sum(t.nbytes for t in made)))
+
+
+def _may_be_kept(model: fx.GraphModule, batches: Batches) -> bool:
+    """Whether the outputs of all layers may be held: those of maps may not."""
+    if not batches:
+        return False
+    return parity.run_torch(model, batches[0][0][:1]).size <= MOST_OUTPUTS
+
+
+def _array(out: Any) -> Logits:
+    made: Logits = logits_of(out).float().cpu().numpy()
+    return made
 
 
 def choose_keep_float(

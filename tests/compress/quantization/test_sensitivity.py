@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from vcompress.bench.errors import UserError
 from vcompress.compress import quantization as q
-from vcompress.compress.quantization.ptq import Scheme
+from vcompress.compress.quantization import sensitivity as module
+from vcompress.compress.quantization.ptq import Scheme, quantised
 from vcompress.compress.quantization.quality import rounding_only
 from vcompress.compress.quantization.sensitivity import choose_keep_float, sensitivity
 
@@ -144,3 +145,30 @@ def test_the_float_network_is_scored_once_and_nothing_computes_intervals(
             assert worst.lost_accuracy == pytest.approx(
                 float((prepared(x) - wanted).abs().mean()), rel=1e-4
             )
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_what_stands_before_a_layer_is_computed_once_with_the_same_ranking(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(inplace=True),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Hardswish(inplace=True),
+        nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 32), nn.ReLU(inplace=True), nn.Linear(32, 4),
+    ).eval()  # fmt: skip
+    x, targets = torch.randn(24, 3, 16, 16), torch.arange(24) % 4
+    scheme = Scheme(target, weight_bits=3)  # so that each layer counts
+    made = quantised(model, x[:1], [x], scheme)
+    batches = [(x[:16], targets[:16]), (x[16:], targets[16:])]
+    monkeypatch.setattr(module, "HELD_BYTES", 500_000)  # some images at a time
+    fast = {s.layer: s for s in sensitivity(made, batches)}
+    monkeypatch.setattr(module, "_may_be_kept", lambda *_: False)
+    slow = {s.layer: s for s in sensitivity(made, batches)}
+    assert len(fast) >= 3
+    assert fast.keys() == slow.keys()
+    for name, wanted in slow.items():
+        assert fast[name].sqnr_db == pytest.approx(wanted.sqnr_db, abs=0.01)
+        assert fast[name].lost_accuracy == pytest.approx(wanted.lost_accuracy)
+    assert all(m.inplace for m in model.modules() if isinstance(m, nn.SiLU))
