@@ -98,7 +98,8 @@ def _named(dataset: Dataset, options: Options, fixed: Bundle | None, trains: boo
         if fixed is not None and len(fixed.labels) == len(dataset.classes):
             dataset = replace(dataset, classes=fixed.labels)
         return dataset
-    if fixed is None or trains or dataset.task != CLASSIFICATION:
+    of_classes = dataset.task == CLASSIFICATION or dataset.mask is not None
+    if fixed is None or trains or not of_classes:
         return dataset
     if fits(dataset, fixed.labels):
         return with_outputs(dataset, fixed.labels, str(fixed.path))

@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vcompress.bench.errors import UserError
 from vcompress.compress.options import Options
@@ -52,3 +54,24 @@ def test_what_is_trained_has_a_training_part_and_the_classes_of_its_data(
         open_data(few, [])
     with pytest.raises(UserError, match="--classes says what the folders of --data are"):
         open_data(Options(classes="imagenet"), [])
+
+
+def test_masks_with_the_networks_classes_in_another_order_get_its_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 1
+    for n in range(10):
+        Image.fromarray(np.full((8, 8, 3), 20 * n, np.uint8)).save(f"data/images/{n}.png")
+        Image.fromarray(mask).save(f"data/masks/{n}.png")
+    Path("data/classes.csv").write_text("number,name\n0,road\n1,sky\n")
+    options = Options(data="data", task="segmentation", image_size=8)
+    network = bundle("nets:own", ("sky", "tree", "road"))
+    found = open_data(options, [], trains=False, fixed=network)
+    assert found.classes == ("sky", "tree", "road")
+    pair = found.dataset.both(0, found.preprocess)
+    assert pair is not None and sorted(set(pair[1].ravel().tolist())) == [0, 2]
+    assert pair[1][0].tolist() == [2, 2, 2, 2, 0, 0, 0, 0]
