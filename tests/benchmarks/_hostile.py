@@ -1,5 +1,5 @@
-"""For hostile_inputs.py: how bytes are changed, what ONNX's own parser finds in a file, and which
-files a process opens."""
+"""For hostile_inputs.py: what an attempt is, how bytes are changed, what ONNX's own parser finds in
+a file, and which files a process opens."""
 
 from __future__ import annotations
 
@@ -8,9 +8,22 @@ import os
 import random
 import struct
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+Attempt = Callable[[random.Random], bool]
+"""Makes one input and reads it; whether it was taken. Raises UserError where it was refused."""
+
+
+class Ambiguous(Exception):
+    """It was taken, and should not have been."""
+
+
+def stage(name: str) -> None:
+    """Say whose code runs from here on."""
+    print(f"# {name}", flush=True)
+
 
 INTERESTING = (0, 1, 2, 127, 128, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1,
                2**63 - 1, 2**63, 2**64 - 1)  # fmt: skip
