@@ -36,7 +36,7 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path] = ()) -
         if not path.absolute().parent.is_dir():
             raise UserError(f"{path}: there is no folder {path.absolute().parent} to write to.")
         check_output(path, read)
-        if any(_same(path, other) for other in seen) and not _is_stream(path):
+        if any(_same(path, other) for other in seen) and not is_stream(path):
             raise UserError(f"{path}: named for two results; give each a file of its own.")
         seen.append(path)
 
@@ -98,7 +98,7 @@ def write_text(path: Path, text: str, inputs: Iterable[Path] = ()) -> None:
 
 
 def _opened(path: Path) -> AbstractContextManager[BinaryIO]:
-    if _is_stream(path):
+    if is_stream(path):
         return _direct(path)
     if path.is_symlink():
         if path.exists():
@@ -108,7 +108,7 @@ def _opened(path: Path) -> AbstractContextManager[BinaryIO]:
     return staged_file(path)
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Whether the bytes go through `path` to somebody: a pipe, a device, an open file's name."""
     try:
         found = path.stat()

@@ -33,7 +33,7 @@ class Command:
 
     def run(self) -> None:
         from vcompress.bench.bundle import Bundle
-        from vcompress.bench.bundle.output import check_output, write_text
+        from vcompress.bench.bundle.output import check_output, is_stream, write_text
 
         from ..delivery.lock import as_requirements, locked
 
@@ -49,4 +49,5 @@ class Command:
             print(text, end="")
             return
         write_text(self.out, text, read)
-        print(f"{self.out}: {len(packages)} packages")
+        if not is_stream(self.out):  # whose reader gets the list alone
+            print(f"{self.out}: {len(packages)} packages")

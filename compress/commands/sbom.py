@@ -20,7 +20,7 @@ class Command:
 
     def run(self) -> None:
         from vcompress.bench.bundle import Bundle
-        from vcompress.bench.bundle.output import check_output, write_text
+        from vcompress.bench.bundle.output import check_output, is_stream, write_text
 
         from ..bundles.sbom import bill_of_materials
 
@@ -31,4 +31,5 @@ class Command:
             print(text)
             return
         write_text(self.out, text, [self.bundle])
-        print(f"{self.out}: {len(text):,} bytes")
+        if not is_stream(self.out):  # whose reader gets the list alone
+            print(f"{self.out}: {len(text):,} bytes")

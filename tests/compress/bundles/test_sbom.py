@@ -13,6 +13,7 @@ from vcompress.bench.bundle import Bundle, InputSpec, Preprocess, create
 from vcompress.bench.bundle.history import read
 from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.compress.bundles.sbom import bill_of_materials
+from vcompress.compress.cli import main
 
 pytest.importorskip("cyclonedx")
 
@@ -136,3 +137,13 @@ def test_a_changed_file_and_a_missing_package_are_named(
     monkeypatch.setitem(sys.modules, "cyclonedx.model.bom", None)
     with pytest.raises(EnvironmentLacks, match=r"pip install -e '/.*\[release\]'"):
         bill_of_materials(bundle)
+
+
+def test_a_reader_of_the_output_gets_the_bill_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "b", ENTRY)
+    assert main(["sbom", str(tmp_path / "b"), "-o", "/dev/stdout"]) == 0
+    assert json.loads(capfd.readouterr().out)["bomFormat"] == "CycloneDX"
+    assert main(["sbom", str(tmp_path / "b"), "-o", str(tmp_path / "b.json")]) == 0
+    assert "bytes" in capfd.readouterr().out
