@@ -30,8 +30,8 @@ _GROUP_LIMITS = (
 _GROUP_USED = Path("/sys/fs/cgroup/memory.current")
 _GROUP_STATISTICS = Path("/sys/fs/cgroup/memory.stat")
 _MEMORY = Path("/proc/meminfo")
-LEAST_MEMORY = 2**30
-"""Bytes that a process is given even where less is free: the libraries alone take a part of it."""
+UNUSED_MEMORY = 2 * 2**30
+"""Bytes that a process may map beyond what is free: stacks and buffers that nothing fills."""
 # As `python -m`, but for the folder that the user is in, which -m would import from first: a
 # numpy.py beside a model from elsewhere must not run. (-P, which does the same, came with 3.11.)
 _START = (
@@ -339,7 +339,7 @@ def _limit(*, memory: bool, cpu_s: int | None) -> None:
     if memory:
         # Addresses are more than memory: files that are mapped, stacks that nothing fills.
         _set_limit(resource.RLIMIT_AS, memory_limit() + 8 * 2**30)
-        _set_limit(resource.RLIMIT_DATA, max(memory_free(), LEAST_MEMORY))
+        _set_limit(resource.RLIMIT_DATA, memory_free() + UNUSED_MEMORY)
 
 
 def _set_limit(which: int, most: int) -> None:
