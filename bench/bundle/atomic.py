@@ -272,9 +272,12 @@ def _work_folder(path: Path) -> Iterator[Path]:
 
 
 def _work_folders(path: Path) -> list[Path]:
-    """Those of our mark beside `path`."""
+    """Those of our mark beside `path`.
+
+    The marks of this process are not opened: to close one would give up the lock on it.
+    """
     found = path.parent.glob(f".{glob.escape(path.name[:100])}.*.writing")
-    return [work for work in found if is_ours(work)]
+    return [work for work in found if (os.getpid(), str(work)) in _living or is_ours(work)]
 
 
 def _sweep(path: Path) -> None:

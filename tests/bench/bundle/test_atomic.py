@@ -258,6 +258,19 @@ def test_a_temporary_folder_of_a_killed_process_is_swept_and_no_other(
             process.communicate()
 
 
+def test_a_second_temporary_folder_leaves_the_first_one_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    sweeper = HOLDER.replace("time.sleep(60)", "")
+    with temporary_folder() as first:
+        with temporary_folder():
+            pass
+        subprocess.run([sys.executable, "-c", sweeper], check=True, capture_output=True)
+        assert first.is_dir()
+
+
 def test_messages_name_files_without_the_folder_that_will_be_gone(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught, temporary_folder() as folder:
         raise UserError(f"{folder / 'model.onnx'}: damaged; {folder} is full")
