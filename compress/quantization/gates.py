@@ -88,6 +88,7 @@ class DeployedHardGate(DeployedActivation):
         self.register_buffer("one", torch.ones(1, dtype=torch.uint8))
         self.register_buffer("half_step", self.wide / 2)
         self.register_buffer("no_offset", torch.tensor(0, dtype=torch.uint8))
+        self.to(quantizer.log_scale.device)
 
     def in_its_unit(self, unrounded: Tensor) -> Tensor:
         """The gate of what is rounded, which is x and half a step."""
