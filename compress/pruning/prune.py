@@ -286,6 +286,14 @@ def _widths(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, tup
     return widths
 
 
+def _best_of_each_layer(group: Group, order: Sequence[int]) -> tuple[int, ...]:
+    """The best unit of every layer that has some of the group's units alone, such as one of several
+    whose channels are joined before a depthwise convolution: none may lose all of them."""
+    parts = {frozenset(cut.units) for cut in group.cuts}
+    parts = {part for part in parts if len(part) < group.units}
+    return tuple(dict.fromkeys(next(u for u in order if u in part) for part in parts if part))
+
+
 def _masks(
     groups: Sequence[Group], counts: Mapping[str, int], ranking: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -298,8 +306,10 @@ def _masks(
             if widths[group.name][1] == group.width
             else (widths[group.name][1] // group.unit_width)
         )
-        order = torch.argsort(ranking[group.name], descending=True, stable=True)
+        order = torch.argsort(ranking[group.name], descending=True, stable=True).tolist()
+        best = _best_of_each_layer(group, order)
         mask = torch.ones(group.units, dtype=torch.bool)
-        mask[order[:keep]] = False
+        ranked = [*best, *(unit for unit in order if unit not in best)]
+        mask[ranked[: max(keep, len(best))]] = False
         removed[group.name] = mask
     return removed

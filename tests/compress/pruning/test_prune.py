@@ -503,3 +503,32 @@ def test_an_operation_on_channels_by_their_numbers_is_found_out_among_other_laye
     report = prune(model, torch.randn(1, 3, 8, 8), channels=0.8)
     assert [w.name for w in report.layers] == ["before"]
     assert "computes something else" in report.left_alone["cleared"]
+
+
+class Joined(nn.Module):
+    """Two layers whose channels are joined before a depthwise convolution; the second's are small,
+    so all of them are ranked last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = nn.Conv2d(3, 48, 3, padding=1), nn.Conv2d(3, 16, 3, padding=1)
+        self.each = nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.head = nn.Conv2d(64, 5, 1)
+        with torch.no_grad():
+            self.small.weight *= 1e-3
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = torch.cat([self.large(x), self.small(x)], 1)
+        found: Tensor = self.head(self.each(joined))
+        return found.mean((2, 3))
+
+
+def test_no_layer_of_several_that_are_joined_loses_all_of_its_channels() -> None:
+    torch.manual_seed(0)
+    model, example = Joined().eval(), torch.randn(1, 3, 16, 16)
+    whole = copy.deepcopy(model)
+    report = prune(model, example, macs=0.4, importance="l2", round_to=1)
+    assert report.achieved["macs"] <= 0.41
+    assert model.small.out_channels >= 1
+    assert model.large.out_channels + model.small.out_channels == model.each.groups
+    assert difference(whole, report.groups, report.removed, example) < 1e-12
