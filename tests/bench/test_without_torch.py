@@ -24,17 +24,26 @@ class Block:
         if any(name == b or name.startswith(b + ".") for b in {TRAINING!r}):
             raise ImportError(f"{{name}} is blocked")
 sys.meta_path.insert(0, Block())
-from vcompress.bench.cli import main
-sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_model_is_measured_where_the_training_side_cannot_be_imported(models: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, str(models / "classifier.onnx"), "--threads", "1",
-         "--seconds", "0.2", "--no-cold-start", "--profile"],
-        capture_output=True, text=True, check=False,
+def vbench(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """`vbench` where the training side cannot be imported, nor in the processes that it starts."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(BLOCKED)
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+    program = "import sys; from vcompress.bench.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", program, *argv, "--no-cold-start"], capture_output=True, text=True,
+        check=False, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
+
+
+def test_a_model_is_measured_where_the_training_side_cannot_be_imported(
+    models: Path, tmp_path: Path
+) -> None:
+    model = str(models / "classifier.onnx")
+    done = vbench(tmp_path / "s", model, "--threads", "1", "--seconds", "0.2", "--profile")
     assert done.returncode == 0, done.stderr
     assert "latency, median" in done.stdout
 
@@ -47,12 +56,8 @@ def test_a_bundle_as_a_module_says_that_torch_is_missing(models: Path, tmp_path:
         preprocess=bundle.Preprocess(size=(32, 32)), labels=("a", "b"), data=None, history=(),
     ) as staging:  # fmt: skip
         (staging / "model.onnx").write_bytes((models / "classifier.onnx").read_bytes())
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, str(tmp_path / "b"), "--runtime", "torch",
-         "--no-cold-start"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 4
+    done = vbench(tmp_path / "s", str(tmp_path / "b"), "--runtime", "torch")
+    assert done.returncode == 4, done.stderr
     assert "torch cannot be imported" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -133,12 +133,20 @@ def test_own_data_are_found_where_the_program_finds_them(
     assert "squares are made" in capfd.readouterr().out
 
 
+INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+from vcompress.bench.cli import main
+raise SystemExit(main())
+"""
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_that_process_ends_with_the_one_that_asked(number: signal.Signals, models: Path) -> None:
     asking = subprocess.Popen(
-        [sys.executable, "-c", "from vcompress.bench.cli import main; raise SystemExit(main())",
-         str(models / "classifier.onnx"), "--seconds", "60", "--no-cold-start"],
+        [sys.executable, "-c", INTERRUPTIBLE, str(models / "classifier.onnx"), "--seconds", "60",
+         "--no-cold-start"],
         env={**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path))},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import nn
 
 from vcompress.bench.errors import UserError
 from vcompress.compress.stages import distill
+from vcompress.compress.tasks.classification import Classification
 from vcompress.compress.training.config import Context
 from vcompress.compress.training.state import load_state
 
@@ -46,7 +47,7 @@ def test_the_projections_are_trained_and_kept_for_a_resume(
 def test_mixed_precision_gives_nearly_the_same_losses(
     taught: Context, run: Any, tiny_nets: Any
 ) -> None:
-    losses = tuple(distill.WEIGHTS)
+    losses = Classification().distils
     _, whole = run(taught, tiny_nets.batch, losses=losses, epochs=1)
     student, half = run(taught, tiny_nets.batch, losses=losses, epochs=1, precision="bf16")
     assert half["loss"] != whole["loss"]
