@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from vcompress.bench import onnx_file
 from vcompress.bench.cli import main
+from vcompress.bench.run import apart, job
 from vcompress.bench.timing import saturation
 
 OLD = "processor\t: 0\nflags\t\t: fpu sse4_2 avx avx2 fma avx512f\n"
@@ -78,6 +79,7 @@ def test_vbench_says_it_once_and_names_the_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(saturation, "saturates", lambda: True)
+    monkeypatch.setattr(apart, "run", job.run)  # in this process, where that is so
     files = [str(quantised_file(tmp_path / f"{n}.onnx", r)) for n, r in (("a", 127), ("b", 60))]
     assert saturation.note(files[1]) is None
     command = [files[0], "--seconds", "0.1", "--no-cold-start"]
