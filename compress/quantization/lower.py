@@ -30,6 +30,8 @@ _CALLS: dict[Any, tuple[str, ...]] = {
     nn.functional.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
 }
 """Functions that are layers, and the names of their arguments."""
+LARGEST_BIAS = 2.0**30
+"""Steps of a bias at most; sums of products stay far below the other 2^30."""
 
 
 def fold_bn(
@@ -66,6 +68,23 @@ def _safe_scale(scale: Tensor) -> Tensor:
     alive = scale > SMALLEST_SCALE
     typical = scale[alive].median() if bool(alive.any()) else torch.ones_like(scale[:1])
     return torch.where(alive, scale, typical.to(scale.dtype))
+
+
+def with_room(
+    integers: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Integers [O, ...] and steps [O] of a weight under which the bias [O] fits 32 bits, with room
+    for the sum that it is added to.
+
+    A channel that is dead but for its bias has a tiny step, in which the bias is more than 2^31:
+    the runtime's sum would wrap around. With a larger step its weights become zeros.
+    """
+    if bias is None or input_scale is None:
+        return integers, scale
+    least = bias.detach().abs() / (LARGEST_BIAS * input_scale)
+    larger = torch.maximum(scale, least.to(scale.dtype))
+    ratio = (scale / larger).view(-1, *[1] * (integers.dim() - 1))
+    return torch.round(integers * ratio), larger
 
 
 def _integers(weight: Tensor, quantizer: WeightQuantizer) -> tuple[Tensor, Tensor]:
@@ -137,9 +156,11 @@ def to_export(model: nn.Module) -> nn.Module:
             if bn is not None:
                 values[bn] = values[node]
         elif (called := _called_layer(source, root, node, values)) is not None:
-            layer, bn = called
-            read = values[node.all_input_nodes[0]]
-            values[node] = call(node, DeployedLayer(*layer, step(node)), read)
+            (plain, held, bias), bn = called
+            read, given = values[node.all_input_nodes[0]], step(node)
+            stored = with_room(held.integers, held.scale, bias, given)
+            held = DeployedWeight(*stored, held.axis)
+            values[node] = call(node, DeployedLayer(plain, held, bias, given), read)
             if bn is not None:
                 values[bn] = values[node]
         elif kind(node) == "pad" and (found := padding(node)) and found[1] != "constant":
@@ -272,6 +293,8 @@ def _deployed(layer: nn.Module, bn: nn.Module | None, input_scale: Tensor | None
     integers, scale = _integers(weight, quantizer)
     if bn is not None:
         integers, scale, bias = fold_bn(integers, scale, bias, bn)
+    if quantizer.axis == 0:
+        integers, scale = with_room(integers, scale, bias, input_scale)
     deployed = DeployedWeight(integers, scale, quantizer.axis)
     return DeployedLayer(
         layer, deployed, None if bias is None else bias.detach().clone(), input_scale
