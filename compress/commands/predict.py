@@ -45,6 +45,7 @@ class Command:
     def run(self) -> None:
         from vcompress.bench import load
         from vcompress.bench.bundle.output import check_outputs
+        from vcompress.bench.data.preprocess import read_image
         from vcompress.bench.errors import UserError
         from vcompress.bench.text import printable
 
@@ -64,14 +65,15 @@ class Command:
                 found = model.predict(self.images, self.top, self.threshold)
                 rows = [_row(*pair) for pair in zip(self.images, found, strict=True)]
             for n, image in enumerate(self.images if over or masks else ()):
-                one = model.predict(image, self.top, self.threshold)  # one mask in memory
+                picture = read_image(image)
+                one = model.predict(picture, self.top, self.threshold)  # one mask in memory
                 if one.mask is None:
                     raise UserError(
                         f"{self.bundle}: its network says something of the whole image, and "
                         f"nothing of its pixels. Leave --out and --mask out."
                     )
                 if over:
-                    _save(_over(image, one, names), over[n])
+                    _save(_over(picture, one, names), over[n])
                 if masks:
                     _save(_mask(one, names), masks[n])
                 rows.append(_row(image, one))
@@ -113,12 +115,12 @@ def _row(image: Path, found: Predictions) -> dict[str, Any]:
     return row
 
 
-def _over(image: Path, found: Predictions, names: tuple[str, ...]) -> Image:
-    from vcompress.bench.data.preprocess import read_image, to_mode
+def _over(image: Image, found: Predictions, names: tuple[str, ...]) -> Image:
+    from vcompress.bench.data.preprocess import to_mode
     from vcompress.bench.device.pictures import overlay
 
     assert found.mask is not None
-    return overlay(to_mode(read_image(image), "RGB"), found.mask, names)
+    return overlay(to_mode(image, "RGB"), found.mask, names)
 
 
 def _mask(found: Predictions, names: tuple[str, ...]) -> Image:

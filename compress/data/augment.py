@@ -35,9 +35,9 @@ def resolve(kind: Augment, size: Sequence[int]) -> Augment:
     return kind
 
 
-def crops(kind: Augment, size: Sequence[int]) -> bool:
-    """Whether the augmented image has the network's size already."""
-    kind = resolve(kind, size)
+def crops(kind: Augment, size: Sequence[int], masks: bool = False) -> bool:
+    """Whether the augmented image has the network's size already; `masks` move with theirs."""
+    kind = "crop-flip" if masks and kind == "auto" else resolve(kind, size)
     return kind == "crop-flip" or (kind in ("rand", "trivial") and max(size) > SMALL_PIXELS)
 
 
@@ -110,7 +110,7 @@ def image_and_mask_transform(
                 fill=outside,
             )
         )  # fmt: skip
-    elif kind != "none":
+    elif crops(kind, size, masks=True):
         steps += [
             v2.ScaleJitter(tuple(size), scale_range=(0.5, 2.0)),
             v2.RandomCrop(list(size), pad_if_needed=True, fill=outside),

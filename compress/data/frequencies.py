@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import time
-
 import numpy as np
 from numpy.typing import NDArray
 
 from vcompress.bench.data.dataset import IGNORED
 from vcompress.bench.errors import UserError
+from vcompress.bench.working import working
 
 from .loader import Data
-
-log = logging.getLogger(__name__)
-
-_SECONDS = 5.0
 
 
 def class_weights(data: Data) -> NDArray[np.float32]:
@@ -27,12 +21,11 @@ def class_weights(data: Data) -> NDArray[np.float32]:
     """
     mask, counts = data.dataset.mask, np.zeros(256, np.int64)
     assert mask is not None
-    train, said = data.dataset.splits["train"], time.monotonic()
-    for number, i in enumerate(train):
-        counts += np.bincount(np.asarray(mask(int(i))).ravel(), minlength=256)
-        if time.monotonic() - said > _SECONDS:
-            log.info("counting the classes of pixels: %d of %d masks", number + 1, len(train))
-            said = time.monotonic()
+    train = data.dataset.splits["train"]
+    with working("counting the classes of pixels", len(train)) as work:
+        for i in train:
+            counts += np.bincount(np.asarray(mask(int(i))).ravel(), minlength=256)
+            work.done()
     counts[IGNORED] = 0
     own = counts[: len(data.classes)]
     if not own.any():

@@ -216,8 +216,8 @@ class _Images(torch.utils.data.Dataset[Any]):
         """Where another image is taken from for one that cannot be read."""
         others = data.views if samples and data.yields_views else ()
         self.preprocesses = (data.preprocess, *others)
-        masks = data.dataset.mask is not None and data.augment in ("auto", "crop-flip")
-        if augmentation is not None and (masks or crops(data.augment, data.largest)):
+        masks = data.dataset.mask is not None
+        if augmentation is not None and crops(data.augment, data.largest, masks):
             # The crop was drawn already: another one would lose its border.
             self.preprocesses = tuple(replace(p, resize=None) for p in self.preprocesses)
 

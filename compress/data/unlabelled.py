@@ -15,7 +15,7 @@ from PIL import Image
 from vcompress.bench.bundle import IMAGENET
 from vcompress.bench.data.dataset import IGNORED, Dataset, OnBadImage
 from vcompress.bench.data.folders import find_images
-from vcompress.bench.data.preprocess import read_image
+from vcompress.bench.data.preprocess import read_image, size_of
 from vcompress.bench.errors import UserError
 from vcompress.bench.tasks import CLASSIFICATION
 
@@ -44,7 +44,7 @@ def with_unlabelled(dataset: Dataset, folder: Path, flag: str = "--unlabelled") 
         assert masks is not None
         if number < count:
             return masks(number)
-        return Image.new("L", read_image(files[number - count]).size, IGNORED)
+        return Image.new("L", size_of(files[number - count]), IGNORED)
 
     train = np.concatenate([dataset.splits["train"], np.arange(count, count + extra)])
     return replace(

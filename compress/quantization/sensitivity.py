@@ -111,7 +111,8 @@ def _from_each_on(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     whole: list[Logits] = []
     found: dict[str, list[Logits]] = {name: [] for name in layers}
-    parts = [part for images, _ in batches for part in torch.split(images, _at_once(model, images))]
+    at_once = _at_once(model, batches[0][0])
+    parts = [part for images, _ in batches for part in torch.split(images, at_once)]
     with evaluating(model), torch.no_grad(), working("ranking layers", len(parts)) as work:
         for part in parts:
             with rounding_only(model):

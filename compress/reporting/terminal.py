@@ -127,7 +127,7 @@ def print_sweep(found: Sweep) -> None:
 
 def print_cost(name: str, found: Cost, verdicts: Mapping[str, str]) -> None:
     """What a candidate costs, a line for each quantity, and whether it keeps its budgets."""
-    kept = ", measured before" if found.kept else "" if found.steady else ", unsteady"
+    kept = ", measured before" * found.kept + ", unsteady" * (not found.steady)
     print(f"{printable(name)} with random weights, {found.cpu}, {found.threads} thread")
     print(f"  latency     {found.latency_ms:.3g} ms ({found.low_ms:.3g} to {found.high_ms:.3g}) in "
           f"{found.runtime}{kept}")  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vcompress.bench.errors import UserError
 from vcompress.bench.ranges import at_least, check_ranges, share
@@ -52,8 +52,6 @@ class Candidate:
 class Made:
     """A candidate's file, and what can be counted without running it."""
 
-    network: nn.Module
-    """As it was exported."""
     images: Tensor
     """Random inputs, `[N, C, H, W]`."""
     macs: int
@@ -76,10 +74,9 @@ def make(candidate: Candidate, file: Path, seed: int = 0) -> Made:
     if candidate.macs < 1:
         prune(network, images[:1], macs=candidate.macs)
     macs, parameters = count_macs(network, images[:1]), count_parameters(network)
-    deployed: nn.Module = network
     if candidate.precision == "int8":
         prepared = quantization.prepare(network, images[:1], target=candidate.target)
         quantization.calibrate(prepared, [images])
-        deployed = quantization.to_export(prepared.eval())
-    onnx_export.export(deployed, file, ("input", tuple(images.shape[1:])))
-    return Made(network if candidate.precision == "fp32" else prepared, images, macs, parameters)
+        network = quantization.to_export(prepared.eval())
+    onnx_export.export(network, file, ("input", tuple(images.shape[1:])))
+    return Made(images, macs, parameters)

@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +25,9 @@ from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.gates.limits import Budget
 from vcompress.bench.timing.environment import preflight
 
-from .. import quantization
 from ..pipeline import measure
+from ..pipeline.measure import Runtime
+from ..quantization.targets import load_target
 from .candidate import Candidate, Made, make
 
 log = logging.getLogger(__name__)
@@ -88,19 +89,25 @@ def estimate(
     """
     for budget in budgets:
         check_budget(budget)
+    target = load_target(candidate.target)
+    if target.unmeasured:
+        raise _unmeasured(target.unmeasured)
     with temporary_folder() as folder:
         file = folder / "model.onnx"
         made = make(candidate, file)
-        key = _key(candidate, file, threads)
+        runtime, why = measure.runtime_for(target, file)
+        if why:
+            raise _unmeasured(why)
+        key = _key(file, runtime, threads)
         found = _kept(store, key) if store is not None else None
         if found is None:
-            found = _measured(made, file, threads, 1)
+            found = _measured(made, file, runtime, threads, 1)
         for turn in range(1, _AGAIN + 1):
             verdicts = {budget.text: verdict(found, budget) for budget in budgets}
             if "undecided" not in verdicts.values() or turn == _AGAIN:
                 break
             log.info("the latency is not told from the limit; measuring longer")
-            found = _measured(made, file, threads, 2**turn)
+            found = _measured(made, file, runtime, threads, 2**turn)
     if store is not None and not found.kept:
         _keep(store, key, found)
     return found, verdicts
@@ -142,10 +149,11 @@ def default_store() -> Path:
     return Path(home) / "vcompress" / "costs.sqlite"
 
 
-def _measured(made: Made, file: Path, threads: int, times: float) -> Cost:
-    runtime, why = measure.runtime_for(quantization.target_of(made.network), file)
-    if why:
-        raise EnvironmentLacks(f"The latency cannot be measured here: {why}.")
+def _unmeasured(why: str) -> EnvironmentLacks:
+    return EnvironmentLacks(f"The latency cannot be measured here: {why}.")
+
+
+def _measured(made: Made, file: Path, runtime: Runtime, threads: int, times: float) -> Cost:
     found = measure.latency(
         file, made.images, runtime, threads, seconds=measure.LATENCY_SECONDS * times
     )
@@ -155,14 +163,11 @@ def _measured(made: Made, file: Path, threads: int, times: float) -> Cost:
     )  # fmt: skip
 
 
-def _key(candidate: Candidate, file: Path, threads: int) -> str:
+def _key(file: Path, runtime: Runtime, threads: int) -> str:
     """What a latency depends on."""
-    try:
-        own = version(candidate.target)
-    except PackageNotFoundError:
-        own = ""
-    facts = [_SCHEMA, graph_digest(file), preflight().cpu_model, candidate.target, own, threads]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    library = import_module(f"vcompress.bench.runtimes.{runtime.name}").library()
+    where = [preflight().cpu_model, runtime.name, library.__version__, threads]
+    return hashlib.sha256(json.dumps([_SCHEMA, graph_digest(file), *where]).encode()).hexdigest()
 
 
 def _open(store: Path) -> sqlite3.Connection:

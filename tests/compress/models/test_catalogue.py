@@ -76,7 +76,10 @@ def test_an_unknown_name_suggests_the_nearest(name: str, hint: str) -> None:
         make_spec(name, 10, (32, 32))
     message = str(caught.value)
     assert message.startswith(f"unknown model {name!r}. Did you mean '{hint}")
-    assert "timm:NAME, hf:NAME, HEAD+BACKBONE such as deeplabv3+r18" in message
+    assert (
+        "timm:NAME, hf:NAME, HEAD+BACKBONE such as deeplabv3+r18, module:factory, or a bundle"
+        in message
+    )
 
 
 def test_a_timm_name_builds_and_a_wrong_one_suggests_the_nearest() -> None:

@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 
-from vcompress.bench.errors import UserError
+from vcompress.bench.errors import EnvironmentLacks, UserError
 from vcompress.bench.gates.limits import parse
 from vcompress.compress.cli import main
 from vcompress.compress.models.catalogue import build, make_spec
@@ -81,7 +81,7 @@ def test_a_limit_inside_the_interval_is_undecided_and_measured_again(
     assert verdict(KNOWN, parse("macs<=2e6")) == verdict(KNOWN, parse("size_mb<=2")) == "keeps"
     spent: list[float] = []
 
-    def measured(made: Any, file: Path, threads: int, times: float) -> Cost:
+    def measured(made: Any, file: Path, runtime: Any, threads: int, times: float) -> Cost:
         spent.append(times)
         return KNOWN if len(spent) < 3 else replace(KNOWN, low_ms=0.93, high_ms=0.97)
 
@@ -113,3 +113,12 @@ def test_the_command_says_what_it_costs_and_ends_with_1_beyond_the_budget(
     Path("folder.sqlite").mkdir()
     assert main([*given[:-1], "folder.sqlite"]) == 2
     assert "cannot be used as the store of costs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_runtime_of_the_target_is_what_measures(precision: Any, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    found, _ = estimate(replace(SMALL, target="openvino", precision=precision))
+    assert found.runtime == "openvino"
+    with pytest.raises(EnvironmentLacks, match="cannot be measured here: TensorRT runs engines"):
+        estimate(replace(SMALL, model="never built", target="tensorrt", precision=precision))

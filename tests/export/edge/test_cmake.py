@@ -60,21 +60,27 @@ def openvino_option() -> str:
     return f"-DOpenVINO_DIR={get_cmake_path()}"
 
 
-@pytest.fixture(scope="module")
-def example(
-    tmp_path_factory: pytest.TempPathFactory, write_bundle: Callable[..., Path]
-) -> tuple[Project, Path]:
-    """The example application, built for a bundle whose model stays a file; and that bundle."""
+def compiled(bundle: Path, build: Path) -> Project:
+    """The example application for a bundle. Without optimisation: what takes time here is the
+    compiler."""
     needs_cmake()
-    folder = tmp_path_factory.mktemp("example")
-    bundle = write_bundle(folder / "bundle", labels=("a\tb", *(f"class {n}" for n in range(6))))
-    project = Project(edge.example_dir(), folder / "build")
-    # Without optimisation: what takes time here is the compiler.
+    project = Project(edge.example_dir(), build)
     done = project.configure(openvino_option(), f"-DBUNDLE={bundle}", "-DCMAKE_BUILD_TYPE=Debug")
     assert done.returncode == 0, done.stderr
     assert "runs its model in OpenVINO" in done.stdout
     done = project.compile()
     assert done.returncode == 0, done.stdout
+    return project
+
+
+@pytest.fixture(scope="module")
+def example(
+    tmp_path_factory: pytest.TempPathFactory, write_bundle: Callable[..., Path]
+) -> tuple[Project, Path]:
+    """The example application, built for a bundle whose model stays a file; and that bundle."""
+    folder = tmp_path_factory.mktemp("example")
+    bundle = write_bundle(folder / "bundle", labels=("a\tb", *(f"class {n}" for n in range(6))))
+    project = compiled(bundle, folder / "build")
     return project, bundle
 
 
@@ -111,13 +117,8 @@ def test_the_example_says_what_predict_says(
 def test_the_example_says_what_predict_says_of_labels_and_of_numbers(
     task: str, write_bundle: Callable[..., Path], photo: Callable[..., Image.Image], tmp_path: Path
 ) -> None:
-    needs_cmake()
     bundle = write_bundle(tmp_path / "bundle", task=task)
-    project = Project(edge.example_dir(), tmp_path / "build")
-    options = openvino_option(), f"-DBUNDLE={bundle}", "-DCMAKE_BUILD_TYPE=Debug"
-    assert project.configure(*options).returncode == 0
-    done = project.compile()
-    assert done.returncode == 0, done.stdout
+    project = compiled(bundle, tmp_path / "build")
     with load(bundle, runtime="onnxruntime", threads=1) as model:
         for seed in range(3):
             file = tmp_path / f"{seed}.ppm"
@@ -133,13 +134,8 @@ def test_the_example_says_what_predict_says_of_labels_and_of_numbers(
 def test_the_example_gives_the_mask_that_predict_gives(
     maps: str, write_bundle: Callable[..., Path], photo: Callable[..., Image.Image], tmp_path: Path
 ) -> None:
-    needs_cmake()
     bundle = write_bundle(tmp_path / "bundle", maps=maps, task="segmentation")
-    project = Project(edge.example_dir(), tmp_path / "build")
-    options = openvino_option(), f"-DBUNDLE={bundle}", "-DCMAKE_BUILD_TYPE=Debug"
-    assert project.configure(*options).returncode == 0
-    done = project.compile()
-    assert done.returncode == 0, done.stdout
+    project = compiled(bundle, tmp_path / "build")
     with load(bundle, runtime="openvino", threads=1) as model:
         for seed in range(3):
             file, mask = tmp_path / f"{seed}.ppm", tmp_path / f"{seed}.pgm"
