@@ -19,11 +19,12 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from _interleaved import interleaved
 
 NAMES = (
     "efficientnet_b0", "mobilenetv3_large_100", "fastvit_t8", "ghostnet_100", "efficientformer_l1",
@@ -66,29 +67,6 @@ def tool(source: Path, path: Path, images: Any) -> None:
     )  # fmt: skip
 
 
-def interleaved(paths: dict[str, Path], image: Any, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of one image in one thread, all files in turn, forth and back."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    opened = {
-        name: onnxruntime.InferenceSession(str(p), options, providers=["CPUExecutionProvider"])
-        for name, p in paths.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in paths}
-    turn, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end or turn < 20:
-        for name in list(opened) if turn % 2 else list(opened)[::-1]:
-            started = time.perf_counter()
-            opened[name].run(None, {"input": image})
-            if turn >= 5:
-                times[name].append((time.perf_counter() - started) * 1e3)
-        turn += 1
-    return times
-
-
 def one(name: str, seconds: float) -> dict[str, Any]:
     import timm
     import torch
@@ -128,7 +106,7 @@ def one(name: str, seconds: float) -> dict[str, Any]:
             del files["tool"]
             print(f"{name}: the tool: {error}", file=sys.stderr)
         image = images[:1].numpy()
-        times = interleaved(files, image, seconds)
+        times = interleaved(files, image, 15, seconds)
         kernels = {
             kind: sum(operator_times(file, {"input": image}, runs=60).values())
             for kind, file in files.items()

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
+from _interleaved import interleaved
 from torch import Tensor, nn
 
 from vcompress import compress
@@ -106,20 +107,7 @@ def ours(
 
 def latencies(paths: dict[str, Path], image: Tensor, rounds: int) -> dict[str, float]:
     """Median milliseconds of one image, one thread, the files in turn."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    opened = {
-        name: onnxruntime.InferenceSession(str(p), options, providers=["CPUExecutionProvider"])
-        for name, p in paths.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in paths}
-    for turn in range(rounds + 5):
-        for name in list(opened) if turn % 2 else list(opened)[::-1]:
-            started = time.perf_counter()
-            opened[name].run(None, {"input": image.numpy()})
-            if turn >= 5:
-                times[name].append((time.perf_counter() - started) * 1e3)
+    times = interleaved(paths, image.numpy(), rounds)
     return {name: statistics.median(found) for name, found in times.items()}
 
 
