@@ -179,6 +179,16 @@ def test_what_makes_no_sense_of_masks_is_one_message(
     assert message in capsys.readouterr().err and not Path("runs/x").exists()
 
 
+def test_a_network_of_maps_asks_for_its_task(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--student", "lraspp+mnv3s", "--classes", "3", "--image-size", "64", "--cache", "c"]
+    assert vcompress(["estimate", *given]) == 2
+    assert "expected logits [1, 3], one for each class of the data. Such maps are for --task " in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_task_without_maps_has_no_such_loss(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,8 +118,8 @@ def check_forward(
     """Raise a UserError where the network does not turn `example` into `[1, classes]` logits, or
     into `[1, classes, h, w]` where the task has `maps` of them."""
     found = run(model, example, name)
-    axes = 4 if maps else 2
-    if isinstance(found, Tensor) and found.shape[:2] == (1, classes) and found.ndim == axes:
+    fits = isinstance(found, Tensor) and found.shape[:2] == (1, classes)
+    if fits and found.ndim == (4 if maps else 2):
         return
     if isinstance(found, Tensor):
         got = str(list(found.shape))
@@ -134,8 +134,12 @@ def check_forward(
             f"[1, {classes}, h, w], for each pixel one for each class of the data. Take a network "
             f"for segmentation, such as lraspp+mnv2."
             if maps
-            else f"[1, {classes}], one for each class of the data. Of several outputs, --output "
-            f"NAME takes another."
+            else f"[1, {classes}], one for each class of the data. "
+            + (
+                "Such maps are for --task segmentation."
+                if fits and found.ndim == 4
+                else "Of several outputs, --output NAME takes another."
+            )
         )
     )
 

@@ -19,7 +19,7 @@ from vcompress.bench.tasks.task import Score
 from vcompress.bench.text import escape
 
 _MOST_IMAGES = 6
-_WIDTH = 180
+_WIDTH = 174
 """Pixels of a picture, across."""
 _RED = np.array([230, 30, 30], np.uint8)
 

@@ -40,7 +40,8 @@ body { font:15px/1.5 system-ui,sans-serif; color:var(--ink); background:var(--pa
 h1 { font-size:1.5rem; margin:0 } h2 { font-size:1.1rem; margin:2rem 0 .5rem }
 p.lead { font-size:1.05rem; margin:.4rem 0 1.2rem } .soft { color:var(--soft) }
 figure { display:inline-block; margin:0 16px 0 0; max-width:100% }
-figcaption { color:var(--soft); font-size:.85rem }
+figcaption { color:var(--soft); font-size:.85rem } div figure { vertical-align:top }
+div figcaption { width:0; min-width:100% }
 svg { max-width:100%; height:auto } svg text { fill:var(--ink); font-size:12px }
 svg .grid { stroke:var(--line) } svg .soft { fill:var(--soft) }
 svg .whisker { stroke:var(--bar); stroke-width:3 } svg .way { stroke:var(--soft);
@@ -50,7 +51,8 @@ svg .number { fill:#fff; font-weight:600; text-anchor:middle }
 th,td { text-align:right; padding:.35rem .5rem; border-bottom:1px solid var(--line);
   white-space:nowrap; vertical-align:top }
 th { color:var(--soft); font-weight:600 } th.left,td.left { text-align:left }
-td small { display:block; color:var(--soft) } details { margin:.4rem 0 }
+td small { display:block; color:var(--soft) } td.left small { white-space:normal }
+details { margin:.4rem 0 }
 pre { overflow-x:auto; border:1px solid var(--line); padding:.6rem; font-size:.82rem }
 """
 
